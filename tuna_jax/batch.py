@@ -1,0 +1,93 @@
+"""`Batch`: the one thing that flows. Packed tokens, latent tokens with coordinates, and what joins them.
+
+Axes:  B rows   L sequence positions   V latent tokens   M images or clips a row   C latent channels
+
+Every task, resolution, aspect ratio and clip length has this one shape, so a train step compiles once. A row holds
+several examples side by side (`segment`); an example is text with visual spans in it:
+
+    text  <boi>  [time] [v0] [v1] ... [vN-1]  <eoi>  text          the span is the time token and N latent tokens
+     |             |     \_______ _______/
+     |             |             slot = M + v   row v of `latents`
+     |             slot = m      the time embedding of image m
+     slot = -1     kv_limit = last index of the span, for the whole span; text sees up to itself
+
+so "causal, or in the same span" is `key <= kv_limit[query]`, and packing is "and the same segment": no [L, L] array.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # np.ndarray on the host, jax.Array inside jit
+
+
+class Batch(NamedTuple):
+  """See the module's docstring for the axes; DESIGN.md section 3 for why.
+
+  tokens        int32[B, L]    text ids; the image pad id under visual positions
+  labels        int32[B, L]    target at this position: the id of the *next* token
+  label_weight  float32[B, L]  weight of that target; 0 where nothing is learned
+  segment       int32[B, L]    number of the packed example, from 1; 0 is padding
+  position      int32[B, L]    index within the example: the 1-D rotary position
+  kv_limit      int32[B, L]    last key index this query may see
+  slot          int32[B, L]    what feeds the position: [0, M) a time token, [M, M+V) a latent token, -1 text
+  task          int32[B, L]    number of the task the example belongs to (for metrics only)
+  latents       float32[B, V, C]  clean VAE latents, one row a latent cell, frame-major
+  coords        int32[B, V, 3] (frame, row, column) of each latent token
+  image         int32[B, V]    number of its image, from 1; 0 is padding
+  grid          int32[B, M, 3] (frames, rows, columns) of each image; 0 where there is none
+  place         int32[B, V]    sequence position of each latent token, the inverse of `slot`; 0 for padding
+  target        bool[B, M]     this image is noised and pays the flow loss; the others are clean, t = 1
+  """
+
+  tokens: Array
+  labels: Array
+  label_weight: Array
+  segment: Array
+  position: Array
+  kv_limit: Array
+  slot: Array
+  task: Array
+  latents: Array
+  coords: Array
+  image: Array
+  grid: Array
+  place: Array
+  target: Array
+
+  @property
+  def sizes(self) -> tuple[int, int, int, int, int]:
+    """(B, L, V, M, C)."""
+    return (*self.tokens.shape, self.latents.shape[1], self.grid.shape[1], self.latents.shape[2])
+
+
+_DTYPES = Batch(*['int32'] * 2, 'float32', *['int32'] * 5, 'float32', *['int32'] * 4, 'bool')
+
+
+def shapes(rows: int, length: int, visual: int, images: int, channels: int) -> Batch:
+  """The shape of every field, as a Batch of tuples."""
+  seq, cell = (rows, length), (rows, visual)
+  return Batch(*[seq] * 8, (*cell, channels), (*cell, 3), cell, (rows, images, 3), cell, (rows, images))
+
+
+def empty(rows: int, length: int, visual: int, images: int, channels: int) -> Batch:
+  """An all-padding Batch of numpy arrays."""
+  batch = Batch(*(np.zeros(s, d) for s, d in zip(shapes(rows, length, visual, images, channels), _DTYPES)))
+  batch.slot[:] = -1
+  batch.kv_limit[:] = np.arange(length, dtype=np.int32)
+  return batch
+
+
+def check(batch: Batch) -> Batch:
+  """Returns the numpy `batch` unchanged; raises ValueError naming a field of wrong shape, type or range."""
+  b, l, v, m, c = batch.sizes
+  for name, array, shape, dtype in zip(Batch._fields, batch, shapes(b, l, v, m, c), _DTYPES):
+    if tuple(array.shape) != shape or str(array.dtype) != dtype:
+      raise ValueError(f'Batch.{name}: expected {dtype}{list(shape)}, found {array.dtype}{list(array.shape)}')
+  for name, low, high in (('slot', -1, m + v), ('kv_limit', 0, l), ('image', 0, m + 1), ('place', 0, l)):
+    array = getattr(batch, name)
+    if array.size and (array.min() < low or array.max() >= high):
+      raise ValueError(f'Batch.{name}: values {array.min()}..{array.max()}, expected [{low}, {high})')
+  return batch
