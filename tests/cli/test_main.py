@@ -1,0 +1,245 @@
+"""The frame of the command line, held with a scratch verb in real processes."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRATCH = '''\
+"""Greets the world a number of times.
+
+A longer explanation.
+"""
+from absl import flags
+from ml_collections import config_flags
+
+from tuna_jax.cli import app
+
+_TIMES = flags.DEFINE_integer('times', 3, 'How often, in greetings.')
+_LOUD = flags.DEFINE_bool('loud', False, 'Whether to shout.')
+_COLOUR = flags.DEFINE_enum('colour', 'red', ['red', 'green'], 'The ink.')
+_NAME = flags.DEFINE_string('name', None, 'Whom to greet.', required=True)
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'A config file.')
+
+
+def main(argv):
+  if _NAME.value == 'nobody':
+    raise ValueError('nobody: cannot be greeted')
+  if _NAME.value == 'bug':
+    raise RuntimeError('a bug of ours')
+  if _NAME.value == 'deep':
+    int('a library said so')
+  if _NAME.value == 'file':
+    pathlib.Path('gone.txt').read_text()
+  if _NAME.value == 'again':
+    return app.EXIT_RETRY
+  if _CONFIG.value is not None:
+    print('lr', _CONFIG.value.optimizer.lr)
+  print(argv[1:], _TIMES.value, _LOUD.value, _COLOUR.value, _NAME.value)
+
+
+import pathlib
+if __name__ == '__main__':
+  app.run(main, positional=('one|two', 'PATH?'))
+'''
+
+CONFIG = '''\
+import ml_collections
+
+
+def get_config(size='tiny'):
+  if size not in ('tiny', '2b'):
+    raise ValueError(f'unknown size {size!r}: expected one of tiny, 2b')
+  return ml_collections.ConfigDict({'steps': 10, 'optimizer': {'lr': 1e-4, 'clip': 1.0}, 'data': {'seed': 0}})
+'''
+
+REAL = 'from tuna_jax.cli.main import main; main()'
+WITH_SCRATCH = 'import sys, tuna_jax.cli as c; c.__path__.append(sys.argv.pop(1)); ' + REAL
+
+
+@pytest.fixture(scope='module')
+def room(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('cli')
+  (folder / 'verbs').mkdir()
+  (folder / 'verbs' / 'greet.py').write_text(SCRATCH)
+  (folder / 'configs').mkdir()
+  (folder / 'configs' / 'stage2.py').write_text(CONFIG)
+  return folder
+
+
+def command(room, *arguments, **environment):
+  root = pathlib.Path(__file__).parents[2]
+  return subprocess.run(
+      [sys.executable, '-c', WITH_SCRATCH, str(room / 'verbs'), *arguments], cwd=room, text=True, capture_output=True,
+      env=os.environ | {'PYTHONPATH': str(root)} | environment)
+
+
+def refused(room, *arguments) -> str:
+  """The one line that a refusal prints."""
+  done = command(room, *arguments)
+  assert (done.returncode, done.stdout) == (2, ''), done
+  lines = done.stderr.splitlines()
+  assert len(lines) == 1, done.stderr
+  return lines[0]
+
+
+def greet(room, *arguments):
+  return refused(room, 'greet', 'one', '--name=you', *arguments)
+
+
+def test_help_lists_each_verb_with_the_first_line_of_its_docstring(room):
+  done = command(room, '--help')
+  assert done.returncode == 0
+  assert '  greet  Greets the world a number of times.\n' in done.stdout
+
+
+def test_help_of_the_frame_imports_no_verb(room):
+  (room / 'verbs' / 'broken.py').write_text('"""Breaks when imported."""\nraise RuntimeError\n')
+  try:
+    assert 'Breaks when imported.' in command(room, '--help').stdout
+  finally:
+    (room / 'verbs' / 'broken.py').unlink()
+
+
+def test_no_verb_is_a_usage_error(room):
+  done = command(room)
+  assert done.returncode == 2 and 'usage: tuna-jax VERB' in done.stderr
+
+
+def test_unknown_verb_names_the_nearest(room):
+  assert refused(room, 'gret').startswith("tuna-jax: unknown verb 'gret'; nearest is 'greet'")
+
+
+def test_a_flag_before_the_verb_is_refused(room):
+  assert 'the verb comes first' in refused(room, '--times=3', 'greet')
+
+
+def test_a_verb_gets_its_flags_and_arguments(room):
+  done = command(room, 'greet', 'two', 'x.txt', '--name=you', '--times', '5', '--loud')
+  assert (done.returncode, done.stdout) == (0, "['two', 'x.txt'] 5 True red you\n"), done.stderr
+
+
+def test_python_m_is_the_same_command(room):
+  run = 'import runpy, sys, tuna_jax.cli as c; c.__path__.append(sys.argv.pop(1)); ' \
+      'runpy.run_module("tuna_jax.cli.greet", run_name="__main__", alter_sys=True)'
+  done = subprocess.run([sys.executable, '-c', run, str(room / 'verbs'), 'one', '--nmae=you'], cwd=room, text=True,
+                        capture_output=True, env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])})
+  assert done.stderr == refused(room, 'greet', 'one', '--nmae=you') + '\n'
+
+
+def test_help_of_a_verb_shows_its_own_flags_only(room):
+  done = command(room, 'greet', '--help')
+  assert done.returncode == 0
+  for text in ('usage: tuna-jax greet one|two [PATH?] [--flags]', 'A longer explanation.', '--times=<int>',
+               'How often, in greetings. (default: 3)', '--[no]loud', '(default: false)', '--colour=<red|green>',
+               'Whom to greet. (required)', '--config=<config.py[:argument]>'):
+    assert text in done.stdout, done.stdout
+  for noise in ('--verbosity', '--logtostderr', '--pdb', '--only_check_args', '--help:', 'jax_'):
+    assert noise not in done.stdout
+
+
+def test_helpfull_shows_the_libraries_flags_too(room):
+  done = command(room, 'greet', '--helpfull')
+  assert done.returncode == 0 and '--verbosity' in done.stdout or '-v,--verbosity' in done.stdout
+
+
+def test_help_lists_the_fields_of_a_given_config(room):
+  done = command(room, 'greet', '--config=configs/stage2.py', '--help')
+  assert '  --config.optimizer.lr=0.0001' in done.stdout
+
+
+def test_unknown_flag_names_the_nearest(room):
+  assert greet(room, '--tmies=3') == "tuna-jax greet: unknown flag --tmies; nearest is 'times'"
+
+
+def test_wrong_type_says_what_was_wanted(room):
+  assert greet(room, '--times=three') == 'tuna-jax greet: --times=three: expected an integer'
+
+
+def test_wrong_choice_names_the_nearest(room):
+  line = greet(room, '--colour=grene')
+  assert line == "tuna-jax greet: --colour=grene: expected one of red|green; nearest is 'green'"
+
+
+def test_required_flag_is_named(room):
+  assert refused(room, 'greet', 'one') == 'tuna-jax greet: --name is required'
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('--name=you',), 'missing argument one|two'),
+    (('tow', '--name=you'), "unknown argument 'tow'; nearest is 'two'; expected one|two"),
+    (('one', 'a', 'b', '--name=you'), "unexpected argument 'b'; expected one|two PATH?"),
+    (('one', 'a', 'times=3', '--name=you'), "unexpected argument 'times=3'; did you mean --times=3?"),
+])
+def test_positional_arguments_are_checked(room, arguments, message):
+  assert refused(room, 'greet', *arguments) == f'tuna-jax greet: {message}'
+
+
+def test_config_overrides_reach_the_verb(room):
+  done = command(room, 'greet', 'one', '--name=you', '--config=configs/stage2.py:2b', '--config.optimizer.lr=3e-5')
+  assert done.stdout.startswith('lr 3e-05\n'), done.stderr
+
+
+def test_config_path_may_stand_apart_from_its_flag(room):
+  done = command(room, 'greet', 'one', '--name=you', '--config', 'configs/stage2.py', '--config.optimizer.lr', '3e-5')
+  assert done.stdout.startswith('lr 3e-05\n'), done.stderr
+
+
+@pytest.mark.parametrize(('field', 'right'), [
+    ('optimizer.rl', 'optimizer.lr'), ('optimiser.lr', 'optimizer.lr'), ('step', 'steps'), ('lr', 'optimizer.lr')])
+def test_misspelt_config_field_names_the_nearest(room, field, right):
+  line = greet(room, '--config=configs/stage2.py', f'--config.{field}=3')
+  assert line == f"tuna-jax greet: --config.{field}: no such field; nearest is '{right}'"
+
+
+def test_field_of_a_leaf_is_refused(room):
+  assert 'steps is a int and has no fields' in greet(room, '--config=configs/stage2.py', '--config.steps.x=3')
+
+
+def test_wrong_type_of_a_config_field_says_what_was_wanted(room):
+  line = greet(room, '--config=configs/stage2.py', '--config.optimizer.lr=fast')
+  assert line == 'tuna-jax greet: --config.optimizer.lr=fast: expected a number'
+
+
+def test_missing_config_file_names_the_nearest(room):
+  line = greet(room, '--config=configs/stag2.py:2b')
+  assert line.endswith("there is no file 'configs/stag2.py'; nearest is 'configs/stage2.py'")
+
+
+def test_an_error_of_the_config_file_keeps_its_own_words(room):
+  assert "unknown size '7c': expected one of tiny, 2b" in greet(room, '--config=configs/stage2.py:7c')
+
+
+def test_override_without_a_config_is_refused(room):
+  assert greet(room, '--config.steps=3').endswith('overrides a field of --config, which is not given')
+
+
+def test_a_value_error_of_ours_is_one_line(room):
+  assert refused(room, 'greet', 'one', '--name=nobody') == 'tuna-jax greet: nobody: cannot be greeted'
+
+
+def test_a_missing_file_is_one_line(room):
+  assert 'gone.txt' in refused(room, 'greet', 'one', '--name=file')
+
+
+def test_other_errors_keep_their_traceback(room):
+  done = command(room, 'greet', 'one', '--name=bug')
+  assert done.returncode == 1 and 'Traceback' in done.stderr and 'a bug of ours' in done.stderr
+
+
+def test_the_traceback_of_a_users_error_can_be_asked_for(room):
+  done = command(room, 'greet', 'one', '--name=nobody', TUNA_JAX_TRACEBACK='1')
+  assert done.returncode == 1 and 'Traceback' in done.stderr
+
+
+def test_the_value_of_main_is_the_exit_code(room):
+  assert command(room, 'greet', 'one', '--name=again').returncode == 75
+
+
+def test_help_and_errors_do_not_import_jax(room):
+  probe = WITH_SCRATCH.replace('main()', '\ntry:\n  main()\nfinally:\n  assert "jax" not in sys.modules')
+  done = subprocess.run([sys.executable, '-c', probe, str(room / 'verbs'), 'greet', '--help'], cwd=room, text=True,
+                        capture_output=True, env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])})
+  assert done.returncode == 0, done.stderr
