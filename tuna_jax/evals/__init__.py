@@ -1,0 +1,1 @@
+"""Scores: what a trained model answers, draws, edits and films, held against what was asked."""
