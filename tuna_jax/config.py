@@ -13,6 +13,19 @@ import typing
 from collections.abc import Mapping
 
 
+# Per-channel latent statistics published with the Wan 2.2 VAE (ARCHITECTURE.md 2.5).
+WAN_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)
+WAN_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
   """The shape of one transformer tower."""
@@ -59,8 +72,9 @@ class FlowHeadConfig(TowerConfig):
 class VaeConfig:
   """Wan 2.2 causal video VAE: 16x in space, 4x in time.
 
-  latent_stats: which constants normalise latents. 'wan': the published mean and std. 'tuna': the std list in
-    both places, as the official Tuna checkpoints were trained (ARCHITECTURE.md 2.5). 'none': raw posterior means.
+  latent_mean, latent_std: per-channel constants that normalise latents; empty means none. The default is Wan 2.2's;
+    official Tuna checkpoints were trained with the std list in both places: `latent_mean=WAN_STD`. A VAE trained here
+    stores the statistics measured on its own data.
   """
 
   latent_channels: int = 48
@@ -70,7 +84,13 @@ class VaeConfig:
   encoder_blocks: int = 2
   decoder_blocks: int = 3
   temporal_down: tuple[bool, ...] = (False, True, True)
-  latent_stats: str = 'wan'
+  latent_mean: tuple[float, ...] = WAN_MEAN
+  latent_std: tuple[float, ...] = WAN_STD
+
+  def __post_init__(self):
+    for field in ('latent_mean', 'latent_std'):
+      if len(getattr(self, field)) not in (0, self.latent_channels):
+        raise ValueError(f'{field}: {len(getattr(self, field))} values for {self.latent_channels} latent channels')
 
   @property
   def spatial_stride(self) -> int:
@@ -114,7 +134,7 @@ TINY = TunaConfig(
     decoder=DecoderConfig(
         num_layers=5, dim=192, num_heads=6, num_kv_heads=2, head_dim=32, mlp_dim=512, vocab_size=384, rope_theta=1e4),
     flow_head=FlowHeadConfig(num_layers=4, dim=192, num_heads=6, num_kv_heads=2, head_dim=32, mlp_dim=512),
-    vae=VaeConfig(encoder_dim=16, decoder_dim=24, encoder_blocks=1, decoder_blocks=1),
+    vae=VaeConfig(encoder_dim=16, decoder_dim=24, encoder_blocks=1, decoder_blocks=1, latent_mean=(), latent_std=()),
     dtype='float32')
 
 _SO400M = VisionConfig(num_layers=26, dim=1152, num_heads=16, num_kv_heads=16, head_dim=72, mlp_dim=4304)

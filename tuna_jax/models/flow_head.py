@@ -1,0 +1,78 @@
+"""The flow-matching head: hidden states in, velocity out (ARCHITECTURE.md 7).
+
+Axes:  B rows   L positions   V latent tokens   M images a row   D width   C latent channels
+Tokens of a span are modulated by their own image's time embedding; all others pass unmodulated with gate 1.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from tuna_jax.config import TunaConfig
+from tuna_jax.models.layers import Attention, RMSNorm, Span, SwiGLU, dense, modulate, stack
+from tuna_jax.sharding import anchor
+
+QK_NORM_EPS = 1e-6
+FINAL_NORM_EPS = 1e-6
+
+
+def per_token(modulation, owner):
+  """modulation [B, M, n], owner int[B, L] -> [B, L, n]."""
+  return jnp.take_along_axis(modulation, owner[..., None], axis=1)
+
+
+class FlowBlock(nn.Module):
+  """adaLN-Zero block; (shift, scale, gate) for attention, then for the MLP."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, x, shared, cache=None):
+    """shared: (span, time [B, M, D], owner int[B, L], in_span bool[B, L])."""
+    span, time, owner, in_span = shared
+    c = self.config
+    f = c.flow_head
+    x = checkpoint_name(anchor(x, 'hidden'), 'block_input')
+    modulation = per_token(dense(6 * f.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), owner)
+    plain = jnp.repeat(jnp.asarray([0, 0, 1, 0, 0, 1], modulation.dtype), f.dim)
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
+        jnp.where(in_span[..., None], modulation, plain), 6, axis=-1)
+    y = modulate(RMSNorm(f.norm_eps, name='input_norm')(x), shift1, scale1)
+    y, cache = Attention(f, c.dtype, c.attention, qkv_bias=False, qk_norm_eps=QK_NORM_EPS, name='attn')(y, span, cache)
+    x = x + gate1 * y
+    y = modulate(RMSNorm(f.norm_eps, name='post_norm')(x), shift2, scale2)
+    return x + gate2 * SwiGLU(f.mlp_dim, c.dtype, name='mlp')(y), cache
+
+
+class FinalLayer(nn.Module):
+  """Modulated norm and the linear map to latent channels, at visual tokens only."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, x, time, owner):
+    """x [B, V, D], time [B, M, D], owner int[B, V] -> [B, V, C]."""
+    c = self.config
+    modulation = dense(2 * c.flow_head.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time))
+    shift, scale = jnp.split(per_token(modulation, owner), 2, axis=-1)
+    y = modulate(RMSNorm(FINAL_NORM_EPS, name='norm')(x), shift, scale)
+    return dense(c.vae.latent_channels, c.dtype, zeros=True, name='linear')(y)
+
+
+class FlowHead(nn.Module):
+  """Blocks over the whole sequence, then the final layer where latent tokens are."""
+
+  config: TunaConfig
+
+  def setup(self):
+    c = self.config
+    self.layers = stack(FlowBlock, c.flow_head.num_layers, c.remat, 'layers', config=c)
+    self.final = FinalLayer(c, name='final')
+
+  def __call__(self, hidden, span: Span, time, owner, in_span, place, image, cache=None):
+    """hidden [B, L, D], time [B, M, D], place and image int[B, V] -> (velocity float32[B, V, C], cache)."""
+    x, cache = self.layers(hidden, (span, time, owner, in_span), cache)
+    visual = anchor(jnp.take_along_axis(x, place[..., None], axis=1), 'visual')
+    return self.final(visual, time, jnp.maximum(image - 1, 0)).astype(jnp.float32), cache

@@ -1,0 +1,138 @@
+"""Building blocks shared by the towers. Leaf names are the checkpoint's.
+
+Axes:  B rows   L positions   D width   H heads   K key/value heads   d head size   F MLP width
+Parameters are float32, matrix products run in `dtype`, norms and modulation in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from tuna_jax.config import TowerConfig
+from tuna_jax.models import rope
+from tuna_jax.models.attention import attention
+from tuna_jax.sharding import anchor
+
+
+class Span(NamedTuple):
+  """What attention needs to know about a sequence; shared by every layer of a tower.
+
+  rotary: tables for the queries and their own keys, or None.  kv_limit, segment: int32[B, L], as in `Batch`.
+  kv_segment: int32[B, Lk] of all keys (the cache's included).  index: where the new keys go in the cache, or None.
+  """
+
+  rotary: rope.Rotary | None
+  kv_limit: jax.Array
+  segment: jax.Array
+  kv_segment: jax.Array
+  index: jax.Array | None = None
+
+
+def dense(features: int, dtype, *, bias: bool = True, zeros: bool = False, name: str | None = None) -> nn.Dense:
+  """A linear layer; `zeros` starts it at zero (adaLN and the output of the flow head)."""
+  init = nn.initializers.zeros_init() if zeros else nn.initializers.lecun_normal()
+  return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+
+
+class RMSNorm(nn.Module):
+  """g * x / rms(x); statistics in float32, cast back to the type of x before the gain."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones_init(), (x.shape[-1],))
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+    return x32.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def modulate(x, shift, scale):
+  """x * (1 + scale) + shift in float32, in the type of x."""
+  return (x.astype(jnp.float32) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """Grouped-query attention with the omni mask, optional qk-norm, rotary tables and a key/value cache."""
+
+  config: TowerConfig
+  dtype: str
+  impl: str
+  qkv_bias: bool
+  out_bias: bool = False
+  out_name: str = 'o_proj'
+  qk_norm_eps: float | None = None
+
+  @nn.compact
+  def __call__(self, x, span: Span, cache=None):
+    """x [B, L, D]; cache (keys, values) each [B, Lk, K, d] or None -> (y [B, L, D], the cache with new keys in it)."""
+    c = self.config
+    q = dense(c.num_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='q_proj')(x)
+    k = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='k_proj')(x)
+    v = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='v_proj')(x)
+    q, k, v = (anchor(rearrange(a, 'b l (h d) -> b l h d', d=c.head_dim), 'heads') for a in (q, k, v))
+    if self.qk_norm_eps is not None:
+      q, k = RMSNorm(self.qk_norm_eps, name='q_norm')(q), RMSNorm(self.qk_norm_eps, name='k_norm')(k)
+    if span.rotary is not None:
+      q, k = rope.rotate(q, span.rotary), rope.rotate(k, span.rotary)
+    if cache is not None:
+      k, v = (jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), span.index, axis=1)
+              for old, new in zip(cache, (k, v)))
+      cache = (k, v)
+    y = attention(q, k, v, kv_limit=span.kv_limit, q_segment=span.segment, kv_segment=span.kv_segment, impl=self.impl)
+    y = rearrange(y, 'b l h d -> b l (h d)')
+    return dense(x.shape[-1], self.dtype, bias=self.out_bias, name=self.out_name)(y), cache
+
+
+class SwiGLU(nn.Module):
+  """down(silu(gate(x)) * up(x)), no biases."""
+
+  mlp_dim: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x):
+    gate = dense(self.mlp_dim, self.dtype, bias=False, name='gate_proj')(x)
+    up = dense(self.mlp_dim, self.dtype, bias=False, name='up_proj')(x)
+    y = anchor(nn.silu(gate) * up, 'mlp')
+    return dense(x.shape[-1], self.dtype, bias=False, name='down_proj')(y)
+
+
+class Mlp(nn.Module):
+  """fc2(gelu(fc1(x))); `approximate` is the tanh form."""
+
+  mlp_dim: int
+  out_dim: int
+  dtype: str
+  approximate: bool
+
+  @nn.compact
+  def __call__(self, x):
+    y = nn.gelu(dense(self.mlp_dim, self.dtype, name='fc1')(x), approximate=self.approximate)
+    return dense(self.out_dim, self.dtype, name='fc2')(anchor(y, 'mlp'))
+
+
+_POLICIES = {
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'block': jax.checkpoint_policies.nothing_saveable,
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=['block_input'],
+        offload_src='device', offload_dst='pinned_host'),
+}
+
+
+def stack(block: type[nn.Module], length: int, remat: str, name: str, **attributes):
+  """`length` blocks under one name, scanned and rematerialised.
+
+  The block maps (x, shared, cache layer) to (x, cache layer); `shared` is the same for every layer.
+  """
+  if remat != 'none':
+    block = nn.remat(block, policy=_POLICIES[remat], prevent_cse=False)
+  scanned = nn.scan(
+      block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(nn.broadcast, 0), length=length)
+  return scanned(name=name, **attributes)

@@ -1,0 +1,178 @@
+"""The whole model as one call: `Tuna(batch, latents, t, cache) -> Output(hidden, velocity, cache)`.
+
+    latents --vision--> features --connector--> visual tokens --+
+    t -------time_embed--------------------------- time tokens -+-> visual table
+    tokens --embed--+                                           |
+                    +<-- one gather by `slot` ------------------+
+                    |
+                 decoder --> hidden --+-- logits
+                                      +-- flow head --> velocity
+
+Axes:  B rows   L positions   V latent tokens   M images a row   C latent channels   D width
+Training, scoring, text decoding and every ODE step are this call; sampling is the same call with a cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tuna_jax.batch import Batch
+from tuna_jax.config import TunaConfig
+from tuna_jax.models import rope
+from tuna_jax.models.decoder import Decoder
+from tuna_jax.models.flow_head import FlowHead
+from tuna_jax.models.layers import Mlp, RMSNorm, Span, dense
+from tuna_jax.models.vision import Vision
+from tuna_jax.sharding import anchor
+
+CONNECTOR_NORM_EPS = 1e-6
+MAX_PERIOD = 10_000.0
+
+
+class Cache(NamedTuple):
+  """Keys and values of earlier positions.
+
+  decoder, flow: (keys, values), each [layers, B, Lk, K, head_dim]; flow is None where no picture is drawn.
+  segment: int32[B, Lk], 0 where nothing is stored.  index: int32 scalar, the first free key.
+  """
+
+  decoder: tuple
+  flow: tuple | None
+  segment: jax.Array
+  index: jax.Array
+
+
+class Output(NamedTuple):
+  """hidden [B, L, D], final-normed; velocity float32[B, V, C] or None without the flow head; cache as given, filled."""
+
+  hidden: jax.Array
+  velocity: jax.Array | None
+  cache: Cache | None
+
+
+def init_cache(config: TunaConfig, batch_size: int, length: int, *, flow: bool) -> Cache:
+  """An empty cache of `length` keys a row; `flow` adds the flow head's."""
+  def pair(tower):
+    shape = (tower.num_layers, batch_size, length, tower.num_kv_heads, tower.head_dim)
+    return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+
+  return Cache(pair(config.decoder), pair(config.flow_head) if flow else None,
+               jnp.zeros((batch_size, length), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def sinusoid(t, size: int):
+  """t in [0, 1], not scaled by 1000 -> float32[..., size]: cosines, then sines (ARCHITECTURE.md 4)."""
+  half = size // 2
+  freq = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
+  angle = t[..., None].astype(jnp.float32) * freq
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimeEmbed(nn.Module):
+  """Timestep -> vector that is both the time token and the condition of the flow head."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, t):
+    c = self.config
+    init = nn.initializers.normal(0.02)
+    x = nn.Dense(c.flow_head.dim, dtype=c.dtype, kernel_init=init, name='fc1')(
+        sinusoid(t, c.time_frequencies).astype(c.dtype))
+    return nn.Dense(c.flow_head.dim, dtype=c.dtype, kernel_init=init, name='fc2')(nn.silu(x))
+
+
+class Connector(nn.Module):
+  """Visual features -> tokens of the decoder's width: norm, linear, exact GELU, linear."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    x = RMSNorm(CONNECTOR_NORM_EPS, name='norm')(x)
+    x = nn.gelu(dense(c.decoder.dim, c.dtype, name='fc1')(x), approximate=False)
+    return dense(c.decoder.dim, c.dtype, name='fc2')(x)
+
+
+class Tuna(nn.Module):
+  """See the module's docstring. `logits` maps hidden states to the vocabulary."""
+
+  config: TunaConfig
+
+  def setup(self):
+    c = self.config
+    self.vision = Vision(c, name='vision')
+    self.connector = Connector(c, name='connector')
+    self.time_embed = TimeEmbed(c, name='time_embed')
+    self.decoder = Decoder(c, name='decoder')
+    self.flow_head = FlowHead(c, name='flow_head')
+
+  def __call__(self, batch: Batch, latents, t, cache: Cache | None = None, *, flow: bool = True) -> Output:
+    """One forward pass.
+
+    Args:
+      batch: with a cache, its `kv_limit` counts keys of the cache, and `place` positions of this call.
+      latents: float[B, V, C], what the model sees: x_t, which is the clean latent where t = 1.
+      t: float32[B, M], the time of each image.
+      cache: keys and values of earlier calls, or None.
+      flow: run the flow head (a cache made for it must then be given, if any).
+    """
+    c = self.config
+    images, visual = batch.grid.shape[1], latents.shape[1]
+    is_text, is_visual = batch.slot < 0, batch.slot >= images
+    in_span = ~is_text
+    x = self.decoder.embed(batch.tokens)
+    if visual:  # text alone has no visual table
+      features = self.connector(self.vision(latents, batch.coords, batch.image, batch.grid))
+      time = self.time_embed(t)
+      table = anchor(jnp.concatenate([time, features], axis=1), 'visual')
+      x = jnp.where(is_text[..., None], x, _take(table, batch.slot))
+    elif self.is_initializing():
+      raise ValueError('initialise Tuna with a batch that has latent tokens')
+    x = anchor(x, 'hidden')
+
+    kv_segment, index = batch.segment, None
+    if cache is not None:
+      index = cache.index
+      kv_segment = jax.lax.dynamic_update_slice_in_dim(cache.segment, batch.segment, index, axis=1)
+    span = Span(rope.decoder_rotary(batch.position, c.decoder.head_dim, c.decoder.rope_theta),
+                batch.kv_limit, batch.segment, kv_segment, index)
+    hidden, decoder_cache = self.decoder(x, span, None if cache is None else cache.decoder)
+    if self.is_initializing():
+      self.logits(hidden[:, :1])  # creates the untied language head
+
+    velocity, flow_cache = None, None
+    if flow:
+      if cache is not None and cache.flow is None:
+        raise ValueError('this cache was made without the flow head: init_cache(..., flow=True)')
+      if visual:
+        cell = jnp.maximum(batch.slot - images, 0)
+        rotary = rope.flow_rotary(
+            batch.position, _take(batch.coords, cell), is_text, is_visual, c.flow_head.head_dim)
+        owner = jnp.where(is_visual, _take(batch.image[..., None], cell)[..., 0] - 1, jnp.maximum(batch.slot, 0))
+        owner = jnp.clip(owner, 0, images - 1)
+      else:  # text prefixes of a cache
+        rotary = rope.flow_rotary(batch.position, jnp.zeros((*batch.position.shape, 3), jnp.int32),
+                                  is_text, is_visual, c.flow_head.head_dim)
+        owner, time = jnp.zeros_like(batch.slot), jnp.zeros((x.shape[0], 1, c.decoder.dim), x.dtype)
+      velocity, flow_cache = self.flow_head(
+          hidden, span._replace(rotary=rotary), time, owner, in_span, batch.place, batch.image,
+          None if cache is None else cache.flow)
+    if cache is not None:
+      cache = Cache(decoder_cache, flow_cache, kv_segment, index + batch.tokens.shape[1])
+    return Output(hidden, velocity, cache)
+
+  def logits(self, hidden):
+    """hidden [..., D] -> float32[..., padded_vocab]."""
+    return self.decoder.logits(hidden)
+
+
+def _take(table, index):
+  """table [B, n, ...], index int[B, L] -> [B, L, ...]; negative indices read row 0."""
+  index = jnp.maximum(index, 0)
+  return jnp.take_along_axis(table, index.reshape(*index.shape, *[1] * (table.ndim - 2)), axis=1)

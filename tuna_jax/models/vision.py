@@ -1,0 +1,87 @@
+"""The modified SigLIP-2 tower: noisy latent tokens in, visual features out (ARCHITECTURE.md 3).
+
+Axes:  B rows   V latent tokens   C latent channels   M images a row   G side of the position table   D width
+Each frame of each image attends to itself alone; "frames folded into the batch" is a segment id here.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
+
+from tuna_jax.config import TunaConfig
+from tuna_jax.models.layers import Attention, Mlp, Span, dense, stack
+from tuna_jax.sharding import anchor
+
+_MAX_FRAMES = 1 << 12  # latent frames of one clip; segment ids are image * _MAX_FRAMES + frame
+_CUBIC = -0.75  # torch's bicubic coefficient; jax.image.resize uses -0.5 and antialiases
+
+
+def cubic_weights(index, size, table: int):
+  """Row `index` of the bicubic resize of a table of side `table` to `size`, half-pixel centres, clamped taps.
+
+  index, size: int[...] -> float32[..., table].
+  """
+  scale = table / jnp.maximum(size, 1).astype(jnp.float32)
+  source = (index.astype(jnp.float32) + 0.5) * scale - 0.5
+  floor = jnp.floor(source)
+  frac = source - floor
+  a, out = _CUBIC, 0.0
+  for tap in (-1, 0, 1, 2):
+    x = jnp.abs(frac - tap)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    weight = jnp.where(x <= 1, near, jnp.where(x < 2, far, 0.0))
+    cell = jnp.clip(floor + tap, 0, table - 1)
+    out += weight[..., None] * (cell[..., None] == jnp.arange(table))
+  return out
+
+
+def position_weights(coords, size, table: int):
+  """(row, column) of a token in a grid of `size` (rows, columns) -> float32[B, V, table * table].
+
+  coords int[B, V, 3] (frame, row, column), size int[B, V, 2].
+  """
+  rows = cubic_weights(coords[..., 1], size[..., 0], table)
+  columns = cubic_weights(coords[..., 2], size[..., 1], table)
+  return rearrange(rows[..., :, None] * columns[..., None, :], 'b v r c -> b v (r c)')
+
+
+class VisionBlock(nn.Module):
+  """Pre-norm attention and tanh-GELU MLP with biases everywhere."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, x, span: Span, cache=None):
+    c = self.config
+    v = c.vision
+    x = checkpoint_name(anchor(x, 'visual'), 'block_input')
+    y, _ = Attention(v, c.dtype, c.attention, qkv_bias=True, out_bias=True, out_name='out_proj', name='attn')(
+        nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm1')(x), span)
+    x = x + y
+    y = nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm2')(x)
+    return x + Mlp(v.mlp_dim, v.dim, c.dtype, approximate=True, name='mlp')(y), cache
+
+
+class Vision(nn.Module):
+  """Patch embedding 1x1, learned positions resized to each image's grid, layers; no final norm."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, latents, coords, image, grid):
+    """latents [B, V, C], coords int[B, V, 3], image int[B, V] from 1, grid int[B, M, 3] -> [B, V, D]."""
+    c = self.config
+    v = c.vision
+    x = dense(v.dim, c.dtype, name='patch_embed')(latents.astype(c.dtype))
+    table = nn.Embed(v.grid**2, v.dim, embedding_init=nn.initializers.normal(0.02), name='position_embed').embedding
+    size = jnp.take_along_axis(grid, jnp.maximum(image - 1, 0)[..., None], axis=1)[..., 1:]
+    weights = position_weights(coords, size, v.grid)
+    x = x + jnp.einsum('bvg,gd->bvd', weights, table).astype(c.dtype)
+    segment = jnp.where(image > 0, image * _MAX_FRAMES + coords[..., 0], 0)
+    span = Span(None, jnp.full_like(image, image.shape[1] - 1), segment, segment)
+    x, _ = stack(VisionBlock, v.num_layers, c.remat, 'layers', config=c)(x, span, None)
+    return x
