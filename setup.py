@@ -3,51 +3,51 @@
 from setuptools import find_packages, setup
 
 RUNTIME = [
-    'absl-py>=2.1',
-    'array_record>=0.7; sys_platform == "linux"',  # the store that tfds writes without TensorFlow
-    'av>=14.0',  # clips in and out
-    'chex>=0.1.89',
-    'einops>=0.8',
-    'etils[epath]>=1.12',  # gs:// and local paths alike
-    'flax>=0.12',
-    'grain>=0.2.12',
-    'jax>=0.10',
-    'ml-collections>=1.0',
-    'numpy>=2.0',
-    'optax>=0.2.5',
-    'orbax-checkpoint>=0.11.30',
-    'pillow>=10.3',
-    'safetensors>=0.5',
-    'tensorboardX>=2.6.2',
-    'tensorflow-datasets>=4.9.7',  # without TensorFlow, which nothing here needs
-    'tokenizers>=0.21',
+  'absl-py>=2.1',
+  'array_record>=0.7; sys_platform == "linux"',  # the store that tfds writes without TensorFlow
+  'av>=14.0',  # clips in and out
+  'chex>=0.1.89',
+  'einops>=0.8',
+  'etils[epath]>=1.12',  # gs:// and local paths alike
+  'flax>=0.12',
+  'grain>=0.2.12',
+  'jax>=0.10',
+  'ml-collections>=1.0',
+  'numpy>=2.0',
+  'optax>=0.2.5',
+  'orbax-checkpoint>=0.11.30',
+  'pillow>=10.3',
+  'safetensors>=0.5',
+  'tensorboardX>=2.6.2',
+  'tensorflow-datasets>=4.9.7',  # without TensorFlow, which nothing here needs
+  'tokenizers>=0.21',
 ]
 
 EXTRAS = {
-    'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.12'],
-    'gpu': ['jax[cuda12]>=0.10', 'etils[epath-gcs]>=1.12'],
-    'test': [
-        'ipykernel>=6.29',
-        'matplotlib>=3.9',
-        'nbclient>=0.10',
-        'nbformat>=5.10',
-        'pytest>=8.3',
-        'pytest-xdist>=3.6',
-        'ruff>=0.9',
-    ],
-    # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA build over a CPU one.
-    'parity': ['diffusers>=0.35', 'torch==2.13.0', 'transformers>=4.57'],
+  'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.12'],
+  'gpu': ['jax[cuda12]>=0.10', 'etils[epath-gcs]>=1.12'],
+  'test': [
+    'ipykernel>=6.29',
+    'matplotlib>=3.9',
+    'nbclient>=0.10',
+    'nbformat>=5.10',
+    'pytest>=8.3',
+    'pytest-xdist>=3.6',
+    'ruff>=0.9',
+  ],
+  # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA build over a CPU one.
+  'parity': ['diffusers>=0.35', 'torch==2.13.0', 'transformers>=4.57'],
 }
 
 setup(
-    name='tuna_jax',
-    version='0.1.0',
-    description='The unified multimodal model Tuna (arXiv 2512.02014) in JAX, for TPU pods and GPUs',
-    license='Apache-2.0',
-    license_files=['LICENSE'],
-    python_requires='>=3.11',
-    packages=find_packages(include=['tuna_jax', 'tuna_jax.*', 'configs', 'configs.*']),
-    install_requires=RUNTIME,
-    extras_require=EXTRAS,
-    entry_points={'console_scripts': ['tuna-jax = tuna_jax.cli.main:main']},
+  name='tuna_jax',
+  version='0.1.0',
+  description='The unified multimodal model Tuna (arXiv 2512.02014) in JAX, for TPU pods and GPUs',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  packages=find_packages(include=['tuna_jax', 'tuna_jax.*', 'configs', 'configs.*']),
+  install_requires=RUNTIME,
+  extras_require=EXTRAS,
+  entry_points={'console_scripts': ['tuna-jax = tuna_jax.cli.main:main']},
 )

@@ -21,10 +21,13 @@ _TIMES = flags.DEFINE_integer('times', 3, 'How often, in greetings.')
 _LOUD = flags.DEFINE_bool('loud', False, 'Whether to shout.')
 _COLOUR = flags.DEFINE_enum('colour', 'red', ['red', 'green'], 'The ink.')
 _NAME = flags.DEFINE_string('name', None, 'Whom to greet.', required=True)
+join = app.define_distributed()
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A config file.')
 
 
 def main(argv):
+  if _NAME.value == 'all':
+    join()
   if _NAME.value == 'nobody':
     raise ValueError('nobody: cannot be greeted')
   if _NAME.value == 'bug':
@@ -45,7 +48,7 @@ if __name__ == '__main__':
   app.run(main, positional=('one|two', 'PATH?'))
 '''
 
-CONFIG = '''\
+CONFIG = """\
 import ml_collections
 
 
@@ -53,7 +56,7 @@ def get_config(size='tiny'):
   if size not in ('tiny', '2b'):
     raise ValueError(f'unknown size {size!r}: expected one of tiny, 2b')
   return ml_collections.ConfigDict({'steps': 10, 'optimizer': {'lr': 1e-4, 'clip': 1.0}, 'data': {'seed': 0}})
-'''
+"""
 
 REAL = 'from tuna_jax.cli.main import main; main()'
 WITH_SCRATCH = 'import sys, tuna_jax.cli as c; c.__path__.append(sys.argv.pop(1)); ' + REAL
@@ -72,8 +75,13 @@ def room(tmp_path_factory):
 def command(room, *arguments, **environment):
   root = pathlib.Path(__file__).parents[2]
   return subprocess.run(
-      [sys.executable, '-c', WITH_SCRATCH, str(room / 'verbs'), *arguments], cwd=room, text=True, capture_output=True,
-      env=os.environ | {'PYTHONPATH': str(root)} | environment)
+    [sys.executable, '-c', WITH_SCRATCH, str(room / 'verbs'), *arguments],
+    cwd=room,
+    text=True,
+    capture_output=True,
+    check=False,
+    env=os.environ | {'PYTHONPATH': str(root)} | environment,
+  )
 
 
 def refused(room, *arguments) -> str:
@@ -122,19 +130,35 @@ def test_a_verb_gets_its_flags_and_arguments(room):
 
 
 def test_python_m_is_the_same_command(room):
-  run = 'import runpy, sys, tuna_jax.cli as c; c.__path__.append(sys.argv.pop(1)); ' \
-      'runpy.run_module("tuna_jax.cli.greet", run_name="__main__", alter_sys=True)'
-  done = subprocess.run([sys.executable, '-c', run, str(room / 'verbs'), 'one', '--nmae=you'], cwd=room, text=True,
-                        capture_output=True, env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])})
+  run = (
+    'import runpy, sys, tuna_jax.cli as c; c.__path__.append(sys.argv.pop(1)); '
+    'runpy.run_module("tuna_jax.cli.greet", run_name="__main__", alter_sys=True)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', run, str(room / 'verbs'), 'one', '--nmae=you'],
+    cwd=room,
+    text=True,
+    check=False,
+    capture_output=True,
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+  )
   assert done.stderr == refused(room, 'greet', 'one', '--nmae=you') + '\n'
 
 
 def test_help_of_a_verb_shows_its_own_flags_only(room):
   done = command(room, 'greet', '--help')
   assert done.returncode == 0
-  for text in ('usage: tuna-jax greet one|two [PATH?] [--flags]', 'A longer explanation.', '--times=<int>',
-               'How often, in greetings. (default: 3)', '--[no]loud', '(default: false)', '--colour=<red|green>',
-               'Whom to greet. (required)', '--config=<config.py[:argument]>'):
+  for text in (
+    'usage: tuna-jax greet one|two [PATH?] [--flags]',
+    'A longer explanation.',
+    '--times=<int>',
+    'How often, in greetings. (default: 3)',
+    '--[no]loud',
+    '(default: false)',
+    '--colour=<red|green>',
+    'Whom to greet. (required)',
+    '--config=<config.py[:argument]>',
+  ):
     assert text in done.stdout, done.stdout
   for noise in ('--verbosity', '--logtostderr', '--pdb', '--only_check_args', '--help:', 'jax_'):
     assert noise not in done.stdout
@@ -167,35 +191,66 @@ def test_required_flag_is_named(room):
   assert refused(room, 'greet', 'one') == 'tuna-jax greet: --name is required'
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
     (('--name=you',), 'missing argument one|two'),
     (('tow', '--name=you'), "unknown argument 'tow'; nearest is 'two'; expected one|two"),
     (('one', 'a', 'b', '--name=you'), "unexpected argument 'b'; expected one|two PATH?"),
-    (('one', 'a', 'times=3', '--name=you'), "unexpected argument 'times=3'; did you mean --times=3?"),
-])
+    (
+      ('one', 'a', 'times=3', '--name=you'),
+      "unexpected argument 'times=3'; did you mean --times=3?",
+    ),
+  ],
+)
 def test_positional_arguments_are_checked(room, arguments, message):
   assert refused(room, 'greet', *arguments) == f'tuna-jax greet: {message}'
 
 
 def test_config_overrides_reach_the_verb(room):
-  done = command(room, 'greet', 'one', '--name=you', '--config=configs/stage2.py:2b', '--config.optimizer.lr=3e-5')
+  done = command(
+    room,
+    'greet',
+    'one',
+    '--name=you',
+    '--config=configs/stage2.py:2b',
+    '--config.optimizer.lr=3e-5',
+  )
   assert done.stdout.startswith('lr 3e-05\n'), done.stderr
 
 
 def test_config_path_may_stand_apart_from_its_flag(room):
-  done = command(room, 'greet', 'one', '--name=you', '--config', 'configs/stage2.py', '--config.optimizer.lr', '3e-5')
+  done = command(
+    room,
+    'greet',
+    'one',
+    '--name=you',
+    '--config',
+    'configs/stage2.py',
+    '--config.optimizer.lr',
+    '3e-5',
+  )
   assert done.stdout.startswith('lr 3e-05\n'), done.stderr
 
 
-@pytest.mark.parametrize(('field', 'right'), [
-    ('optimizer.rl', 'optimizer.lr'), ('optimiser.lr', 'optimizer.lr'), ('step', 'steps'), ('lr', 'optimizer.lr')])
+@pytest.mark.parametrize(
+  ('field', 'right'),
+  [
+    ('optimizer.rl', 'optimizer.lr'),
+    ('optimiser.lr', 'optimizer.lr'),
+    ('step', 'steps'),
+    ('lr', 'optimizer.lr'),
+  ],
+)
 def test_misspelt_config_field_names_the_nearest(room, field, right):
   line = greet(room, '--config=configs/stage2.py', f'--config.{field}=3')
   assert line == f"tuna-jax greet: --config.{field}: no such field; nearest is '{right}'"
 
 
 def test_field_of_a_leaf_is_refused(room):
-  assert 'steps is a int and has no fields' in greet(room, '--config=configs/stage2.py', '--config.steps.x=3')
+  assert 'steps is a int and has no fields' in greet(
+    room, '--config=configs/stage2.py', '--config.steps.x=3'
+  )
 
 
 def test_wrong_type_of_a_config_field_says_what_was_wanted(room):
@@ -209,15 +264,21 @@ def test_missing_config_file_names_the_nearest(room):
 
 
 def test_an_error_of_the_config_file_keeps_its_own_words(room):
-  assert "unknown size '7c': expected one of tiny, 2b" in greet(room, '--config=configs/stage2.py:7c')
+  assert "unknown size '7c': expected one of tiny, 2b" in greet(
+    room, '--config=configs/stage2.py:7c'
+  )
 
 
 def test_override_without_a_config_is_refused(room):
-  assert greet(room, '--config.steps=3').endswith('overrides a field of --config, which is not given')
+  assert greet(room, '--config.steps=3').endswith(
+    'overrides a field of --config, which is not given'
+  )
 
 
 def test_a_value_error_of_ours_is_one_line(room):
-  assert refused(room, 'greet', 'one', '--name=nobody') == 'tuna-jax greet: nobody: cannot be greeted'
+  assert (
+    refused(room, 'greet', 'one', '--name=nobody') == 'tuna-jax greet: nobody: cannot be greeted'
+  )
 
 
 def test_a_missing_file_is_one_line(room):
@@ -239,7 +300,31 @@ def test_the_value_of_main_is_the_exit_code(room):
 
 
 def test_help_and_errors_do_not_import_jax(room):
-  probe = WITH_SCRATCH.replace('main()', '\ntry:\n  main()\nfinally:\n  assert "jax" not in sys.modules')
-  done = subprocess.run([sys.executable, '-c', probe, str(room / 'verbs'), 'greet', '--help'], cwd=room, text=True,
-                        capture_output=True, env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])})
+  probe = WITH_SCRATCH.replace(
+    'main()', '\ntry:\n  main()\nfinally:\n  assert "jax" not in sys.modules'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', probe, str(room / 'verbs'), 'greet', '--help'],
+    cwd=room,
+    text=True,
+    check=False,
+    capture_output=True,
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+  )
   assert done.returncode == 0, done.stderr
+
+
+def test_missing_processes_are_named_and_worth_a_retry(room):
+  done = command(
+    room,
+    'greet',
+    'one',
+    '--name=all',
+    TUNA_EXPECT_PROCESSES='2',
+    JAX_PLATFORMS='cpu',
+    TUNA_COORDINATOR='127.0.0.1:1',
+    TUNA_NUM_PROCESSES='1',
+    TUNA_PROCESS_ID='0',
+  )
+  assert done.returncode == 75 and 'expected 2 processes, the run has 1' in done.stderr, done.stderr
+  assert 'missing: 1' in done.stderr and 'Traceback' not in done.stderr

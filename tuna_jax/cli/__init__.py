@@ -1,4 +1,4 @@
-"""The command line: one thin module a verb; `tuna-jax VERB` is the same as `python -m tuna_jax.cli.VERB`."""
+"""The command line: one thin module a verb; `tuna-jax VERB` is `python -m tuna_jax.cli.VERB`."""
 
 from tuna_jax.cli.app import EXIT_RETRY, EXIT_USAGE, UsageError, run
 

@@ -15,26 +15,25 @@ import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app as absl_app
 from absl import flags
 from ml_collections.config_flags import config_flags
 
+from tuna_jax.cli import config_files
+from tuna_jax.cli.config_files import UsageError
 from tuna_jax.config import nearest
 
 flags.disclaim_key_flags()  # flags defined by a function of this module belong to the verb that called it
 
 EXIT_USAGE = 2  # the person must change something: never worth a retry
-EXIT_RETRY = 75  # EX_TEMPFAIL: saved after a preemption; the launch scripts run the same command again
+EXIT_RETRY = (
+  75  # EX_TEMPFAIL: saved after a preemption; the launch scripts run the same command again
+)
 TRACEBACK = 'TUNA_JAX_TRACEBACK'  # set to 1, errors of the user's making keep their traceback
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]  # holds configs/ in a checkout and in an installation
 PLAIN_TYPES = {'int': 'an integer', 'float': 'a number', 'bool': 'true or false'}
-
-
-class UsageError(ValueError):
-  """Something the person at the keyboard can put right; its text is all they are shown."""
 
 
 def fail(program: str, message: str):
@@ -57,14 +56,14 @@ def run(main: Callable[[Sequence[str]], object], *, positional: Sequence[str] = 
   program = f'tuna-jax {pathlib.Path(module.__file__).stem}'
 
   def parse(argv):
-    if any(a in ('--help', '-h', '-help', '--helpshort') for a in _before_dashes(argv)):
+    if any(a in ('--help', '-h', '-help', '--helpshort') for a in config_files.before_dashes(argv)):
       print(_help(module, program, positional, argv))
       sys.exit(0)
-    if any(a in ('--helpfull', '-helpfull') for a in _before_dashes(argv)):
+    if any(a in ('--helpfull', '-helpfull') for a in config_files.before_dashes(argv)):
       print(flags.FLAGS.get_help())
       sys.exit(0)
     try:
-      argv = _find_configs(argv)
+      argv = config_files.resolve(argv, _config_flags())
       sys.argv = argv  # ml_collections reads the overrides from here
       program_and_rest = _parse_flags(argv)
       _check_positional(program_and_rest[1:], positional)
@@ -73,6 +72,61 @@ def run(main: Callable[[Sequence[str]], object], *, positional: Sequence[str] = 
     return program_and_rest
 
   absl_app.run(functools.partial(_guard, main, program), flags_parser=parse)
+
+
+def define_distributed():
+  """Defines --coordinator, --num_processes, --process_id, --init_timeout_s, --expect_processes for a verb.
+
+  Each may also come from the environment (TUNA_COORDINATOR, ...), which is how the launch scripts pass them to every
+  host with one command line; the flag wins. Returns the function that joins the run and that `main` calls first.
+  """
+  env = os.environ.get
+  flags.DEFINE_string(
+    'coordinator',
+    env('TUNA_COORDINATOR'),
+    'host:port of process 0. Not needed on Cloud TPU, GKE '
+    'and Slurm, which know their processes. Environment: TUNA_COORDINATOR.',
+  )
+  flags.DEFINE_integer(
+    'num_processes',
+    env('TUNA_NUM_PROCESSES'),
+    'Processes in the run, with --coordinator. Environment: TUNA_NUM_PROCESSES.',
+    lower_bound=1,
+  )
+  flags.DEFINE_integer(
+    'process_id',
+    env('TUNA_PROCESS_ID'),
+    'The number of this process, from 0, with --coordinator. Environment: TUNA_PROCESS_ID.',
+    lower_bound=0,
+  )
+  flags.DEFINE_float(
+    'init_timeout_s',
+    env('TUNA_INIT_TIMEOUT_S', '1800'),
+    'Seconds to wait for the other processes. Environment: TUNA_INIT_TIMEOUT_S.',
+    lower_bound=0.0,
+  )
+  flags.DEFINE_integer(
+    'expect_processes',
+    env('TUNA_EXPECT_PROCESSES'),
+    'Refuse to start with another number of '
+    'processes, and name those missing. Environment: TUNA_EXPECT_PROCESSES.',
+    lower_bound=1,
+  )
+  return _join
+
+
+def _join():
+  """Joins the run that the distributed flags describe; exits with EXIT_RETRY, and their names, if some are missing."""
+  from tuna_jax.train import distributed  # imports jax
+
+  f = flags.FLAGS
+  try:
+    distributed.initialize(
+      f.coordinator, f.num_processes, f.process_id, f.init_timeout_s, f.expect_processes
+    )
+  except distributed.MissingProcesses as error:
+    print(f'tuna-jax: {error}', file=sys.stderr)
+    sys.exit(EXIT_RETRY)
 
 
 def _guard(main, program, argv):
@@ -92,7 +146,10 @@ def _is_users(error) -> bool:
   while frame.tb_next is not None:
     frame = frame.tb_next
   raised_in = frame.tb_frame.f_globals.get('__name__', '')
-  ours = raised_in.partition('.')[0] in ('tuna_jax', 'configs') or raised_in in ('__main__', 'config_config')
+  ours = raised_in.partition('.')[0] in ('tuna_jax', 'configs') or raised_in in (
+    '__main__',
+    'config_config',
+  )
   if isinstance(error, TypeError):
     return raised_in == 'tuna_jax.config'  # from_dict says so of a value of the wrong type
   if isinstance(error, OSError):
@@ -103,22 +160,13 @@ def _is_users(error) -> bool:
 # ---- flags
 
 
-def _before_dashes(argv):
-  arguments = list(argv[1:])
-  return arguments[:arguments.index('--')] if '--' in arguments else arguments
-
-
-def _flag_name(argument: str) -> str | None:
-  """'--config.optimizer.lr=3' -> 'config.optimizer.lr'; None if this is not a flag."""
-  found = re.match(r'--?([A-Za-z_][\w.\-\[\]]*)', argument)
-  return found[1] if found else None
-
-
 def _parse_flags(argv):
   try:
     return flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
-    raise UsageError(f'unknown flag --{error.flagname}{nearest(error.flagname, _all_names())}') from None
+    raise UsageError(
+      f'unknown flag --{error.flagname}{nearest(error.flagname, _all_names())}'
+    ) from None
   except flags.IllegalFlagValueError as error:
     raise UsageError(_illegal_value(str(error))) from None
   except (flags.Error, TypeError, ValueError) as error:
@@ -127,7 +175,14 @@ def _parse_flags(argv):
 
 def _all_names():
   own = {flag.name for flag in _own_flags()}
-  return [*own, *(f'no{n}' for n in own if flags.FLAGS[n].boolean), 'help', 'helpfull', 'flagfile', 'verbosity']
+  return [
+    *own,
+    *(f'no{n}' for n in own if flags.FLAGS[n].boolean),
+    'help',
+    'helpfull',
+    'flagfile',
+    'verbosity',
+  ]
 
 
 def _own_flags():
@@ -153,134 +208,45 @@ def _illegal_value(message: str) -> str:
   return f'--{name}={value}: {reason}'
 
 
+def _config_flags():
+  return [flag for flag in _own_flags() if config_flags.is_config_flag(flag)]
+
+
 def _check_positional(arguments, wanted):
   usage = ' '.join(wanted)
   for i, argument in enumerate(arguments):
     spec = wanted[min(i, len(wanted) - 1)] if wanted else ''
     if not wanted or (i >= len(wanted) and not spec.endswith('*')):
       hint = f'; did you mean --{argument}?' if argument.partition('=')[0] in flags.FLAGS else ''
-      raise UsageError(f'unexpected argument {argument!r}{hint or (f"; expected {usage}" if usage else "")}')
+      raise UsageError(
+        f'unexpected argument {argument!r}{hint or (f"; expected {usage}" if usage else "")}'
+      )
     choices = spec.rstrip('?*').split('|')
     if spec == spec.lower() and argument not in choices:
-      raise UsageError(f'unknown argument {argument!r}{nearest(argument, choices)}; expected {"|".join(choices)}')
-  missing = [spec for spec in wanted[len(arguments):] if not spec.endswith(('?', '*'))]
+      raise UsageError(
+        f'unknown argument {argument!r}{nearest(argument, choices)}; expected {"|".join(choices)}'
+      )
+  missing = [spec for spec in wanted[len(arguments) :] if not spec.endswith(('?', '*'))]
   if missing:
     raise UsageError(f'missing argument {missing[0]}')
-
-
-# ---- configs
-
-
-def _config_flags():
-  return [flag for flag in _own_flags() if config_flags.is_config_flag(flag)]
-
-
-def _find_configs(argv):
-  """argv with every config path made findable, after checking each file and each override against it."""
-  argv = list(argv)
-  for flag in _config_flags():
-    where = _index_of(argv, flag.name)
-    if where is None:
-      value = flag.default
-    elif '=' in argv[where]:
-      value = argv[where].partition('=')[2]
-    elif where + 1 < len(argv):
-      value = argv[where + 1]
-      argv[where:where + 2] = [f'{argv[where]}={value}']
-    else:
-      raise UsageError(f'--{flag.name} needs a value, as in --{flag.name}=configs/stage1.py:tiny')
-    overrides = [_flag_name(a) for a in _before_dashes(argv) if re.match(rf'--?(no)?{flag.name}\.', a)]
-    if value is None:
-      if overrides:
-        raise UsageError(f'--{overrides[0]} overrides a field of --{flag.name}, which is not given')
-      continue
-    path = _find_file(flag.name, value)
-    if where is not None:
-      argv[where] = f'--{flag.name}={path}'
-    config = _load(flag, path)
-    for override in overrides:
-      _check_field(flag.name, override.partition('.')[2], config)
-  return argv
-
-
-def _index_of(argv, name):
-  found = [i for i, a in enumerate(argv) if re.match(rf'--?{name}(=|$)', a)]
-  return found[-1] if found else None
-
-
-def _find_file(name: str, value: str) -> str:
-  """The config path as given, or, where the working directory has none, the one beside the package."""
-  path, colon, argument = value.partition(':')
-  for candidate in (pathlib.Path(path), ROOT / path):
-    if candidate.is_file():
-      return f'{candidate}{colon}{argument}'
-  folders = {pathlib.Path(path).parent, pathlib.Path('configs'), ROOT / pathlib.Path(path).parent}
-  names = sorted({os.path.join(os.path.dirname(path) or '.', p.name) if folder != pathlib.Path('configs')
-                  else str(p) for folder in folders if folder.is_dir() for p in folder.glob('*.py')})
-  raise UsageError(f'--{name}={value}: there is no file {path!r}{nearest(path, names)}')
-
-
-def _load(flag, path: str):
-  try:
-    config = flag.parser.parse(path)
-    config.keys()  # a file that failed to load answers with an OSError only now
-  except OSError as error:
-    raise UsageError(f'--{flag.name}={path}: {error.__cause__ or error}') from None
-  except (TypeError, ValueError) as error:
-    raise UsageError(f'--{flag.name}={path}: {error.__context__ or error}') from None
-  return config
-
-
-def _check_field(name: str, field: str, config):
-  node = config
-  walked = []
-  for part in re.split(r'\.|(?=\[)', field):
-    if not isinstance(node, Mapping) and not hasattr(node, 'keys'):
-      if part.startswith('['):
-        return  # an item of a list or tuple: the parser of ml_collections checks it
-      raise UsageError(f'--{name}.{field}: {".".join(walked)} is a {type(node).__name__} and has no fields')
-    if part not in node:
-      raise UsageError(f'--{name}.{field}: no such field{_nearest_field(field, part, walked, config)}')
-    node = node[part]
-    walked.append(part)
-
-
-def _nearest_field(field, part, walked, config):
-  """The sibling most like the wrong part; failing that, the field of that name elsewhere; failing that, any."""
-  every = list(fields(config))
-  prefix = '.'.join([*walked, ''])
-  siblings = {n[len(prefix):].partition('.')[0] for n in every if n.startswith(prefix)}
-  if nearest(part, siblings):
-    rest = field[len(prefix) + len(part):]
-    return nearest(field, [n for n in every if n.startswith(prefix)] + [prefix + s + rest for s in siblings
-                                                                      if prefix + s + rest in every])
-  same_name = [n for n in every if n.rpartition('.')[2] == field.rpartition('.')[2]]
-  return nearest(same_name[0], same_name) if same_name else nearest(field, every)
-
-
-def fields(config, prefix: str = '') -> dict[str, object]:
-  """Every leaf of a config as {'optimizer.lr': value}."""
-  found = {}
-  for key in config.keys():
-    value = config[key]
-    if hasattr(value, 'keys'):
-      found |= fields(value, f'{prefix}{key}.')
-    else:
-      found[f'{prefix}{key}'] = value
-  return found
 
 
 # ---- help
 
 
 def _help(module, program, positional, argv) -> str:
-  usage = ' '.join(['usage:', program, *(f'[{p}]' if p[-1] in '?*' else p for p in positional), '[--flags]'])
+  usage = ' '.join(
+    ['usage:', program, *(f'[{p}]' if p[-1] in '?*' else p for p in positional), '[--flags]']
+  )
   lines = [usage, '', (module.__doc__ or '').strip(), '', 'flags:']
   for flag in sorted(_own_flags(), key=lambda flag: flag.name):
     lines += _flag_help(flag)
   for flag in _config_flags():
     lines += _config_help(flag, argv)
-  lines += ['', '--helpfull lists the flags of every library as well; --flagfile=FILE reads flags from a file.']
+  lines += [
+    '',
+    '--helpfull lists the flags of every library as well; --flagfile=FILE reads flags from a file.',
+  ]
   return '\n'.join(lines)
 
 
@@ -289,8 +255,12 @@ def _flag_help(flag):
   if isinstance(flag, flags.EnumFlag):
     kind = '|'.join(flag.parser.enum_values)
   head = f'  --[no]{flag.name}' if flag.boolean else f'  --{flag.name}=<{kind}>'
-  required = any(name == flag.name for validator in flag.validators for name in validator.get_flags_names()
-                 if 'must have a value other than None' in str(validator.message))
+  required = any(
+    name == flag.name
+    for validator in flag.validators
+    for name in validator.get_flags_names()
+    if 'must have a value other than None' in str(validator.message)
+  )
   if required:
     tail = 'required'
   elif flag.default is None:
@@ -302,12 +272,21 @@ def _flag_help(flag):
 
 
 def _config_help(flag, argv):
-  where = _index_of(argv, flag.name)
+  where = config_files.index_of(argv, flag.name)
   if where is None or '=' not in argv[where]:
-    return ['', f'--{flag.name}.FIELD=VALUE overrides one field of the config; '
-            f'`--{flag.name}=FILE --help` lists the fields of FILE.']
+    return [
+      '',
+      (
+        f'--{flag.name}.FIELD=VALUE overrides one field of the config; '
+        f'`--{flag.name}=FILE --help` lists the fields of FILE.'
+      ),
+    ]
   try:
-    config = _load(flag, _find_file(flag.name, argv[where].partition('=')[2]))
+    config = config_files.load(flag, argv[where].partition('=')[2])
   except UsageError as error:
     return ['', str(error)]
-  return ['', f'fields of {argv[where]}:', *(f'  --{flag.name}.{n}={v!r}' for n, v in fields(config).items())]
+  return [
+    '',
+    f'fields of {argv[where]}:',
+    *(f'  --{flag.name}.{n}={v!r}' for n, v in config_files.fields(config).items()),
+  ]

@@ -11,7 +11,7 @@ import tuna_jax.cli
 from tuna_jax.cli import app
 from tuna_jax.config import nearest
 
-FRAME = ('app', 'main')  # modules of this package that are not verbs
+FRAME = ('app', 'config_files', 'main')  # modules of this package that are not verbs
 
 
 def verbs() -> dict[str, str]:
@@ -31,14 +31,16 @@ def help_text() -> str:
   table = verbs()
   width = max(map(len, table), default=0)
   lines = [f'  {name:<{width}}  {summary}' for name, summary in table.items()]
-  return '\n'.join([
+  return '\n'.join(
+    [
       'usage: tuna-jax VERB [--flags]',
       '',
       'verbs:',
       *lines,
       '',
       '`tuna-jax VERB --help` lists the flags of a verb.',
-  ])
+    ]
+  )
 
 
 def main():
@@ -57,7 +59,9 @@ def main():
   if verb.startswith('-'):
     app.fail('tuna-jax', f'{verb}: the verb comes first, as in `tuna-jax VERB {verb}`')
   if verb not in verbs():
-    app.fail('tuna-jax', f'unknown verb {verb!r}{nearest(verb, verbs())}; `tuna-jax --help` lists them')
+    app.fail(
+      'tuna-jax', f'unknown verb {verb!r}{nearest(verb, verbs())}; `tuna-jax --help` lists them'
+    )
   sys.argv = [verb, *arguments[1:]]
   runpy.run_module(f'tuna_jax.cli.{verb}', run_name='__main__', alter_sys=True)
 

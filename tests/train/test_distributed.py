@@ -1,0 +1,173 @@
+"""Processes that meet over loopback: they join, they compute together, and an absent one is named."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tuna_jax.train import distributed
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+JOIN = """\
+import sys
+from tuna_jax.train import distributed
+address, count, number, timeout, expect = sys.argv[1:]
+try:
+  distributed.initialize(address, int(count), int(number), float(timeout), int(expect) if expect != '-' else None)
+except (distributed.MissingProcesses, ValueError) as error:
+  print(type(error).__name__, error)
+  sys.exit(3)
+"""
+
+TOGETHER = (
+  JOIN
+  + """\
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+assert jax.process_count() == 2 and jax.device_count() == 4, distributed.describe()
+print(multihost_utils.process_allgather(np.float32(10 + jax.process_index())).tolist())
+mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+rows = jax.make_array_from_process_local_data(
+    NamedSharding(mesh, PartitionSpec('data')), np.arange(2.0) + 2 * jax.process_index())
+print(float(jax.jit(jnp.sum)(rows)), distributed.describe().startswith(f'process {jax.process_index()} of 2'))
+"""
+)
+
+
+def free_port() -> int:
+  with socket.create_server(('', 0)) as server:
+    return server.getsockname()[1]
+
+
+def start(script, address, count, number, timeout=60, expect='-', **environment):
+  environment = {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'PYTHONPATH': str(ROOT),
+  } | environment
+  return subprocess.Popen(
+    [sys.executable, '-c', script, address, str(count), str(number), str(timeout), str(expect)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | environment,
+  )
+
+
+def finish(*processes):
+  results = []
+  for process in processes:
+    out, err = process.communicate(timeout=120)
+    ours = [line for line in out.splitlines() if not line.startswith('[Gloo]')]
+    results.append((process.returncode, ours, err))
+  return results
+
+
+def test_two_processes_join_and_add_up_over_both():
+  address = f'127.0.0.1:{free_port()}'
+  second = start(TOGETHER, address, 2, 1)
+  time.sleep(0.5)  # the order in which hosts come up must not matter
+  for code, out, err in finish(start(TOGETHER, address, 2, 0, expect=2), second):
+    assert code == 0, err
+    assert out == ['[10.0, 11.0]', '6.0 True']
+
+
+def test_an_absent_process_is_named_by_all_others():
+  address = f'127.0.0.1:{free_port()}'
+  results = finish(start(JOIN, address, 4, 0, timeout=6), start(JOIN, address, 4, 2, timeout=30))
+  for code, out, err in results:
+    assert code == 3, err
+    assert out[0].startswith(
+      'MissingProcesses 2 of 4 processes came within 6 s; missing: 1, 3; here: 0 on '
+    )
+
+
+def test_an_absent_first_process_is_named():
+  (result,) = finish(start(JOIN, f'127.0.0.1:{free_port()}', 2, 1, timeout=1))
+  assert (
+    result[0] == 3 and 'process 0 did not answer' in result[1][0] and 'missing: 0' in result[1][0]
+  )
+
+
+def test_two_processes_with_one_id_are_told_so():
+  address = f'127.0.0.1:{free_port()}'
+  for code, out, err in finish(
+    *(start(JOIN, address, 3, number, timeout=30) for number in (0, 1, 1))
+  ):
+    assert code == 3, err
+    assert out[0].startswith('ValueError process id 1 is claimed twice: on ')
+
+
+def test_processes_told_of_different_counts_are_refused():
+  address = f'127.0.0.1:{free_port()}'
+  for code, out, err in finish(
+    start(JOIN, address, 3, 0, timeout=30), start(JOIN, address, 4, 1, timeout=30)
+  ):
+    assert code == 3, err
+    assert 'was told of 4 processes, process 0 of 3' in out[0]
+
+
+def test_slurms_own_variables_are_enough():
+  port = free_port()
+  slurm = {
+    'SLURM_JOB_ID': '7',
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': '2',
+    'SLURM_STEP_NUM_NODES': '1',
+    'JAX_COORDINATOR_PORT': str(port),
+    'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+  }
+  script = TOGETHER.replace(
+    'initialize(address, int(count), int(number), float(timeout)',
+    'initialize(None, None, None, float(timeout)',
+  )
+  processes = [
+    start(script, '', 2, i, expect=2, SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **slurm)
+    for i in (0, 1)
+  ]
+  for code, out, err in finish(*processes):
+    assert code == 0, err
+    assert out == ['[10.0, 11.0]', '6.0 True']
+
+
+def test_more_expected_than_the_run_has_names_the_rest():
+  with pytest.raises(
+    distributed.MissingProcesses, match='expected 4 processes, the run has 2 .*missing: 2-3'
+  ):
+    distributed.initialize('127.0.0.1:1', 2, 0, timeout_s=1, expect=4)
+
+
+def test_fewer_expected_than_the_run_has_is_refused():
+  with pytest.raises(ValueError, match='expected 1 processes, the run has 2 .*unexpected: 1'):
+    distributed.initialize('127.0.0.1:1', 2, 0, timeout_s=1, expect=1)
+
+
+@pytest.mark.parametrize('arguments', [('127.0.0.1:1',), ('127.0.0.1:1', 2), (None, 2, 1)])
+def test_half_an_address_is_refused(arguments):
+  with pytest.raises(ValueError, match='give all three'):
+    distributed.initialize(*arguments)
+
+
+def test_an_id_out_of_range_is_refused():
+  with pytest.raises(ValueError, match='process_id=2: expected a number from 0 to 1'):
+    distributed.initialize('127.0.0.1:1', 2, 2)
+
+
+def test_an_address_without_a_port_is_refused():
+  with pytest.raises(ValueError, match='expected host:port'):
+    distributed.initialize('localhost', 2, 0)
+
+
+def test_a_single_process_initialises_nothing():
+  distributed.initialize()
+  distributed.initialize(expect=1)
+
+
+def test_spans_are_short():
+  assert distributed._spans([0, 3, 4, 5, 9]) == '0, 3-5, 9'

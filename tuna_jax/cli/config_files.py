@@ -1,0 +1,149 @@
+"""Finds the file of a --config flag and checks every --config.FIELD=VALUE against it, before ml_collections does.
+
+ml_collections answers a misspelt field with a traceback; here it is one line with the nearest right name.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+
+from tuna_jax.config import nearest
+
+ROOT = (
+  pathlib.Path(__file__).resolve().parents[2]
+)  # holds configs/ in a checkout and in an installation
+
+
+class UsageError(ValueError):
+  """Something the person at the keyboard can put right; its text is all they are shown."""
+
+
+def resolve(argv, config_flags):
+  """argv with every config path made findable, once each file and each override of it has been checked.
+
+  Raises UsageError naming the nearest file or field.
+  """
+  argv = list(argv)
+  for flag in config_flags:
+    where = index_of(argv, flag.name)
+    if where is None:
+      value = flag.default
+    elif '=' in argv[where]:
+      value = argv[where].partition('=')[2]
+    elif where + 1 < len(argv):
+      value = argv[where + 1]
+      argv[where : where + 2] = [f'{argv[where]}={value}']
+    else:
+      raise UsageError(f'--{flag.name} needs a value, as in --{flag.name}=configs/stage1.py:tiny')
+    overrides = [
+      _flag_name(a) for a in before_dashes(argv) if re.match(rf'--?(no)?{flag.name}\.', a)
+    ]
+    if value is None:
+      if overrides:
+        raise UsageError(f'--{overrides[0]} overrides a field of --{flag.name}, which is not given')
+      continue
+    path = _find_file(flag.name, value)
+    if where is not None:
+      argv[where] = f'--{flag.name}={path}'
+    config = load(flag, path)
+    for override in overrides:
+      _check_field(flag.name, override.partition('.')[2], config)
+  return argv
+
+
+def index_of(argv, name: str) -> int | None:
+  """Where argv gives the flag `name` (the last time, as absl reads it)."""
+  found = [i for i, a in enumerate(argv) if re.match(rf'--?{name}(=|$)', a)]
+  return found[-1] if found else None
+
+
+def _find_file(name: str, value: str) -> str:
+  """The config path as given, or, where the working directory has none, the one beside the package."""
+  path, colon, argument = value.partition(':')
+  for candidate in (pathlib.Path(path), ROOT / path):
+    if candidate.is_file():
+      return f'{candidate}{colon}{argument}'
+  folders = {pathlib.Path(path).parent, pathlib.Path('configs'), ROOT / pathlib.Path(path).parent}
+  names = sorted(
+    {
+      os.path.join(os.path.dirname(path) or '.', p.name)
+      if folder != pathlib.Path('configs')
+      else str(p)
+      for folder in folders
+      if folder.is_dir()
+      for p in folder.glob('*.py')
+    }
+  )
+  raise UsageError(f'--{name}={value}: there is no file {path!r}{nearest(path, names)}')
+
+
+def load(flag, path: str):
+  """The config of `path`, 'FILE.py[:argument]', without overrides. Raises UsageError in the file's own words."""
+  path = _find_file(flag.name, path)
+  try:
+    config = flag.parser.parse(path)
+    config.keys()  # a file that failed to load answers with an OSError only now
+  except OSError as error:
+    raise UsageError(f'--{flag.name}={path}: {error.__cause__ or error}') from None
+  except (TypeError, ValueError) as error:
+    raise UsageError(f'--{flag.name}={path}: {error.__context__ or error}') from None
+  return config
+
+
+def _check_field(name: str, field: str, config):
+  node = config
+  walked = []
+  for part in re.split(r'\.|(?=\[)', field):
+    if not isinstance(node, Mapping) and not hasattr(node, 'keys'):
+      if part.startswith('['):
+        return  # an item of a list or tuple: the parser of ml_collections checks it
+      raise UsageError(
+        f'--{name}.{field}: {".".join(walked)} is a {type(node).__name__} and has no fields'
+      )
+    if part not in node:
+      raise UsageError(
+        f'--{name}.{field}: no such field{_nearest_field(field, part, walked, config)}'
+      )
+    node = node[part]
+    walked.append(part)
+
+
+def _nearest_field(field, part, walked, config):
+  """The sibling most like the wrong part; failing that, the field of that name elsewhere; failing that, any."""
+  every = list(fields(config))
+  prefix = '.'.join([*walked, ''])
+  siblings = {n[len(prefix) :].partition('.')[0] for n in every if n.startswith(prefix)}
+  if nearest(part, siblings):
+    rest = field[len(prefix) + len(part) :]
+    return nearest(
+      field,
+      [n for n in every if n.startswith(prefix)]
+      + [prefix + s + rest for s in siblings if prefix + s + rest in every],
+    )
+  same_name = [n for n in every if n.rpartition('.')[2] == field.rpartition('.')[2]]
+  return nearest(same_name[0], same_name) if same_name else nearest(field, every)
+
+
+def fields(config, prefix: str = '') -> dict[str, object]:
+  """Every leaf of a config as {'optimizer.lr': value}."""
+  found = {}
+  for key in config:
+    value = config[key]
+    if hasattr(value, 'keys'):
+      found |= fields(value, f'{prefix}{key}.')
+    else:
+      found[f'{prefix}{key}'] = value
+  return found
+
+
+def before_dashes(argv) -> list[str]:
+  """The arguments that may be flags: those before a bare '--'."""
+  arguments = list(argv[1:])
+  return arguments[: arguments.index('--')] if '--' in arguments else arguments
+
+
+def _flag_name(argument: str) -> str | None:
+  """'--config.optimizer.lr=3' -> 'config.optimizer.lr'; None if this is not a flag."""
+  found = re.match(r'--?([A-Za-z_][\w.\-\[\]]*)', argument)
+  return found[1] if found else None
