@@ -3,7 +3,7 @@
 `record(task, split, seed, index)` makes one raw record from its four arguments and nothing else, so a
 source of any length needs no file and no state. `prompt(kind, index)` gives the held-out prompts of the
 generation rows. The scenes, their pictures and the held-out compositions are in `world`, the sentences in
-`speech`; `Shapes` (loaded on first use, it needs tensorflow_datasets but not TensorFlow) is in `builder`.
+`speech`; `Shapes` (loaded on first use, it needs tensorflow_datasets but not TensorFlow) is in `shapes_builder`.
 """
 
 import functools
@@ -225,7 +225,7 @@ WORDS = tuple(sorted(
 
 def __getattr__(name):
     if name == "Shapes":  # importing tensorflow_datasets takes seconds; only the builder needs it
-        from tuna_jax.data.builder import Shapes
+        from tuna_jax.data.shapes_builder import Shapes
 
         return Shapes
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
