@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes .venv, installs tuna_jax with its test extras, and runs the whole test suite.
+#
+#   bash launch/test.sh [--live] [--slow] [PYTEST ARGUMENTS]
+#
+#   --live   installs the parity extra (torch, transformers, diffusers) and runs the tests against them too
+#   --slow   runs the tests marked slow too
+#   --help   this text
+#
+# Everything else goes to pytest: `bash launch/test.sh tests/cli -k help`.
+# TUNA_TEST_WORKERS: processes to spread the tests over (default: the cores, at most 4).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT"
+
+extras=(test)
+arguments=()
+for argument in "$@"; do
+  case $argument in
+    --help | -h) usage && exit 0 ;;
+    --live) extras+=(parity) && arguments+=(--live) ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+cores=$(getconf _NPROCESSORS_ONLN)
+workers=${TUNA_TEST_WORKERS:-$((cores < 4 ? cores : 4))}
+paths=0
+for argument in "${arguments[@]}"; do
+  [[ -e ${argument%%::*} ]] && paths=1
+done
+[[ $paths == 1 ]] || arguments+=(tests)
+
+ensure_venv "${extras[@]}"
+export JAX_PLATFORMS=cpu
+python -m pytest -q -n "$workers" "${arguments[@]}"

@@ -1,0 +1,71 @@
+"""Every test runs on 8 simulated CPU devices; the slow ones and live parity only where asked or possible.
+
+Markers: `slow` (deselected without --slow), `parity` (against PyTorch; needs the `parity` extra).
+"""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PARITY = ('torch', 'transformers', 'diffusers')
+CACHE = 'TUNA_TEST_CACHE'  # set by the first process of the run, so that workers and subprocesses share it
+
+# Before anything imports jax.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu may be installed for ahead-of-time compiles: no pod is near
+_DEVICES = '--xla_force_host_platform_device_count'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
+sys.path.insert(0, str(ROOT))  # `configs` and `tuna_jax` of this checkout
+
+
+def pytest_addoption(parser):
+  parser.addoption('--slow', action='store_true', help='run the tests marked slow as well')
+  parser.addoption('--live', action='store_true', help='fail, not skip, without the parity extra')
+
+
+def pytest_configure(config):
+  config.addinivalue_line('markers', 'slow: takes over 20 s; deselected without --slow')
+  config.addinivalue_line('markers', 'parity: compares with PyTorch; needs the parity extra')
+  config.option.importmode = 'importlib'  # tests mirror the package, so file names repeat
+  if CACHE not in os.environ:
+    # A program compiled by one test is not compiled again by another; nothing outlives the run.
+    folder = tempfile.mkdtemp(prefix='tuna_jax_tests_')
+    os.environ[CACHE] = os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+    config.add_cleanup(lambda: (os.environ.pop(CACHE), shutil.rmtree(folder, ignore_errors=True)))
+
+
+def absent() -> list[str]:
+  """The packages of the parity extra that are not installed."""
+  return [name for name in PARITY if importlib.util.find_spec(name) is None]
+
+
+def pytest_collection_modifyitems(config, items):
+  if absent() and not config.getoption('live'):
+    skip = pytest.mark.skip(reason=f'the parity extra is not installed: no {", ".join(absent())}')
+    for item in items:
+      if item.get_closest_marker('parity'):
+        item.add_marker(skip)
+  if not config.getoption('slow'):
+    slow = [item for item in items if item.get_closest_marker('slow')]
+    if slow:
+      config.hook.pytest_deselected(items=slow)
+      items[:] = [item for item in items if item not in slow]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  if absent():
+    terminalreporter.write_line(
+      f'LIVE PARITY NOT RUN: {", ".join(absent())} not installed; launch/test.sh --live runs it',
+      yellow=True,
+      bold=True,
+    )
+  if not config.getoption('slow'):
+    terminalreporter.write_line('Slow tests deselected; launch/test.sh --slow runs them.')
