@@ -1,0 +1,245 @@
+"""Through a table, both ways: `plan` and `export` map names to `Lazy` tensors, `convert` puts them on devices.
+
+Everything that does not fit is collected first and raised together; what is fresh, dropped or adapted on purpose is
+listed in the plan, and stored with the checkpoint by whoever writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from tuna_jax import tree
+from tuna_jax.config import nearest
+from tuna_jax.weights.tables import Misfit, Row, Table
+from tuna_jax.weights.tensors import (
+  FLOATS,
+  CheckpointError,
+  Lazy,
+  index_shape,
+  lazies,
+  row_blocks,
+)
+
+SHOWN_FAULTS = 60
+
+
+@dataclasses.dataclass
+class Plan:
+  """What a conversion will do. `leaves`: our names; the rest says what is not carried over as it is, and why.
+
+  fresh: {our leaf: reason}, absent from `leaves`; dropped: {their tensor: reason}; adapted: {our leaf: what changed}.
+  """
+
+  leaves: dict[str, Lazy] = dataclasses.field(default_factory=dict)
+  fresh: dict[str, str] = dataclasses.field(default_factory=dict)
+  dropped: dict[str, str] = dataclasses.field(default_factory=dict)
+  adapted: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def notes(self) -> dict[str, dict[str, str]]:
+    """The three lists, for the checkpoint's own record."""
+    return {'fresh': self.fresh, 'dropped': self.dropped, 'adapted': self.adapted}
+
+
+def convert(table: Table, reader: Mapping, abstract_params, shardings=None):
+  """The parameters that `abstract_params` describes, read from `reader`.
+
+  Args:
+    table: which of our leaves is which tensor (weights.tables).
+    reader: {their name: Lazy or array}, as `weights.open_checkpoint` gives.
+    abstract_params: nested dicts of jax.ShapeDtypeStruct, from jax.eval_shape.
+    shardings: a tree of jax.sharding.Sharding of the same structure, or None for the default device. Each device's
+      slice is read by itself.
+
+  Raises CheckpointError listing every uncovered, missing, unused, doubly matched or misshapen tensor, and any leaf that
+  the source cannot supply: nothing here invents values (`weights.fresh` does, where it is asked).
+  """
+  planned = plan(table, reader, abstract_params)
+  if planned.fresh:
+    raise CheckpointError('\n'.join(f'{leaf}: not in the source: {why}' for leaf, why in planned.fresh.items()))
+  return place(planned.leaves, abstract_params, shardings)
+
+
+def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
+  """`leaves` as a tree of jax.Array like `abstract_params`, each device reading only its own slice."""
+  default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = tree.flatten(shardings) if shardings is not None else {}
+
+  def put(path, aval):
+    name = tree.name_of(path)
+    value = leaves[name]
+    return jax.make_array_from_callback(
+        aval.shape, wanted.get(name, default), lambda index: value[index].astype(aval.dtype, copy=False))
+
+  return jax.tree_util.tree_map_with_path(put, abstract_params)
+
+
+def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
+  """Matches every leaf with its tensors by names and shapes. Raises CheckpointError with all the faults together."""
+  result, faults = Plan(), []
+  tensors = _clean(table, lazies(reader), result, faults)
+  used, missing = {}, []
+  for leaf, aval in tree.flatten(abstract_params).items():
+    found = [(row, indices) for row in table.rows if (indices := row.match(leaf)) is not None]
+    if len(found) != 1:
+      what = 'no row covers it' + nearest(leaf, [row.ours for row in table.rows]) if not found else (
+          'doubly matched by ' + ' and '.join(f'{row.ours!r}' for row, _ in found))
+      faults.append(f'{leaf}: {what}')
+      continue
+    row, indices = found[0]
+    layer_shape = aval.shape[1:] if row.stacked else aval.shape
+    parts, notes = [], set()
+    for name in _names(row, indices, aval.shape):
+      if name in used:
+        faults.append(f'{name}: doubly matched, by {used[name]} and {leaf}')
+      used[name] = leaf
+      if name not in tensors:
+        missing.append((name, leaf))
+        continue
+      if tensors[name].dtype not in FLOATS:
+        faults.append(f'{name}: {tensors[name].dtype}; {leaf} needs floating-point values')
+        continue
+      try:
+        part, note = row.adapt.to_ours(tensors[name], _torch_order(leaf, layer_shape))
+      except Misfit as misfit:
+        faults.append(f'{name}: misshapen for {leaf}{list(aval.shape)}: {misfit}')
+        continue
+      parts.append((name, part))
+      notes.add(note)
+    if any(part is None for _, part in parts):
+      result.fresh[leaf] = f'{parts[0][0]}: {", ".join(notes)}'
+    else:
+      result.leaves[leaf] = _leaf(leaf, row.stacked, parts, aval)
+      if any(notes):
+        result.adapted[leaf] = ', '.join(sorted(filter(None, notes)))
+  unused = [name for name in tensors if name not in used]
+  faults += [f'{name}: missing, wanted for {leaf}{_near(n, name, unused)}' for n, (name, leaf) in enumerate(missing)]
+  faults += [f'{name}: unused: no leaf of the model takes it{_near(n, name, [m for m, _ in missing])}'
+             for n, name in enumerate(unused)]
+  if faults:
+    _raise(f'{table.source}: {len(faults)} faults', faults)
+  return result
+
+
+def export(table: Table, params) -> dict[str, Lazy]:
+  """{their name: Lazy} from our parameters: the rows read backwards.
+
+  Args:
+    table: as for `convert`.
+    params: nested dicts (or {name: leaf}) of jax.Array, numpy or Lazy.
+
+  Raises CheckpointError for leaves that no row covers. Use `np.asarray` on a value to have it in memory.
+  """
+  tensors, faults = {}, []
+  for leaf, value in lazies(tree.flatten(params)).items():
+    row, indices = next(((row, found) for row in table.rows if (found := row.match(leaf)) is not None), (None, ()))
+    if row is None:
+      faults.append(f'{leaf}: no row covers it{nearest(leaf, [row.ours for row in table.rows])}')
+      continue
+    for layer, name in enumerate(_names(row, indices, value.shape)):
+      tensors[name] = row.adapt.to_torch(_to_torch(leaf, value, layer if row.stacked else None))
+  if faults:
+    _raise(f'{table.source}: {len(faults)} faults', faults)
+  return tensors
+
+
+def cast(tensors: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
+  """The same tensors, read as `dtype`."""
+  dtype = np.dtype(dtype)
+  return {name: Lazy(t.shape, dtype, lambda index, t=t: t.read(index).astype(dtype, copy=False))
+          for name, t in tensors.items()}
+
+
+def equal(a: Lazy, b: Lazy) -> bool:
+  """Whether two tensors hold the same bytes, read block by block."""
+  return a.shape == b.shape and a.dtype == b.dtype and all(
+      np.array_equal(a.read(i).view(np.uint8), b.read(i).view(np.uint8)) for i in row_blocks(a))
+
+
+def _clean(table: Table, tensors, result: Plan, faults) -> dict[str, Lazy]:
+  """Tensors by bare name: prefixes stripped, dropped ones listed, aliases checked and dropped."""
+  kept, raw = {}, {}
+  for name, value in tensors.items():
+    reason = next((drop.reason for drop in table.drops if drop.match(name)), None)
+    if reason is not None:
+      result.dropped[name] = reason
+      continue
+    bare = name
+    while prefix := next((p for p in table.prefixes if bare.startswith(p)), None):
+      bare = bare.removeprefix(prefix)
+    if bare in kept:
+      faults.append(f'{name}: doubly matched: it and {raw[bare]} are both {bare}')
+    kept[bare], raw[bare] = value, name
+  for alias, of in table.aliases:
+    if alias in kept and of in kept:
+      if equal(kept[alias], kept[of]):
+        result.dropped[raw.pop(alias)] = f'the same tensor as {of}'
+        del kept[alias]
+      else:
+        faults.append(f'{alias}: differs from {of}, which the config ties it to (decoder.tied)')
+  return kept
+
+
+def _names(row: Row, indices, shape) -> list[str]:
+  """Their names for one leaf: one, or one a layer."""
+  return [row.torch.format(i) for i in range(shape[0])] if row.stacked else [row.torch.format(*indices)]
+
+
+def _torch_order(leaf: str, items):
+  """A shape or an index of ours (without the stacked axis) in torch's axis order."""
+  items = tuple(items)
+  return (items[-1], items[-2], *items[:-2]) if leaf.endswith('/kernel') else items
+
+
+def _our_order(leaf: str, array: np.ndarray) -> np.ndarray:
+  return array.transpose(*range(2, array.ndim), 1, 0) if leaf.endswith('/kernel') else array
+
+
+def _leaf(leaf: str, stacked: bool, parts, aval) -> Lazy:
+  """Our leaf over its tensors, which have torch's axis order and our sizes."""
+  dtype = np.dtype(aval.dtype)
+
+  def read_part(part, index):
+    name, value = part
+    array = _our_order(leaf, value.read(_torch_order(leaf, index))).astype(dtype)
+    if not np.isfinite(array).all():
+      raise CheckpointError(f'{name}: holds infinite or undefined values: the file is damaged or the training diverged')
+    return array
+
+  def read(index):
+    if not stacked:
+      return read_part(parts[0], index)
+    out = np.empty(index_shape(index), dtype)
+    for at, layer in enumerate(range(index[0].start, index[0].stop)):
+      out[at] = read_part(parts[layer], index[1:])
+    return out
+
+  return Lazy(tuple(aval.shape), dtype, read)
+
+
+def _to_torch(leaf: str, value: Lazy, layer: int | None) -> Lazy:
+  """One layer of our leaf in torch's axis order."""
+  shape = value.shape if layer is None else value.shape[1:]
+  front = () if layer is None else (slice(layer, layer + 1),)
+
+  def read(index):
+    ours = index if not leaf.endswith('/kernel') else (*index[2:], index[1], index[0])
+    array = value.read((*front, *ours)).reshape(index_shape(ours))
+    return array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)) if leaf.endswith('/kernel') else array
+
+  return Lazy(_torch_order(leaf, shape), value.dtype, read)
+
+
+def _near(rank: int, name: str, names) -> str:
+  return nearest(name, names) if rank < SHOWN_FAULTS and len(names) * math.log2(len(name) + 1) < 20_000 else ''
+
+
+def _raise(title: str, faults: list[str]):
+  more = [f'... and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
+  error = CheckpointError('\n  '.join([title, *faults[:SHOWN_FAULTS], *more]))
+  error.faults = faults
+  raise error
