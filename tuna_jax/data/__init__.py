@@ -1,1 +1,1 @@
-"""Records, plans, packing and batches. numpy only until the last function of pipeline.py."""
+"""Records to packed batches, in numpy: sources -> tasks -> segments -> pipeline."""

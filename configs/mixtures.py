@@ -1,0 +1,23 @@
+"""Named mixtures: `((start, ((task, weight), ...)), ...)`.
+
+A start below 1 is a share of the run's steps, otherwise a step. From a start on, examples are drawn by its weights.
+"""
+
+DECODER = ((0.0, (('text', 1.0),)),)
+VAE = ((0.0, (('t2i', 0.7), ('t2v', 0.3))),)
+
+# Stage 1: the decoder is frozen; the visual side learns to describe and to draw.
+STAGE1 = ((0.0, (('t2i', 0.5), ('caption', 0.5))),)
+
+# Stage 2: everything trains; instructions, editing and clips join part-way.
+STAGE2 = (
+    (0.0, (('t2i', 0.5), ('caption', 0.4), ('text', 0.1))),
+    (0.15, (('t2i', 0.35), ('caption', 0.15), ('vqa', 0.25), ('edit', 0.2), ('text', 0.05))),
+    (0.3, (('t2i', 0.3), ('caption', 0.1), ('vqa', 0.2), ('edit', 0.2), ('t2v', 0.1), ('video_caption', 0.03),
+           ('video_vqa', 0.07))),
+)
+
+# Stage 3: instruction following, editing and high-quality generation at a low rate.
+STAGE3 = ((0.0, (('t2i', 0.35), ('caption', 0.05), ('vqa', 0.2), ('edit', 0.25), ('t2v', 0.1), ('video_vqa', 0.05))),)
+
+MIXTURES = dict(decoder=DECODER, vae=VAE, stage1=STAGE1, stage2=STAGE2, stage3=STAGE3)

@@ -1,0 +1,370 @@
+"""`Pipeline`: an endless, exactly resumable iterator of packed batches.
+
+    mixture  ->  one endless stream of examples a phase    grain shuffles each source, repeats it, mixes by weight
+    stream   ->  B row streams                             item k of row r is example B * k + (a rotation of r by k)
+    row      ->  one row of each batch                     takes its next examples while they fit (L, V, M)
+
+The state is a few integers a row: the next item, and the items passed over because they did not fit (at most
+`look_ahead` + 1; they go first in the next batch, so none waits long). The batch at step n is a pure function of
+(config, seed, n); a host builds only its own rows, so the number of hosts changes nothing. A background thread reads,
+packs and encodes ahead; what it produces does not depend on when it runs. numpy only.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from tuna_jax import batch as batch_lib
+from tuna_jax.config import nearest
+from tuna_jax.data import latents as latents_lib
+from tuna_jax.data import segments
+from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.sources import Source, SourceConfig, open_source, read_mixture
+from tuna_jax.data.tasks import NUMBERS, TASKS, Context, TaskConfig, check_task
+from tuna_jax.data.tokenizer import Tokenizer
+
+Phases = tuple[tuple[float, tuple[tuple[str, float], ...]], ...]
+
+_NAMED = 10  # skipped records named in logs and counts
+_EARLY = 20  # after this many skipped records, a rate far above the allowed share stops the run early
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read and how it is batched.
+
+  mixture: 'shapes' (the embedded world: one source for every task of `phases`) or a mixture file (`sources.py`).
+  phases: ((start, ((task, weight), ...)), ...); a start below 1 is a share of the run's steps, otherwise a step. A
+    source's weight is its own times its task's. Empty: every source of the mixture, by its own weight.
+  split, size, seed: of the 'shapes' mixture: which records, how many a task, which world.
+  max_skip_share: share of a source's records that may be unusable before the run stops.
+  look_ahead: further examples a row may pass over to fill its space.
+  prefetch: batches built ahead. threads: rows read at once (more than 1 helps where reading waits for files).
+  encode_batch: pictures of one shape encoded together.
+  """
+
+  mixture: str = 'shapes'
+  phases: Phases = ()
+  split: str = 'train'
+  size: int = 1_000_000
+  seed: int = 0
+  tasks: TaskConfig = TaskConfig()
+  media: MediaConfig = MediaConfig()
+  max_skip_share: float = 0.01
+  look_ahead: int = 3
+  prefetch: int = 2
+  threads: int = 1
+  encode_batch: int = 8
+  latent_cache_mb: int = 256
+  latent_cache_dir: str = ''
+
+  def __post_init__(self):
+    for start, weights in self.phases:
+      for task, weight in weights:
+        check_task(task)
+        if weight < 0:
+          raise ValueError(f'phase at {start}: weight of {task} is {weight}')
+    starts = [start for start, _ in self.phases]
+    if starts and (starts[0] != 0 or starts != sorted(set(starts), key=lambda s: (s >= 1, s))):
+      raise ValueError(f'phases start at {starts}: expected 0 first, then rising shares of the run, then rising steps')
+
+
+@dataclasses.dataclass
+class _Report:
+  """What one batch took: merged into `counts()` when the batch is handed out."""
+
+  examples: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  used: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, np.int64))  # L, V, M
+
+
+class Pipeline:
+  """Iterates over batches whose leaves are this host's rows; see the module.
+
+  encode: uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]; runs in the background thread, so it must use only local
+    devices. None is allowed where no task has pictures.
+  strides: (temporal, spatial) of the VAE.   sizes: (B, L, V, M, C), B over all hosts.
+  rows: this host's rows, default all.   steps: length of the run, needed where a phase starts at a share of it.
+  put: called on each numpy Batch in the background thread, for placement on devices.
+  """
+
+  def __init__(self, config: DataConfig, tokenizer: Tokenizer, *, encode: latents_lib.Encode | None,
+               strides: tuple[int, int], sizes: tuple[int, int, int, int, int], seed: int, rows: range | None = None,
+               steps: int | None = None, put: Callable[[batch_lib.Batch], Any] | None = None,
+               latent_cache: latents_lib.LatentCache | None = None):
+    self._config, self._tokenizer, self._encode = config, tokenizer, encode
+    self._strides, self._sizes, self._seed, self._put = strides, tuple(sizes), seed, put
+    self._rows = range(sizes[0]) if rows is None else rows
+    if self._rows.step != 1 or not (0 <= self._rows.start < self._rows.stop <= sizes[0]):
+      raise ValueError(f'rows={self._rows}: expected a run of rows within 0..{sizes[0] - 1}')
+    self._context = Context(tokenizer, config.tasks)
+    self._cache = latent_cache or latents_lib.LatentCache(config.latent_cache_mb << 20, config.latent_cache_dir,
+                                                          'vae' if config.latent_cache_dir else '')
+    self.sources = open_sources(config)
+    self._phases = _phases(config, self.sources, seed, steps)
+    self._bad: dict[int, set[int]] = collections.defaultdict(set)  # source -> records found unusable
+    self._read: dict[int, set[int] | int] = collections.defaultdict(int)
+    self._kept: dict[tuple[int, int, int], segments.Example] = {}  # passed over examples, to build them once
+    self._threads = concurrent.futures.ThreadPoolExecutor(config.threads) if config.threads > 1 else None
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='tuna-data') if config.prefetch else None
+    self._queue: collections.deque[concurrent.futures.Future] = collections.deque()
+    self._step, self._next = 0, self._fresh()
+    self._head = (self._step, self._next)
+    self._totals, self._batches = _Report(), 0
+
+  # ---- iteration
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> batch_lib.Batch:
+    """The next batch (what `put` returned, where given). Raises ValueError when too many records are unusable."""
+    if self._worker is None:
+      result = self._build()
+    else:
+      while len(self._queue) < self._config.prefetch:
+        self._queue.append(self._worker.submit(self._build))
+      result = self._queue.popleft().result()
+      self._queue.append(self._worker.submit(self._build))
+    batch, (self._step, self._next), report = result
+    self._totals.examples.update(report.examples)
+    self._totals.used += report.used
+    self._totals.skipped += report.skipped
+    self._batches += 1
+    for name, why in report.skipped:
+      count = sum(n == name for n, _ in self._totals.skipped)
+      if count <= _NAMED:
+        logging.warning('skipped record %d of %s: %s', count, name, why)
+    return batch
+
+  def state(self) -> dict[str, Any]:
+    """Where the iterator stands after the last batch handed out: plain integers, JSON-able. `restore` takes it back."""
+    return dict(step=self._step, seed=self._seed, rows=[self._rows.start, self._rows.stop], batch=self._sizes[0],
+                next=self._next.tolist())
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Continues after `state` with the identical next batch.
+
+    The state may be of this host's rows or of any range around them (`merge_states`). Raises ValueError where it
+    belongs to another seed, batch size or look-ahead.
+    """
+    for name, have in (('seed', self._seed), ('batch', self._sizes[0])):
+      if state[name] != have:
+        raise ValueError(f'data position: it was saved with {name}={state[name]}, this run has {have}')
+    start, stop = state['rows']
+    if not (start <= self._rows.start and self._rows.stop <= stop):
+      raise ValueError(f'data position: it holds rows {start}..{stop - 1}, this host reads '
+                       f'{self._rows.start}..{self._rows.stop - 1}')
+    rows = np.array(state['next'], np.int64)
+    if rows.shape != (stop - start, self._fresh().shape[1]):
+      raise ValueError(f'data position: saved with look_ahead={rows.shape[-1] - 2}, this run has '
+                       f'{self._config.look_ahead}')
+    self._drain()
+    self._step, self._next = state['step'], rows[self._rows.start - start:self._rows.stop - start]
+    self._head = (self._step, self._next)
+    self._kept.clear()
+
+  def counts(self) -> dict[str, Any]:
+    """What was read since the start of this process: batches, examples by task, skipped by source with the first
+    names, and the filled share of L, V and M."""
+    room = np.array(self._sizes[1:4]) * len(self._rows) * self._batches
+    fill = {axis: float(u / r) for axis, u, r in zip('LVM', self._totals.used, room) if r}
+    skipped = collections.Counter(name for name, _ in self._totals.skipped)
+    return dict(batches=self._batches, examples=dict(self._totals.examples), skipped=dict(skipped),
+                skipped_first=[why for _, why in self._totals.skipped[:_NAMED]], fill=fill,
+                latents=dict(hits=self._cache.hits, misses=self._cache.misses))
+
+  def close(self) -> None:
+    """Stops the background threads."""
+    self._drain()
+    for pool in (self._worker, self._threads):
+      if pool is not None:
+        pool.shutdown()
+
+  def _drain(self):
+    while self._queue:
+      future = self._queue.popleft()
+      if not future.cancel():
+        concurrent.futures.wait([future])
+
+  # ---- one batch, in the background thread
+
+  def _fresh(self) -> np.ndarray:
+    """Row states at the start of a phase: next item 0, nothing passed over (-1)."""
+    state = np.full((len(self._rows), 2 + self._config.look_ahead), -1, np.int64)
+    state[:, 0] = 0
+    return state
+
+  def _phase(self, step: int) -> int:
+    return bisect.bisect_right([p.start for p in self._phases], step) - 1
+
+  def _build(self):
+    step, state = self._head
+    phase = self._phase(step)
+    if step and self._phase(step - 1) != phase:
+      state = self._fresh()
+      self._kept.clear()
+    fill = functools.partial(self._fill_row, phase)
+    rows = list((self._threads.map if self._threads else map)(fill, self._rows, state))
+    report = _Report()
+    for examples, _, skipped in rows:
+      report.examples.update(_TASK_NAMES[e.task] for e in examples)
+      report.used += np.array([(e.length, e.cells, e.images) for e in examples], np.int64).reshape(-1, 3).sum(0)
+      report.skipped += skipped
+    packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
+    if packed.media and self._encode is None:
+      raise ValueError('the mixture has pictures: an encoder is needed')
+    batch = packed.batch
+    if packed.media:
+      batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._config.encode_batch)
+    if step == 0:
+      batch_lib.check(batch)
+    self._head = (step + 1, np.stack([r[1] for r in rows]))
+    return (self._put(batch) if self._put else batch), self._head, report
+
+  def _fill_row(self, phase: int, row: int, state: np.ndarray):
+    """The examples of one row, its next state, and (source, reason) of the records it skipped."""
+    following, passed = int(state[0]), [int(k) for k in state[1:] if k >= 0]
+    room = np.array(self._sizes[1:4])
+    chosen, left, skipped = [], [], []
+    while passed or len(left) <= self._config.look_ahead:
+      if passed:
+        k = passed.pop(0)
+      else:
+        k, following = following, following + 1
+      example = self._example(phase, row, k, skipped)
+      if example is None:
+        continue
+      size = (example.length, example.cells, example.images)
+      if np.all(size <= room):
+        room -= size
+        chosen.append(example)
+        self._kept.pop((phase, row, k), None)
+      else:
+        left.append(k)
+        self._kept[phase, row, k] = example
+    new = np.full_like(state, -1)
+    new[0] = following
+    new[1:1 + len(left)] = left
+    return chosen, new, skipped
+
+  def _example(self, phase: int, row: int, k: int, skipped) -> segments.Example | None:
+    """Item k of a row, or None (and a line in `skipped`) if its record cannot be used."""
+    if (phase, row, k) in self._kept:
+      return self._kept[phase, row, k]
+    batch = self._sizes[0]
+    index = batch * k + (row + _mix64(self._seed, k)) % batch
+    number, record_index = self._phases[phase].locate(index)
+    source = self.sources[number]
+    self._read[number] += 1
+    try:
+      plan = TASKS[source.task](source[record_index], self._context, np.random.default_rng((self._seed, phase, index)))
+      example = segments.layout(plan, self._tokenizer, self._strides, NUMBERS[source.task])
+      for axis, need, have in zip('LVM', (example.length, example.cells, example.images), self._sizes[1:4]):
+        if need > have:
+          raise ValueError(f'the example needs {axis}={need}, a row has {have}')
+      return example
+    except ValueError as e:
+      where = source.where(record_index)
+      why = str(e) if str(e).startswith(where) else f'{where}: {e}'
+      if record_index not in self._bad[number]:
+        skipped.append((source.name, why))
+        self._bad[number].add(record_index)
+        self._check_budget(number, why)
+      return None
+
+  def _check_budget(self, number: int, why: str):
+    source, bad, read = self.sources[number], len(self._bad[number]), self._read[number]
+    share = self._config.max_skip_share
+    if bad > share * len(source) or (bad > _EARLY and bad > 10 * share * read):
+      raise ValueError(f'{source.name}: {bad} of its {len(source)} records are unusable ({read} read so far), more than '
+                       f'max_skip_share={share:g} allows; the last: {why}')
+
+
+_TASK_NAMES = tuple(TASKS)
+
+
+def open_sources(config: DataConfig) -> list[Source]:
+  """The sources of `config.mixture`, in order."""
+  if config.mixture == 'shapes':
+    tasks = dict.fromkeys(task for _, weights in config.phases for task, _ in weights) or TASKS
+    rows = [SourceConfig('shapes', task, split=config.split, size=config.size, seed=config.seed) for task in tasks]
+  else:
+    rows = read_mixture(config.mixture)
+  sources = [open_source(row, config.media) for row in rows]
+  for source, row in zip(sources, rows):
+    source.weight = row.weight
+  return sources
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """One state of all rows from the states of all hosts. Raises ValueError if they differ in step or leave a gap."""
+  states = sorted(states, key=lambda s: s['rows'])
+  first = dict(states[0])
+  for a, b in zip(states, states[1:]):
+    if a['rows'][1] != b['rows'][0] or any(a[k] != b[k] for k in ('step', 'seed', 'batch')):
+      raise ValueError(f'data positions do not join: rows {a["rows"]} at step {a["step"]}, {b["rows"]} at {b["step"]}')
+  return {**first, 'rows': [states[0]['rows'][0], states[-1]['rows'][1]],
+          'next': list(itertools.chain.from_iterable(s['next'] for s in states))}
+
+
+class _Phase:
+  """One mixed, endless stream: stream index -> (source number, record index)."""
+
+  def __init__(self, start: int, weights: Mapping[int, float], sources: Sequence[Source], seed: tuple[int, ...]):
+    self.start = start
+    self._numbers = sorted(weights)
+    self._offsets = [0, *itertools.accumulate(len(sources[n]) for n in self._numbers)]
+    sets = []
+    for n, low, high in zip(self._numbers, self._offsets, self._offsets[1:]):
+      own = int(np.random.SeedSequence((*seed, n)).generate_state(1)[0] >> 1)
+      sets.append(grain.MapDataset.range(low, high).seed(own).shuffle().repeat(None))
+    self._mixed = grain.MapDataset.mix(sets, [weights[n] for n in self._numbers]) if len(sets) > 1 else sets[0]
+
+  def locate(self, index: int) -> tuple[int, int]:
+    """(source number, record index) of one stream index."""
+    at = int(self._mixed[index])
+    k = bisect.bisect_right(self._offsets, at) - 1
+    return self._numbers[k], at - self._offsets[k]
+
+
+def _phases(config: DataConfig, sources: Sequence[Source], seed: int, steps: int | None) -> list[_Phase]:
+  known = dict.fromkeys(s.task for s in sources)
+  phases = config.phases or ((0, tuple((task, 1.0) for task in known)),)
+  out = []
+  for number, (start, by_task) in enumerate(phases):
+    by_task = dict(by_task)
+    if 0 < start < 1:
+      if steps is None:
+        raise ValueError(f'a phase starts at the share {start} of the run: the number of steps is needed')
+      start = round(start * steps)
+    weights = {n: s.weight * by_task.get(s.task, 0.0) for n, s in enumerate(sources)}
+    weights = {n: w for n, w in weights.items() if w > 0}
+    if not weights:
+      near = nearest(next(iter(by_task), ''), known)
+      raise ValueError(f'{config.mixture}: no source for any task of the phase at {start} '
+                       f'({", ".join(by_task)}); it has {", ".join(known)}{near}')
+    absent = [t for t, w in by_task.items() if w > 0 and t not in known]
+    if absent:
+      logging.warning('%s has no source for %s (phase at step %d): left out', config.mixture, ', '.join(absent), start)
+    out.append(_Phase(int(start), weights, sources, (seed, number)))
+  return out
+
+
+def _mix64(seed: int, k: int) -> int:
+  """A well mixed 64-bit number of (seed, k) (the finaliser of splitmix64)."""
+  x = (seed * 0x9E3779B97F4A7C15 + (k + 1) * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
+  x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+  x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+  return x ^ (x >> 31)

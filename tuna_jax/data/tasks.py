@@ -1,0 +1,224 @@
+"""`TASKS`: a record becomes a plan, one short function a task; and the prompts of inference, laid out by the same code.
+
+    t2i t2v                 [bos] caption [boi] span(target) [eoi] [eos]                        ARCHITECTURE.md 5.3
+    edit                    [bos] [boi] span [eoi] instruction [boi] span(target) [eoi] [eos]   5.6
+    caption vqa video_*     <|im_start|>user \\n [boi] span [eoi] \\n question <|im_end|> \\n
+                            <|im_start|>assistant \\n answer <|im_end|>        loss on: answer <|im_end|>   5.4
+    text                    the same conversation without a span                                5.5
+
+A record is a dict: `FIELDS` says what each task needs; media are uint8 [F, H, W, 3] or [H, W, 3]. A conversation may
+have any number of turns and of pictures; `<image>` in a human turn is where a picture stands, and pictures without one
+stand first. numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from tuna_jax.config import nearest
+from tuna_jax.data.segments import Image, Plan, Text, Video
+from tuna_jax.data.tokenizer import Tokenizer
+
+QWEN_SYSTEM = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
+PLACEHOLDER = '<image>'
+_ROLES = {'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant', 'system': 'system'}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+  """How records are laid out.
+
+  caption_dropout: share of generation and editing examples whose text is left out, for guidance.
+  system: the system turn of conversations that bring none; None leaves it out.
+  questions, video_questions: one is drawn for each record of `caption` and `video_caption`.
+  learn: 'answers' puts the text loss on assistant turns, 'everything' on all text (to pretrain a decoder).
+  """
+
+  caption_dropout: float = 0.1
+  system: str | None = QWEN_SYSTEM
+  questions: tuple[str, ...] = ('Describe the image.',)
+  video_questions: tuple[str, ...] = ('Describe the video.',)
+  learn: str = 'answers'
+
+  def __post_init__(self):
+    if self.learn not in ('answers', 'everything'):
+      raise ValueError(f"learn={self.learn!r}: expected 'answers' or 'everything'")
+    if not 0 <= self.caption_dropout <= 1:
+      raise ValueError(f'caption_dropout={self.caption_dropout}: expected a share, 0 to 1')
+
+
+# ---- layouts: the only place that knows where special tokens stand
+
+
+def generation(tokenizer: Tokenizer, text: str, target: Image | Video) -> Plan:
+  """Text, then what it describes. An empty text is the null prompt of guidance: `[bos] [boi] span`."""
+  return [Text((tokenizer.bos, *tokenizer.encode(text))), target, Text((tokenizer.eos,))]
+
+
+def editing(tokenizer: Tokenizer, sources: Sequence[Image | Video], text: str, target: Image | Video) -> Plan:
+  """Any number of clean sources, the instruction, then the result."""
+  return [Text((tokenizer.bos,)), *sources, Text(tokenizer.encode(text)), target, Text((tokenizer.eos,))]
+
+
+def conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], visuals: Sequence[Image | Video] = (), *,
+                 system: str | None = None, learn: str = 'answers', header: bool = False) -> Plan:
+  """A chat in Qwen's template, pictures standing at the `<image>` marks of its user turns.
+
+  turns: (role, text), role one of user, assistant, system. system: inserted in front if the first turn is not one.
+  header: ends with an open assistant turn, for generation. Raises ValueError where marks and pictures do not agree.
+  """
+  turns = list(turns)
+  marks = sum(text.count(PLACEHOLDER) for role, text in turns if role == 'user')
+  if marks > len(visuals):
+    raise ValueError(f'{marks} {PLACEHOLDER} marks, {len(visuals)} pictures')
+  if marks < len(visuals):
+    first = next((i for i, (role, _) in enumerate(turns) if role == 'user'), None)
+    if first is None:
+      raise ValueError(f'{len(visuals)} pictures and no user turn to hold them')
+    turns[first] = ('user', (PLACEHOLDER + '\n') * (len(visuals) - marks) + turns[first][1])
+  if system and (not turns or turns[0][0] != 'system'):
+    turns.insert(0, ('system', system))
+
+  plan, visuals, newline = [], iter(visuals), tokenizer.encode('\n')
+  rest = learn == 'everything'
+  for n, (role, text) in enumerate(turns):
+    plan.append(Text((*(newline if n else ()), tokenizer.bos, *tokenizer.encode(role + '\n')), rest))
+    pieces = text.split(PLACEHOLDER) if role == 'user' else [text]
+    for k, piece in enumerate(pieces):
+      if k:
+        plan.append(next(visuals))
+      if piece:
+        plan.append(Text(tokenizer.encode(piece), rest or role == 'assistant'))
+    plan.append(Text((tokenizer.eos,), rest or role == 'assistant'))
+  if header:
+    plan.append(Text((*newline, tokenizer.bos, *tokenizer.encode('assistant\n'))))
+  return plan
+
+
+# ---- tasks: one function each
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a task function needs beside its record."""
+
+  tokenizer: Tokenizer
+  config: TaskConfig = TaskConfig()
+
+  def maybe(self, text: str, rng: np.random.Generator) -> str:
+    """`text`, or nothing with the probability of caption dropout."""
+    return '' if rng.random() < self.config.caption_dropout else text
+
+  def chat(self, turns, visuals=()) -> Plan:
+    """A training conversation under this config."""
+    return conversation(self.tokenizer, turns, visuals, system=self.config.system, learn=self.config.learn)
+
+
+def _one_of(questions: Sequence[str], rng: np.random.Generator) -> str:
+  return questions[int(rng.integers(len(questions)))] if len(questions) > 1 else questions[0]
+
+
+def t2i(record, ctx, rng) -> Plan:
+  """Draw what the caption says."""
+  return generation(ctx.tokenizer, ctx.maybe(record['caption'], rng), Image(record['image'], True))
+
+
+def caption(record, ctx, rng) -> Plan:
+  """Say what the picture shows."""
+  turns = [('user', _one_of(ctx.config.questions, rng)), ('assistant', record['caption'])]
+  return ctx.chat(turns, [Image(record['image'])])
+
+
+def vqa(record, ctx, rng) -> Plan:
+  """A conversation about one or several pictures."""
+  return ctx.chat(turns_of(record), [Image(p) for p in _list(record['image'])])
+
+
+def text(record, ctx, rng) -> Plan:
+  """A conversation, no picture."""
+  return ctx.chat(turns_of(record))
+
+
+def edit(record, ctx, rng) -> Plan:
+  """Change the raw picture (or several) as the instruction says."""
+  sources = [Image(p) for p in _list(record['raw_image'])]
+  return editing(ctx.tokenizer, sources, ctx.maybe(record['instruction'], rng), Image(record['out_image'], True))
+
+
+def t2v(record, ctx, rng) -> Plan:
+  """Film what the caption says."""
+  return generation(ctx.tokenizer, ctx.maybe(record['caption'], rng), Video(record['video'], True))
+
+
+def video_caption(record, ctx, rng) -> Plan:
+  """Say what the clip shows."""
+  turns = [('user', _one_of(ctx.config.video_questions, rng)), ('assistant', record['caption'])]
+  return ctx.chat(turns, [Video(record['video'])])
+
+
+def video_vqa(record, ctx, rng) -> Plan:
+  """A conversation about one or several clips."""
+  return ctx.chat(turns_of(record), [Video(p) for p in _list(record['video'])])
+
+
+Task = Callable[[Mapping, Context, np.random.Generator], Plan]
+
+TASKS: Mapping[str, Task] = MappingProxyType(dict(
+    t2i=t2i, caption=caption, vqa=vqa, text=text, edit=edit, t2v=t2v, video_caption=video_caption,
+    video_vqa=video_vqa))
+NUMBERS = MappingProxyType({name: n for n, name in enumerate(TASKS)})  # what `Batch.task` holds
+
+# Fields a record must have; the official JSONL names (ARCHITECTURE.md 9.3).
+FIELDS = MappingProxyType(dict(
+    t2i=('image', 'caption'), caption=('image', 'caption'), vqa=('image', 'conversations'), text=('conversations',),
+    edit=('raw_image', 'out_image', 'instruction'), t2v=('video', 'caption'), video_caption=('video', 'caption'),
+    video_vqa=('video', 'conversations')))
+
+
+def check_task(name: str) -> str:
+  """Returns `name`; raises ValueError with the nearest task if there is no such task."""
+  if name not in TASKS:
+    raise ValueError(f'unknown task {name!r}: expected one of {", ".join(TASKS)}{nearest(name, TASKS)}')
+  return name
+
+
+def turns_of(record: Mapping) -> list[tuple[str, str]]:
+  """(role, text) of `record['conversations']`, `[{from: human|gpt, value}]`; raises ValueError where it is malformed."""
+  turns = []
+  for n, turn in enumerate(record['conversations']):
+    if not isinstance(turn, Mapping) or not isinstance(turn.get('value'), str) or turn.get('from') not in _ROLES:
+      raise ValueError(f"conversations[{n}]: expected {{'from': 'human' or 'gpt', 'value': text}}, found {turn!r}")
+    turns.append((_ROLES[turn['from']], turn['value']))
+  if not any(role == 'assistant' and value.strip() for role, value in turns):
+    raise ValueError('conversations: no answer of gpt to learn from')
+  return turns
+
+
+def prompt_plan(task: str, ctx: Context, prompt: str = '', *, images: Sequence[np.ndarray] = (),
+                target: np.ndarray | None = None, turns: Sequence[tuple[str, str]] = ()) -> Plan:
+  """The plan of a request, laid out as training examples of `task` are.
+
+  prompt: the text; for guidance call again with '' or the negative prompt.
+  images: sources of an edit, or what a question is about; clips for the video tasks.
+  target: t2i, t2v, edit: an array of the shape to draw, latents [T, h, w, C] or pixels. Its values are not used.
+  turns: earlier (role, text) turns of a conversation; `prompt` is the next user turn, and the plan ends with an open
+    assistant turn. Raises ValueError for an unknown task or a drawing task without `target`.
+  """
+  check_task(task)
+  visual = Video if task in ('t2v', 'video_caption', 'video_vqa') else Image
+  if task in ('t2i', 't2v', 'edit'):
+    if target is None:
+      raise ValueError(f'{task}: needs a target shape to draw')
+    if task == 'edit':
+      return editing(ctx.tokenizer, [Image(p) for p in images], prompt, Image(target, True))
+    return generation(ctx.tokenizer, prompt, visual(target, True))
+  turns = [*turns, ('user', prompt)] if prompt else list(turns)
+  return conversation(ctx.tokenizer, turns, [visual(p) for p in images], system=ctx.config.system, header=True)
+
+
+def _list(value) -> Sequence[np.ndarray]:
+  return value if isinstance(value, (list, tuple)) else [value]
