@@ -1,9 +1,10 @@
 """Records of the rendered world, for every task; the same ones as a TensorFlow Datasets builder.
 
-`record(task, split, seed, index)` makes one raw record from its four arguments and nothing else, so a
-source of any length needs no file and no state. `prompt(kind, index)` gives the held-out prompts of the
-generation rows. The scenes, their pictures and the held-out compositions are in `world`, the sentences in
-`speech`; `Shapes` (loaded on first use, it needs tensorflow_datasets but not TensorFlow) is in `shapes_builder`.
+`record(task, split, seed, index)` makes one raw record from its four arguments and nothing else, so
+a source of any length needs no file and no state. `prompt(kind, index)` gives the held-out prompts
+of the generation rows. The scenes, their pictures and the held-out compositions are in `world`, the
+sentences in `speech`; `Shapes` (loaded on first use, it needs tensorflow_datasets but not
+TensorFlow) is in `shapes_builder`.
 """
 
 import functools
@@ -11,221 +12,264 @@ import functools
 from tuna_jax.data import speech, world
 from tuna_jax.data.world import COLOURS, PLACES, SIZES, check_name, make_rng
 
-TASKS = ("t2i", "caption", "vqa", "text", "edit", "t2v", "video_caption", "video_vqa")
-PROMPTS = ("one", "two", "count", "position")
+TASKS = ('t2i', 'caption', 'vqa', 'text', 'edit', 't2v', 'video_caption', 'video_vqa')
+PROMPTS = ('one', 'two', 'count', 'position')
 
 
 def record(task, split, seed, index):
-    """One raw record; a pure function of (task, split, seed, index).
+  """One raw record; a pure function of (task, split, seed, index).
 
-    Every record has `scene`, a JSON-able dict: the things of a picture (of the edited picture, with the
-    picture before it under `before`), or of a clip, with motions.
+  Every record has `scene`, a JSON-able dict: the things of a picture (of the edited picture, with
+  the picture before it under `before`), or of a clip, with motions.
 
-        t2i, caption        image uint8 [64, 64, 3], caption. Captions of `caption` are the canonical
-                            ones, those of `t2i` are of every style
-        vqa                 image, conversations, type (one of speech.QUESTIONS)
-        text                conversations, type: the language of the other tasks without pictures
-        edit                raw_image, out_image, instruction, type (one of speech.EDITS)
-        t2v, video_caption  video uint8 [9, 64, 64, 3], caption
-        video_vqa           video, conversations, type (one of speech.CLIP_QUESTIONS)
+      t2i, caption        image uint8 [64, 64, 3], caption. Captions of `caption` are the canonical
+                          ones, those of `t2i` are of every style
+      vqa                 image, conversations, type (one of speech.QUESTIONS)
+      text                conversations, type: the language of the other tasks without pictures
+      edit                raw_image, out_image, instruction, type (one of speech.EDITS)
+      t2v, video_caption  video uint8 [9, 64, 64, 3], caption
+      video_vqa           video, conversations, type (one of speech.CLIP_QUESTIONS)
 
-    Raises ValueError on a task or split that does not exist.
-    """
-    check_name("task", task, TASKS)
-    check_name("split", split, world.SPLITS)
-    return _MAKERS[task](make_rng(task, split, seed, index), split)
+  Raises ValueError on a task or split that does not exist.
+  """
+  check_name('task', task, TASKS)
+  check_name('split', split, world.SPLITS)
+  return _MAKERS[task](make_rng(task, split, seed, index), split)
 
 
 def _t2i(rng, split):
-    scene = world.random_scene(rng, split)
-    return {"image": world.render(scene), "caption": speech.describe(scene, "any", rng),
-            "scene": scene.to_dict()}
+  scene = world.random_scene(rng, split)
+  return {
+    'image': world.render(scene),
+    'caption': speech.describe(scene, 'any', rng),
+    'scene': scene.to_dict(),
+  }
 
 
 def _caption(rng, split):
-    scene = world.random_scene(rng, split)
-    return {"image": world.render(scene), "caption": speech.describe(scene), "scene": scene.to_dict()}
+  scene = world.random_scene(rng, split)
+  return {'image': world.render(scene), 'caption': speech.describe(scene), 'scene': scene.to_dict()}
 
 
 def _question(rng, split):
-    kind = rng.choice(speech.QUESTIONS)
-    families = world.distinct_families() if kind == "where" else world.FAMILIES
-    scene = world.random_scene(rng, split, families)
-    return scene, kind, *speech.ask(scene, kind, rng)
+  kind = rng.choice(speech.QUESTIONS)
+  families = world.distinct_families() if kind == 'where' else world.FAMILIES
+  scene = world.random_scene(rng, split, families)
+  return scene, kind, *speech.ask(scene, kind, rng)
 
 
 def _vqa(rng, split):
-    scene, kind, question, answer = _question(rng, split)
-    return {"image": world.render(scene), "conversations": _talk(f"<image>\n{question}", answer),
-            "type": kind, "scene": scene.to_dict()}
+  scene, kind, question, answer = _question(rng, split)
+  return {
+    'image': world.render(scene),
+    'conversations': _talk(f'<image>\n{question}', answer),
+    'type': kind,
+    'scene': scene.to_dict(),
+  }
 
 
 def _talk(human, gpt):
-    return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+  return [{'from': 'human', 'value': human}, {'from': 'gpt', 'value': gpt}]
 
 
-_EDIT_SIZES = {"recolour": (1, 3), "replace": (1, 3), "remove": (2, 4), "add": (1, 3), "move": (1, 3)}
+_EDIT_SIZES = {
+  'recolour': (1, 3),
+  'replace': (1, 3),
+  'remove': (2, 4),
+  'add': (1, 3),
+  'move': (1, 3),
+}
 
 
 def _edited(rng, split):
-    """An edit whose two pictures are both of train, or of which at least one is of test."""
-    kind = rng.choice(speech.EDITS)
-    while True:
-        origin = "train" if split == "train" else rng.choice(world.SPLITS)
-        before = world.random_scene(rng, origin, world.distinct_families(*_EDIT_SIZES[kind]))
-        instruction, after = speech.edit(before, kind, rng)
-        if (world.held_out(before) or world.held_out(after)) == (split == "test"):
-            return before, after, instruction, kind
+  """An edit whose two pictures are both of train, or of which at least one is of test."""
+  kind = rng.choice(speech.EDITS)
+  while True:
+    origin = 'train' if split == 'train' else rng.choice(world.SPLITS)
+    before = world.random_scene(rng, origin, world.distinct_families(*_EDIT_SIZES[kind]))
+    instruction, after = speech.edit(before, kind, rng)
+    if (world.held_out(before) or world.held_out(after)) == (split == 'test'):
+      return before, after, instruction, kind
 
 
 def _edit(rng, split):
-    before, after, instruction, kind = _edited(rng, split)
-    return {"raw_image": world.render(before), "out_image": world.render(after),
-            "instruction": instruction, "type": kind,
-            "scene": {**after.to_dict(), "before": before.to_dict()}}
+  before, after, instruction, kind = _edited(rng, split)
+  return {
+    'raw_image': world.render(before),
+    'out_image': world.render(after),
+    'instruction': instruction,
+    'type': kind,
+    'scene': {**after.to_dict(), 'before': before.to_dict()},
+  }
 
 
 def _t2v(rng, split):
-    scene = world.random_clip(rng, split)
-    style = "full" if split == "test" else rng.choice(("full", "any"))
-    return {"video": world.render_clip(scene), "caption": speech.describe(scene, style, rng),
-            "scene": scene.to_dict()}
+  scene = world.random_clip(rng, split)
+  style = 'full' if split == 'test' else rng.choice(('full', 'any'))
+  return {
+    'video': world.render_clip(scene),
+    'caption': speech.describe(scene, style, rng),
+    'scene': scene.to_dict(),
+  }
 
 
 def _video_caption(rng, split):
-    scene = world.random_clip(rng, split)
-    return {"video": world.render_clip(scene), "caption": speech.describe(scene),
-            "scene": scene.to_dict()}
+  scene = world.random_clip(rng, split)
+  return {
+    'video': world.render_clip(scene),
+    'caption': speech.describe(scene),
+    'scene': scene.to_dict(),
+  }
 
 
 def _video_vqa(rng, split):
-    scene = world.random_clip(rng, split)
-    kind = rng.choice(speech.CLIP_QUESTIONS)
-    question, answer = speech.ask_clip(scene, kind, rng)
-    return {"video": world.render_clip(scene), "conversations": _talk(f"<image>\n{question}", answer),
-            "type": kind, "scene": scene.to_dict()}
+  scene = world.random_clip(rng, split)
+  kind = rng.choice(speech.CLIP_QUESTIONS)
+  question, answer = speech.ask_clip(scene, kind, rng)
+  return {
+    'video': world.render_clip(scene),
+    'conversations': _talk(f'<image>\n{question}', answer),
+    'type': kind,
+    'scene': scene.to_dict(),
+  }
 
 
 # What the decoder reads before it has eyes: a scene in words stands where a picture will stand.
-_TEXT = {"restate": 30, "question": 25, "edit": 15, "say": 10, "clip": 10, "clip_question": 10}
+_TEXT = {'restate': 30, 'question': 25, 'edit': 15, 'say': 10, 'clip': 10, 'clip_question': 10}
 
 
 def _text(rng, split):
-    kind, = rng.choices(list(_TEXT), list(_TEXT.values()))
-    if kind == "edit":
-        before, scene, instruction, _ = _edited(rng, split)
-        return {"conversations": _talk(f"{speech.describe(before)}. {instruction}",
-                                       speech.describe(scene)),
-                "type": kind, "scene": {**scene.to_dict(), "before": before.to_dict()}}
-    if kind == "question":
-        scene, _, question, answer = _question(rng, split)
-        talk = _talk(f"{_shuffled(scene, rng)}. {question}", answer)
-    elif kind == "restate":
-        scene = world.random_scene(rng, split)
-        talk = _talk(f"{_shuffled(scene, rng)}. {speech.DESCRIBE}", speech.describe(scene))
-    elif kind == "say":
-        scene = world.random_scene(rng, split)
-        talk = _talk("say what a picture may show.", speech.describe(scene, "any", rng))
+  (kind,) = rng.choices(list(_TEXT), list(_TEXT.values()))
+  if kind == 'edit':
+    before, scene, instruction, _ = _edited(rng, split)
+    return {
+      'conversations': _talk(f'{speech.describe(before)}. {instruction}', speech.describe(scene)),
+      'type': kind,
+      'scene': {**scene.to_dict(), 'before': before.to_dict()},
+    }
+  if kind == 'question':
+    scene, _, question, answer = _question(rng, split)
+    talk = _talk(f'{_shuffled(scene, rng)}. {question}', answer)
+  elif kind == 'restate':
+    scene = world.random_scene(rng, split)
+    talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE}', speech.describe(scene))
+  elif kind == 'say':
+    scene = world.random_scene(rng, split)
+    talk = _talk('say what a picture may show.', speech.describe(scene, 'any', rng))
+  else:
+    scene = world.random_clip(rng, split)
+    if kind == 'clip':
+      talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE_CLIP}', speech.describe(scene))
     else:
-        scene = world.random_clip(rng, split)
-        if kind == "clip":
-            talk = _talk(f"{_shuffled(scene, rng)}. {speech.DESCRIBE_CLIP}", speech.describe(scene))
-        else:
-            question, answer = speech.ask_clip(scene, rng.choice(speech.CLIP_QUESTIONS), rng)
-            talk = _talk(f"{_shuffled(scene, rng)}. {question}", answer)
-    return {"conversations": talk, "type": kind, "scene": scene.to_dict()}
+      question, answer = speech.ask_clip(scene, rng.choice(speech.CLIP_QUESTIONS), rng)
+      talk = _talk(f'{_shuffled(scene, rng)}. {question}', answer)
+  return {'conversations': talk, 'type': kind, 'scene': scene.to_dict()}
 
 
 def _shuffled(scene, rng):
-    things = list(scene.things)
-    rng.shuffle(things)
-    return speech.describe(world.Scene(tuple(things)))
+  things = list(scene.things)
+  rng.shuffle(things)
+  return speech.describe(world.Scene(tuple(things)))
 
 
-_MAKERS = {"t2i": _t2i, "caption": _caption, "vqa": _vqa, "text": _text, "edit": _edit, "t2v": _t2v,
-           "video_caption": _video_caption, "video_vqa": _video_vqa}
+_MAKERS = {
+  't2i': _t2i,
+  'caption': _caption,
+  'vqa': _vqa,
+  'text': _text,
+  'edit': _edit,
+  't2v': _t2v,
+  'video_caption': _video_caption,
+  'video_vqa': _video_vqa,
+}
 
 
 # ---- prompts of the generation rows
 
 
 def prompt(kind, index):
-    """The held-out prompt number `index` of a generation row: {'prompt', 'kind', 'want'}.
+  """The held-out prompt number `index` of a generation row: {'prompt', 'kind', 'want'}.
 
-    Every prompt states a composition that no train record of any task shows or says. The prompts of a
-    kind come in a fixed shuffled order and start again after the last (`len(prompts(kind))` differ):
+  Every prompt states a composition that no train record of any task shows or says. The prompts of a
+  kind come in a fixed shuffled order and start again after the last (`len(prompts(kind))` differ):
 
-        one       a large red circle; a red circle at the top left; a large red circle at the top left
-        two       a red circle and a blue square           an unseen pair of kinds
-        count     three (large) green circles              an unseen number of a kind
-        position  a red circle left of a blue square       an unseen pair of kinds
+      one       a large red circle; a red circle at the top left; a large red circle at the top left
+      two       a red circle and a blue square           an unseen pair of kinds
+      count     three (large) green circles              an unseen number of a kind
+      position  a red circle left of a blue square       an unseen pair of kinds
 
-    `want` is what a picture must hold: {'things': [{shape, colour, size, place, motion}], 'relation'},
-    None where the prompt leaves it open.
-    """
-    known = prompts(kind)
-    text = known[index % len(known)]
-    meaning = speech.parse_caption(text)
-    want = {"things": [dict(vars(p)) for p in meaning.phrases], "relation": meaning.relation}
-    return {"prompt": text, "kind": kind, "want": want}
+  `want` is what a picture must hold: {'things': [{shape, colour, size, place, motion}],
+  'relation'}, None where the prompt leaves it open.
+  """
+  known = prompts(kind)
+  text = known[index % len(known)]
+  meaning = speech.parse_caption(text)
+  want = {'things': [dict(vars(p)) for p in meaning.phrases], 'relation': meaning.relation}
+  return {'prompt': text, 'kind': kind, 'want': want}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def prompts(kind):
-    """All held-out prompts of a kind, in their order."""
-    check_name("prompt kind", kind, PROMPTS)
-    texts = sorted(_PROMPTS[kind]())
-    make_rng("prompts", kind).shuffle(texts)
-    return tuple(texts)
+  """All held-out prompts of a kind, in their order."""
+  check_name('prompt kind', kind, PROMPTS)
+  texts = sorted(_PROMPTS[kind]())
+  make_rng('prompts', kind).shuffle(texts)
+  return tuple(texts)
 
 
 def _one():
-    for size, colour, shape in world.UNSEEN_THINGS:
-        for place in PLACES:
-            thing = world.Thing(shape, colour, size, place)
-            yield speech.phrase(thing)
-        yield speech.phrase(thing, place=False)
-    for colour, shape, place in world.UNSEEN_PLACES:
-        for size in SIZES:
-            thing = world.Thing(shape, colour, size, place)
-            yield speech.phrase(thing)
-        yield speech.phrase(thing, size=False)
+  for size, colour, shape in world.UNSEEN_THINGS:
+    for place in PLACES:
+      thing = world.Thing(shape, colour, size, place)
+      yield speech.phrase(thing)
+    yield speech.phrase(thing, place=False)
+  for colour, shape, place in world.UNSEEN_PLACES:
+    for size in SIZES:
+      thing = world.Thing(shape, colour, size, place)
+      yield speech.phrase(thing)
+    yield speech.phrase(thing, size=False)
 
 
-def _two(joints=("and",)):
-    for pair in world.UNSEEN_PAIRS:
-        for a, b in (pair, pair[::-1]):
-            for joint in joints:
-                yield f"{_bare(a)} {joint} {_bare(b)}"
+def _two(joints=('and',)):
+  for pair in world.UNSEEN_PAIRS:
+    for a, b in (pair, pair[::-1]):
+      for joint in joints:
+        yield f'{_bare(a)} {joint} {_bare(b)}'
 
 
 def _position():
-    return _two(tuple(speech.RELATIONS))
+  return _two(tuple(speech.RELATIONS))
 
 
 def _bare(kind):
-    return speech.phrase(world.Thing(kind[1], kind[0], "large", "top left"), False, False)
+  return speech.phrase(world.Thing(kind[1], kind[0], 'large', 'top left'), False, False)
 
 
 def _count():
-    for n, colour, shape in world.UNSEEN_COUNTS:
-        for size in ("", *(f"{s} " for s in SIZES if (s, colour, shape) not in world.UNSEEN_THINGS)):
-            yield f"{speech.NUMBERS[n]} {size}{colour} {speech.PLURAL[shape]}"
+  for n, colour, shape in world.UNSEEN_COUNTS:
+    for size in ('', *(f'{s} ' for s in SIZES if (s, colour, shape) not in world.UNSEEN_THINGS)):
+      yield f'{speech.NUMBERS[n]} {size}{colour} {speech.PLURAL[shape]}'
 
 
-_PROMPTS = {"one": _one, "two": _two, "count": _count, "position": _position}
+_PROMPTS = {'one': _one, 'two': _two, 'count': _count, 'position': _position}
 
 # Every word of every sentence, for a tokenizer that wants whole words.
-WORDS = tuple(sorted(
-    {*COLOURS, *SIZES, *world.SHAPES, *speech.PLURAL.values(), *world.MOTIONS, *speech.NUMBERS, "yes", "no"}
-    | set(" ".join([*PLACES, *speech.RELATIONS]).split())
-    | set("a an and at the moves move stays what shape is one colour how many are there where shapes which "
-          "way does that of add remove paint turn into to describe picture clip say may show".split())))
+_GRAMMAR = """
+  a an and at the of to is are there that one into what which where how many way does
+  shape shapes colour move moves stays add remove paint turn describe picture clip say may show
+  yes no
+"""
+WORDS = tuple(
+  sorted(
+    {*COLOURS, *SIZES, *world.SHAPES, *speech.PLURAL.values(), *world.MOTIONS, *speech.NUMBERS}
+    | set(' '.join([*PLACES, *speech.RELATIONS, _GRAMMAR]).split())
+  )
+)
 
 
 def __getattr__(name):
-    if name == "Shapes":  # importing tensorflow_datasets takes seconds; only the builder needs it
-        from tuna_jax.data.shapes_builder import Shapes
+  if name == 'Shapes':  # importing tensorflow_datasets takes seconds; only the builder needs it
+    from tuna_jax.data.shapes_builder import Shapes
 
-        return Shapes
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return Shapes
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

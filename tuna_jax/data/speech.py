@@ -1,8 +1,8 @@
-"""What can be said about a scene of `world`: captions and their parser, questions, edit instructions.
+"""What can be said about a scene of `world`: captions, questions, edits; and the caption parser.
 
 The language is small and exact: every sentence here is true of the scene it was made from, and
-`parse_caption` gives back what a caption claims. Sentences are lower case words, with '.' or '?' at the
-end of instructions and questions only.
+`parse_caption` gives back what a caption claims. Sentences are lower case words, with '.' or '?' at
+the end of instructions and questions only.
 
     full      a large red circle at the top left and a small blue square at the bottom right
     placed    a red circle at the top left and a blue square at the bottom right
@@ -21,17 +21,18 @@ import re
 from tuna_jax.data import world
 from tuna_jax.data.world import COLOURS, MOTIONS, PLACES, SHAPES, SIZES, Scene
 
-STYLES = ("full", "placed", "sized", "bare", "relation", "count", "any")
-NUMBERS = ("zero", "one", "two", "three", "four")
-RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-QUESTIONS = ("what", "colour", "count", "where", "yesno")
-CLIP_QUESTIONS = ("direction", "what", "colour", "count", "yesno")
-EDITS = ("recolour", "replace", "remove", "add", "move")
-DESCRIBE = "describe the picture."
-DESCRIBE_CLIP = "describe the clip."
-PLURAL = {shape: "crosses" if shape == "cross" else shape + "s" for shape in SHAPES}
+STYLES = ('full', 'placed', 'sized', 'bare', 'relation', 'count', 'any')
+NUMBERS = ('zero', 'one', 'two', 'three', 'four')
+RELATIONS = {'left of': (-1, 0), 'right of': (1, 0), 'above': (0, -1), 'below': (0, 1)}
+QUESTIONS = ('what', 'colour', 'count', 'where', 'yesno')
+CLIP_QUESTIONS = ('direction', 'what', 'colour', 'count', 'yesno')
+EDITS = ('recolour', 'replace', 'remove', 'add', 'move')
+DESCRIBE = 'describe the picture.'
+DESCRIBE_CLIP = 'describe the clip.'
+PLURAL = {shape: 'crosses' if shape == 'cross' else shape + 's' for shape in SHAPES}
 
-# Two centres closer than this on an axis stand neither left nor right (above nor below) of each other.
+# Two centres closer than this on an axis stand neither left nor right (above nor below) of each
+# other.
 RELATION_MARGIN = 8
 
 
@@ -39,268 +40,285 @@ RELATION_MARGIN = 8
 
 
 def phrase(thing, size=True, place=True):
-    """'a large red circle at the top left moves right', less what is switched off."""
-    words = ([thing.size] if size else []) + [thing.colour, thing.shape]
-    text = f"{'an' if words[0] == 'orange' else 'a'} {' '.join(words)}"
-    if place:
-        text += f" at the {thing.place}"
-    if thing.motion:
-        text += " stays still" if thing.motion == "still" else f" moves {thing.motion}"
-    return text
+  """'a large red circle at the top left moves right', less what is switched off."""
+  words = ([thing.size] if size else []) + [thing.colour, thing.shape]
+  text = f'{"an" if words[0] == "orange" else "a"} {" ".join(words)}'
+  if place:
+    text += f' at the {thing.place}'
+  if thing.motion:
+    text += ' stays still' if thing.motion == 'still' else f' moves {thing.motion}'
+  return text
 
 
-def describe(scene, style="full", rng=None):
-    """A true caption of the scene in one of STYLES. 'full' is the one canonical caption; needs no rng.
+def describe(scene, style='full', rng=None):
+  """A true caption of the scene in one of STYLES.
 
-    The other styles list the things in an order drawn from `rng` (a random.Random); 'any' draws a style
-    that fits the scene too. Raises ValueError where a style does not fit: 'relation' wants two
-    different things without motion, 'count' two or more that are all alike.
-    """
-    world.check_name("style", style, STYLES)
-    things = list(scene.things)
-    if style == "full":
-        return " and ".join(phrase(t) for t in things)
-    alike = len(things) > 1 and len({(t.kind, t.size, t.motion) for t in things}) == 1
-    if style == "any":
-        style = _draw_style(things, alike, rng)
-        if style == "full":
-            return describe(scene)
-    if style == "count":
-        if not alike or things[0].motion:
-            raise ValueError(f"'count' wants two or more still pictured things that are all alike: {scene}")
-        size = f"{things[0].size} " if rng.random() < 0.3 else ""
-        return f"{NUMBERS[len(things)]} {size}{things[0].colour} {PLURAL[things[0].shape]}"
-    rng.shuffle(things)
-    if style == "relation":
-        if len(things) != 2 or alike or things[0].motion:
-            raise ValueError(f"'relation' wants two different things of a picture: {scene}")
-        a, b = things
-        relation = rng.choice([r for r in RELATIONS if holds(r, a.center, b.center)])
-        return f"{phrase(a, False, False)} {relation} {phrase(b, False, False)}"
-    size, place = style == "sized", style == "placed"
-    return " and ".join(phrase(t, size, place) for t in things)
+  'full' is the one canonical caption and needs no rng.
+
+  The other styles list the things in an order drawn from `rng` (a random.Random); 'any' draws a
+  style that fits the scene too. Raises ValueError where a style does not fit: 'relation' wants two
+  different things without motion, 'count' two or more that are all alike.
+  """
+  world.check_name('style', style, STYLES)
+  things = list(scene.things)
+  if style == 'full':
+    return ' and '.join(phrase(t) for t in things)
+  alike = len(things) > 1 and len({(t.kind, t.size, t.motion) for t in things}) == 1
+  if style == 'any':
+    style = _draw_style(things, alike, rng)
+    if style == 'full':
+      return describe(scene)
+  if style == 'count':
+    if not alike or things[0].motion:
+      raise ValueError(
+        f"'count' wants two or more still pictured things that are all alike: {scene}"
+      )
+    size = f'{things[0].size} ' if rng.random() < 0.3 else ''
+    return f'{NUMBERS[len(things)]} {size}{things[0].colour} {PLURAL[things[0].shape]}'
+  rng.shuffle(things)
+  if style == 'relation':
+    if len(things) != 2 or alike or things[0].motion:
+      raise ValueError(f"'relation' wants two different things of a picture: {scene}")
+    a, b = things
+    relation = rng.choice([r for r in RELATIONS if holds(r, a.center, b.center)])
+    return f'{phrase(a, False, False)} {relation} {phrase(b, False, False)}'
+  size, place = style == 'sized', style == 'placed'
+  return ' and '.join(phrase(t, size, place) for t in things)
 
 
 def _draw_style(things, alike, rng):
-    if alike and not things[0].motion:
-        return rng.choices(["count", "full"], [75, 25])[0]
-    if len(things) == 2 and not things[0].motion:
-        return rng.choices(["full", "placed", "sized", "bare", "relation"], [20, 10, 10, 25, 35])[0]
-    return rng.choices(["full", "placed", "sized", "bare"], [25, 20, 20, 35])[0]
+  if alike and not things[0].motion:
+    return rng.choices(['count', 'full'], [75, 25])[0]
+  if len(things) == 2 and not things[0].motion:
+    return rng.choices(['full', 'placed', 'sized', 'bare', 'relation'], [20, 10, 10, 25, 35])[0]
+  return rng.choices(['full', 'placed', 'sized', 'bare'], [25, 20, 20, 35])[0]
 
 
 def holds(relation, a, b):
-    """Whether centre `a` (x, y) stands in the relation to centre `b`."""
-    u, v = RELATIONS[relation]
-    return (a[0] - b[0]) * u + (a[1] - b[1]) * v >= RELATION_MARGIN
+  """Whether centre `a` (x, y) stands in the relation to centre `b`."""
+  u, v = RELATIONS[relation]
+  return (a[0] - b[0]) * u + (a[1] - b[1]) * v >= RELATION_MARGIN
 
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """What a caption claims of one thing; None where it claims nothing."""
+  """What a caption claims of one thing; None where it claims nothing."""
 
-    shape: str
-    colour: str
-    size: str | None = None
-    place: str | None = None
-    motion: str | None = None
+  shape: str
+  colour: str
+  size: str | None = None
+  place: str | None = None
+  motion: str | None = None
 
-    def fits(self, thing):
-        """Whether the thing is as claimed."""
-        return all(wanted is None or wanted == getattr(thing, name)
-                   for name, wanted in vars(self).items())
+  def fits(self, thing):
+    """Whether the thing is as claimed."""
+    return all(
+      wanted is None or wanted == getattr(thing, name) for name, wanted in vars(self).items()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What a caption claims: one phrase a thing, no thing more, and a relation of the first to the second."""
+  """What a caption claims: one phrase a thing, no thing more, and a relation of the first to the
+  second."""
 
-    phrases: tuple
-    relation: str | None = None
+  phrases: tuple
+  relation: str | None = None
 
-    def true_of(self, things):
-        """Whether the things are exactly the ones claimed: a one to one match of phrases and things."""
-        if len(things) != len(self.phrases):
-            return False
-        for order in itertools.permutations(things):
-            if all(p.fits(t) for p, t in zip(self.phrases, order)):
-                if self.relation is None or holds(self.relation, order[0].center, order[1].center):
-                    return True
-        return False
+  def true_of(self, things):
+    """Whether the things are exactly the ones claimed: a one to one match of phrases and things."""
+    if len(things) != len(self.phrases):
+      return False
+    for order in itertools.permutations(things):
+      fits = all(p.fits(t) for p, t in zip(self.phrases, order))
+      if fits and (not self.relation or holds(self.relation, order[0].center, order[1].center)):
+        return True
+    return False
 
-    def complete(self, moving=False):
-        """Whether every thing's size and place (and motion, in a clip) are stated."""
-        return all(p.size and p.place and (p.motion or not moving) for p in self.phrases)
+  def complete(self, moving=False):
+    """Whether every thing's size and place (and motion, in a clip) are stated."""
+    return all(p.size and p.place and (p.motion or not moving) for p in self.phrases)
 
 
 def _one_of(names):
-    return "(" + "|".join(map(re.escape, names)) + ")"
+  return '(' + '|'.join(map(re.escape, names)) + ')'
 
 
 _THING = re.compile(
-    f"(?:a|an|{'|'.join(NUMBERS[1:])})(?: {_one_of(SIZES)})? {_one_of(COLOURS)} "
-    f"{_one_of([*SHAPES, *PLURAL.values()])}(?: at the {_one_of(PLACES)})?"
-    f"(?: (?:moves {_one_of(list(MOTIONS)[:4])}|(stays still)))?")
+  f'(?:a|an|{"|".join(NUMBERS[1:])})(?: {_one_of(SIZES)})? {_one_of(COLOURS)} '
+  f'{_one_of([*SHAPES, *PLURAL.values()])}(?: at the {_one_of(PLACES)})?'
+  f'(?: (?:moves {_one_of(list(MOTIONS)[:4])}|(stays still)))?'
+)
 _SINGULAR = {plural: shape for shape, plural in PLURAL.items()}
 
 
 def parse_caption(text):
-    """The Meaning of a caption of any style. Raises ValueError on text that is not such a caption."""
-    text = " ".join(text.split())
-    for relation in RELATIONS:
-        sides = text.split(f" {relation} ")
-        if len(sides) == 2:
-            phrases = _parse_things(sides[0], text) + _parse_things(sides[1], text)
-            if len(phrases) != 2:
-                raise ValueError(f"a relation joins two things: {text!r}")
-            return Meaning(phrases, relation)
-    return Meaning(sum((_parse_things(part, text) for part in text.split(" and ")), ()))
+  """The Meaning of a caption of any style. Raises ValueError on text that is not such a caption."""
+  text = ' '.join(text.split())
+  for relation in RELATIONS:
+    sides = text.split(f' {relation} ')
+    if len(sides) == 2:
+      phrases = _parse_things(sides[0], text) + _parse_things(sides[1], text)
+      if len(phrases) != 2:
+        raise ValueError(f'a relation joins two things: {text!r}')
+      return Meaning(phrases, relation)
+  return Meaning(sum((_parse_things(part, text) for part in text.split(' and ')), ()))
 
 
 def _parse_things(part, text):
-    match = _THING.fullmatch(part)
-    if not match:
-        raise ValueError(f"not a caption of the world: {part!r} in {text!r}")
-    size, colour, shape, place, direction, still = match.groups()
-    number = part.split()[0]
-    count = NUMBERS.index(number) if number in NUMBERS else 1
-    if (shape in _SINGULAR) != (count > 1):
-        raise ValueError(f"not a caption of the world: {number!r} with {shape!r} in {text!r}")
-    shape = _SINGULAR.get(shape, shape)
-    return (Phrase(shape, colour, size, place, "still" if still else direction),) * count
+  match = _THING.fullmatch(part)
+  if not match:
+    raise ValueError(f'not a caption of the world: {part!r} in {text!r}')
+  size, colour, shape, place, direction, still = match.groups()
+  number = part.split()[0]
+  count = NUMBERS.index(number) if number in NUMBERS else 1
+  if (shape in _SINGULAR) != (count > 1):
+    raise ValueError(f'not a caption of the world: {number!r} with {shape!r} in {text!r}')
+  shape = _SINGULAR.get(shape, shape)
+  return (Phrase(shape, colour, size, place, 'still' if still else direction),) * count
 
 
 # ---- questions
 
 
 def ask(scene, kind, rng):
-    """A question of one of QUESTIONS and its short answer. The scene's things differ in kind for 'where'.
+  """A question of one of QUESTIONS and its short answer; 'where' wants things that differ in kind.
 
-    what: a shape's name; colour: a colour; count: a number word; where: a place; yesno: yes or no,
-    equally often.
-    """
-    world.check_name("question type", kind, QUESTIONS)
-    things = scene.things
-    t = rng.choice(things)
-    if kind == "what":
-        if rng.random() < 0.5 and _once(things, "colour", t.colour):
-            return f"what shape is the {t.colour} one?", t.shape
-        return f"what shape is at the {t.place}?", t.shape
-    if kind == "colour":
-        if rng.random() < 0.5 and _once(things, "shape", t.shape):
-            return f"what colour is the {t.shape}?", t.colour
-        return f"what colour is the shape at the {t.place}?", t.colour
-    if kind == "count":
-        form = rng.random()
-        if form < 0.5:
-            return "how many shapes are there?", NUMBERS[len(things)]
-        if form < 0.75:
-            shape = t.shape if rng.random() < 0.8 else rng.choice(SHAPES)
-            return f"how many {PLURAL[shape]} are there?", NUMBERS[sum(o.shape == shape for o in things)]
-        colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
-        return f"how many {colour} shapes are there?", NUMBERS[sum(o.colour == colour for o in things)]
-    if kind == "where":
-        if not _once(things, "kind", t.kind):
-            raise ValueError(f"'where' wants things of different kinds: {scene}")
-        return f"where is the {t.colour} {t.shape}?", t.place
-    return _ask_yesno(things, t, rng)
+  what: a shape's name; colour: a colour; count: a number word; where: a place; yesno: yes or no,
+  equally often.
+  """
+  world.check_name('question type', kind, QUESTIONS)
+  things = scene.things
+  t = rng.choice(things)
+  if kind == 'what':
+    if rng.random() < 0.5 and _once(things, 'colour', t.colour):
+      return f'what shape is the {t.colour} one?', t.shape
+    return f'what shape is at the {t.place}?', t.shape
+  if kind == 'colour':
+    if rng.random() < 0.5 and _once(things, 'shape', t.shape):
+      return f'what colour is the {t.shape}?', t.colour
+    return f'what colour is the shape at the {t.place}?', t.colour
+  if kind == 'count':
+    form = rng.random()
+    if form < 0.5:
+      return 'how many shapes are there?', NUMBERS[len(things)]
+    if form < 0.75:
+      shape = t.shape if rng.random() < 0.8 else rng.choice(SHAPES)
+      return f'how many {PLURAL[shape]} are there?', NUMBERS[sum(o.shape == shape for o in things)]
+    colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
+    return f'how many {colour} shapes are there?', NUMBERS[sum(o.colour == colour for o in things)]
+  if kind == 'where':
+    if not _once(things, 'kind', t.kind):
+      raise ValueError(f"'where' wants things of different kinds: {scene}")
+    return f'where is the {t.colour} {t.shape}?', t.place
+  return _ask_yesno(things, t, rng)
 
 
 def _once(things, field, value):
-    return sum(getattr(t, field) == value for t in things) == 1
+  return sum(getattr(t, field) == value for t in things) == 1
 
 
 def _ask_yesno(things, t, rng):
-    true = rng.random() < 0.5
-    answer = "yes" if true else "no"
-    form = rng.random()
-    if form < 0.4 and len({o.kind for o in things}) > 1:
-        other = rng.choice([o for o in things if o is not t])
-        relation = rng.choice([r for r in RELATIONS if holds(r, t.center, other.center) == true])
-        return f"is the {t.colour} {t.shape} {relation} the {other.colour} {other.shape}?", answer
-    if form < 0.6 and _once(things, "kind", t.kind):
-        size = t.size if true else SIZES[1 - SIZES.index(t.size)]
-        return f"is the {t.colour} {t.shape} {size}?", answer
-    colour, shape = t.kind
-    if not true:
-        colour, shape = _absent_kind(things, t, rng)
-    return f"is there {'an' if colour == 'orange' else 'a'} {colour} {shape}?", answer
+  true = rng.random() < 0.5
+  answer = 'yes' if true else 'no'
+  form = rng.random()
+  if form < 0.4 and len({o.kind for o in things}) > 1:
+    other = rng.choice([o for o in things if o is not t])
+    relation = rng.choice([r for r in RELATIONS if holds(r, t.center, other.center) == true])
+    return f'is the {t.colour} {t.shape} {relation} the {other.colour} {other.shape}?', answer
+  if form < 0.6 and _once(things, 'kind', t.kind):
+    size = t.size if true else SIZES[1 - SIZES.index(t.size)]
+    return f'is the {t.colour} {t.shape} {size}?', answer
+  colour, shape = t.kind
+  if not true:
+    colour, shape = _absent_kind(things, t, rng)
+  return f'is there {"an" if colour == "orange" else "a"} {colour} {shape}?', answer
 
 
 def _absent_kind(things, t, rng):
-    """A kind that is not there but, as a rule, shares its colour or its shape with a thing that is."""
-    near = [k for k in world.KINDS if (k[0] == t.colour) != (k[1] == t.shape)]
-    present = {o.kind for o in things}
-    return rng.choice([k for k in near if k not in present])
+  """A kind that is not there but, as a rule, shares its colour or its shape with a thing that is.
+  """
+  near = [k for k in world.KINDS if (k[0] == t.colour) != (k[1] == t.shape)]
+  present = {o.kind for o in things}
+  return rng.choice([k for k in near if k not in present])
 
 
 def ask_clip(scene, kind, rng):
-    """A question about a clip, of one of CLIP_QUESTIONS, and its short answer.
+  """A question about a clip, of one of CLIP_QUESTIONS, and its short answer.
 
-    direction: left, right, up, down or still; what: the moving shape; colour; count; yesno.
-    """
-    world.check_name("clip question type", kind, CLIP_QUESTIONS)
-    things = scene.things
-    moving = [t for t in things if t.motion != "still"]
-    t = rng.choice(things)
-    if kind == "direction":
-        t = rng.choice(moving) if moving and rng.random() < 0.8 else t
-        return f"which way does the {t.colour} {t.shape} move?", t.motion
-    if kind == "what" and moving:
-        return "which shape moves?", moving[0].shape
-    if kind == "what":
-        return f"what shape is the {t.colour} one?", t.shape
-    if kind == "colour" and moving and rng.random() < 0.6:
-        return "what colour is the shape that moves?", moving[0].colour
-    if kind == "colour":
-        if _once(things, "shape", t.shape):
-            return f"what colour is the {t.shape}?", t.colour
-        return f"what colour is the shape at the {t.place}?", t.colour
-    if kind == "count":
-        return "how many shapes are there?", NUMBERS[len(things)]
-    true = rng.random() < 0.5
-    if rng.random() < 0.5 and moving:
-        t = moving[0]
-        motion = t.motion if true else rng.choice([m for m in list(MOTIONS)[:4] if m != t.motion])
-        return f"does the {t.colour} {t.shape} move {motion}?", "yes" if true else "no"
-    if true != (t.motion != "still") and len({o.motion == "still" for o in things}) > 1:
-        t = next(o for o in things if o is not t)
-    return f"does the {t.colour} {t.shape} move?", "no" if t.motion == "still" else "yes"
+  direction: left, right, up, down or still; what: the moving shape; colour; count; yesno.
+  """
+  world.check_name('clip question type', kind, CLIP_QUESTIONS)
+  things = scene.things
+  moving = [t for t in things if t.motion != 'still']
+  t = rng.choice(things)
+  if kind == 'direction':
+    t = rng.choice(moving) if moving and rng.random() < 0.8 else t
+    return f'which way does the {t.colour} {t.shape} move?', t.motion
+  if kind == 'what' and moving:
+    return 'which shape moves?', moving[0].shape
+  if kind == 'what':
+    return f'what shape is the {t.colour} one?', t.shape
+  if kind == 'colour' and moving and rng.random() < 0.6:
+    return 'what colour is the shape that moves?', moving[0].colour
+  if kind == 'colour':
+    if _once(things, 'shape', t.shape):
+      return f'what colour is the {t.shape}?', t.colour
+    return f'what colour is the shape at the {t.place}?', t.colour
+  if kind == 'count':
+    return 'how many shapes are there?', NUMBERS[len(things)]
+  true = rng.random() < 0.5
+  if rng.random() < 0.5 and moving:
+    t = moving[0]
+    motion = t.motion if true else rng.choice([m for m in list(MOTIONS)[:4] if m != t.motion])
+    return f'does the {t.colour} {t.shape} move {motion}?', 'yes' if true else 'no'
+  if true != (t.motion != 'still') and len({o.motion == 'still' for o in things}) > 1:
+    t = next(o for o in things if o is not t)
+  return f'does the {t.colour} {t.shape} move?', 'no' if t.motion == 'still' else 'yes'
 
 
 # ---- edits
 
 
 def edit(scene, kind, rng):
-    """(instruction, edited scene) for one of EDITS; the things that it does not name keep place and jitter.
+  """(instruction, edited scene) for one of EDITS; what it does not name keeps place and jitter.
 
-    Wants a picture whose things differ in kind; 'remove' two or more of them, 'add' three or fewer.
-    """
-    world.check_name("edit", kind, EDITS)
-    things = list(scene.things)
-    taken = {t.kind for t in things}
-    free = [p for p in PLACES if all(t.place != p for t in things)]
-    if len(taken) != len(things) or (kind == "remove" and len(things) < 2) or (
-            kind in ("add", "move") and not free):
-        raise ValueError(f"edit {kind!r} does not fit {scene}")
-    if kind == "add":
-        new = world.random_thing(rng, rng.choice([k for k in world.KINDS if k not in taken]),
-                                 rng.choice(SIZES), rng.choice(free))
-        return f"add {phrase(new)}.", _ordered([*things, new])
-    t = things.pop(rng.randrange(len(things)))
-    name = f"the {t.colour} {t.shape}"
-    if kind == "remove":
-        return f"remove {name}.", _ordered(things)
-    if kind == "recolour":
-        colour = rng.choice([c for c in COLOURS if c != t.colour and (c, t.shape) not in taken])
-        return f"paint {name} {colour}.", _ordered([*things, dataclasses.replace(t, colour=colour)])
-    if kind == "replace":
-        shape = rng.choice([s for s in SHAPES if s != t.shape and (t.colour, s) not in taken])
-        return (f"turn {name} into a {shape}.",
-                _ordered([*things, dataclasses.replace(t, shape=shape)]))
-    place = rng.choice(free)
-    return f"move {name} to the {place}.", _ordered([*things, dataclasses.replace(t, place=place)])
+  Wants a picture whose things differ in kind; 'remove' two or more of them, 'add' three or fewer.
+  """
+  world.check_name('edit', kind, EDITS)
+  things = list(scene.things)
+  taken = {t.kind for t in things}
+  free = [p for p in PLACES if all(t.place != p for t in things)]
+  if (
+    len(taken) != len(things)
+    or (kind == 'remove' and len(things) < 2)
+    or (kind in ('add', 'move') and not free)
+  ):
+    raise ValueError(f'edit {kind!r} does not fit {scene}')
+  if kind == 'add':
+    new = world.random_thing(
+      rng,
+      rng.choice([k for k in world.KINDS if k not in taken]),
+      rng.choice(SIZES),
+      rng.choice(free),
+    )
+    return f'add {phrase(new)}.', _ordered([*things, new])
+  t = things.pop(rng.randrange(len(things)))
+  name = f'the {t.colour} {t.shape}'
+  if kind == 'remove':
+    return f'remove {name}.', _ordered(things)
+  if kind == 'recolour':
+    colour = rng.choice([c for c in COLOURS if c != t.colour and (c, t.shape) not in taken])
+    return f'paint {name} {colour}.', _ordered([*things, dataclasses.replace(t, colour=colour)])
+  if kind == 'replace':
+    shape = rng.choice([s for s in SHAPES if s != t.shape and (t.colour, s) not in taken])
+    return (
+      f'turn {name} into a {shape}.',
+      _ordered([*things, dataclasses.replace(t, shape=shape)]),
+    )
+  place = rng.choice(free)
+  return f'move {name} to the {place}.', _ordered([*things, dataclasses.replace(t, place=place)])
 
 
 def _ordered(things):
-    return Scene(tuple(sorted(things, key=lambda t: tuple(PLACES).index(t.place))))
+  return Scene(tuple(sorted(things, key=lambda t: tuple(PLACES).index(t.place))))

@@ -1,0 +1,282 @@
+"""The rendered world: its pictures, its sentences, its split and its builder."""
+
+import json
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from tuna_jax.data import shapes, speech, world
+
+MANY = 400
+FEW = 40
+
+
+def records(task, split, count=MANY, seed=0):
+  return [shapes.record(task, split, seed, i) for i in range(count)]
+
+
+def scenes(record):
+  found = [world.Scene.from_dict(record['scene'])]
+  if 'before' in record['scene']:
+    found.append(world.Scene.from_dict(record['scene']['before']))
+  return found
+
+
+def sentences(record):
+  turns = [turn['value'] for turn in record.get('conversations', [])]
+  return [record[name] for name in ('caption', 'instruction') if name in record] + turns
+
+
+def scene_text(record):
+  return json.dumps(record['scene'])
+
+
+def checksum(value):
+  if isinstance(value, np.ndarray):
+    return zlib.crc32(value.tobytes())
+  return value
+
+
+@pytest.mark.parametrize('task', shapes.TASKS)
+def test_no_train_record_holds_a_held_out_composition(task):
+  for record in records(task, 'train'):
+    assert not any(map(world.unseen, scenes(record)))
+
+
+@pytest.mark.parametrize('task', shapes.TASKS)
+def test_every_test_record_holds_a_held_out_composition(task):
+  for record in records(task, 'test', FEW):
+    assert any(map(world.unseen, scenes(record)))
+
+
+def test_no_train_sentence_says_a_held_out_prompt():
+  prompts = {p for kind in shapes.PROMPTS for p in shapes.prompts(kind)}
+  said = {s for task in shapes.TASKS for r in records(task, 'train') for s in sentences(r)}
+  assert not prompts & said
+
+
+def test_train_shows_every_kind_size_place_number_and_motion():
+  things = [t for r in records('caption', 'train', 2000) for t in scenes(r)[0].things]
+  assert {t.kind for t in things} == set(world.KINDS)
+  assert {(t.kind, t.place) for t in things} == {
+    ((c, s), p)
+    for c, s in world.KINDS
+    for p in world.PLACES
+    if (c, s, p) not in world.UNSEEN_PLACES
+  }
+  assert {(t.size, t.colour, t.shape) for t in things} == {
+    (z, c, s) for c, s in world.KINDS for z in world.SIZES
+  } - world.UNSEEN_THINGS
+  clips = [t for r in records('video_caption', 'train') for t in scenes(r)[0].things]
+  assert {t.motion for t in clips} == set(world.MOTIONS)
+  assert {len(scenes(r)[0].things) for r in records('caption', 'train', FEW)} == {1, 2, 3, 4}
+
+
+def test_the_held_out_tables_have_their_documented_sizes():
+  sizes = {name: len(getattr(world, f'UNSEEN_{name}')) for name in ('THINGS', 'PLACES', 'COUNTS')}
+  assert sizes == {'THINGS': 8, 'PLACES': 16, 'COUNTS': 15}
+  assert 0.08 < len(world.UNSEEN_PAIRS) / 780 < 0.15
+  assert 0.08 < len(world.UNSEEN_MOTIONS) / 200 < 0.15
+
+
+def test_no_colour_shape_size_place_or_motion_is_held_out_whole():
+  for table, width in (('THINGS', 3), ('PLACES', 3), ('COUNTS', 3), ('MOTIONS', 3)):
+    rows = getattr(world, f'UNSEEN_{table}')
+    for axis in range(width):
+      counts = {}
+      for row in rows:
+        counts[row[axis]] = counts.get(row[axis], 0) + 1
+      assert max(counts.values()) <= 0.7 * len(rows), (table, counts)
+
+
+@pytest.mark.parametrize('task', shapes.TASKS)
+def test_a_record_is_a_pure_function_of_its_arguments(task):
+  once, again, other = (
+    {k: checksum(v) for k, v in shapes.record(task, 'train', seed, 7).items()} for seed in (3, 3, 4)
+  )
+  assert once == again
+  assert once != other
+
+
+def test_records_are_the_same_in_another_process():
+  code = (
+    'import zlib; from tuna_jax.data import shapes; r = shapes.record("t2i", "train", 0, 5);'
+    'print(r["caption"], zlib.crc32(r["image"].tobytes()))'
+  )
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  here = shapes.record('t2i', 'train', 0, 5)
+  assert out.stdout.strip() == f'{here["caption"]} {checksum(here["image"])}'
+
+
+def test_importing_records_needs_neither_jax_nor_tfds():
+  code = (
+    'import sys; from tuna_jax.data import shapes; shapes.record("t2v", "train", 0, 0);'
+    'print(sorted({"jax", "tensorflow", "tensorflow_datasets"} & set(sys.modules)))'
+  )
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert out.stdout.strip() == '[]'
+
+
+# ---- pictures
+
+
+def test_every_thing_stays_in_its_quadrant_of_latent_cells():
+  for shape in world.SHAPES:
+    for dx in (-world.JITTER, world.JITTER):
+      for dy in (-world.JITTER, world.JITTER):
+        thing = world.Thing(shape, 'black', 'large', 'bottom right', dx, dy)
+        picture = world.render(world.Scene((thing,)))
+        assert (picture[:32] == 255).all() and (picture[:, :32] == 255).all()
+        assert (picture[32:, 32:] < 255).any()
+        assert (picture[-1] == 255).all() and (picture[:, -1] == 255).all()
+
+
+def test_no_two_things_look_alike():
+  looks = {
+    checksum(world.render(world.Scene((world.Thing(s, c, z, p),))))
+    for s in world.SHAPES
+    for c in world.COLOURS
+    for z in world.SIZES
+    for p in world.PLACES
+  }
+  assert len(looks) == 5 * 8 * 2 * 4
+
+
+def test_a_clip_begins_with_its_picture_and_walks_one_quadrant():
+  start = world.Thing('cross', 'red', 'large', 'top left', 1, -1, 'right')
+  clip = world.render_clip(world.Scene((start,)))
+  end = world.Thing('cross', 'red', 'large', 'top right', 1, -1)
+  assert clip.shape == (world.FRAMES, world.SIDE, world.SIDE, 3) and clip.dtype == np.uint8
+  assert (clip[0] == world.render(world.Scene((start,)))).all()
+  assert (clip[-1] == world.render(world.Scene((end,)))).all()
+
+
+def test_a_clip_wants_motions():
+  with pytest.raises(ValueError, match='motion'):
+    world.render_clip(world.Scene((world.Thing('cross', 'red', 'large', 'top left'),)))
+
+
+# ---- sentences
+
+
+@pytest.mark.parametrize('task', ['t2i', 'caption', 't2v', 'video_caption'])
+@pytest.mark.parametrize('split', world.SPLITS)
+def test_captions_are_true_and_parse(task, split):
+  for record in records(task, split, FEW):
+    meaning = speech.parse_caption(record['caption'])
+    assert meaning.true_of(scenes(record)[0].things)
+
+
+def test_the_canonical_caption_parses_back_to_the_scene():
+  for record in records('caption', 'train', FEW):
+    phrases = speech.parse_caption(record['caption']).phrases
+    assert [tuple(vars(p).values())[:4] for p in phrases] == [
+      (t.shape, t.colour, t.size, t.place) for t in scenes(record)[0].things
+    ]
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '',
+    'a red',
+    'a red circle and',
+    'three red circle',
+    'a red circles',
+    'a huge red circle',
+    'a red circle left of a blue square and a green cross',
+    'a red circle at the middle',
+  ],
+)
+def test_what_is_not_a_caption_does_not_parse(text):
+  with pytest.raises(ValueError, match='caption|relation'):
+    speech.parse_caption(text)
+
+
+def test_t2i_captions_come_in_every_style():
+  captions = ' | '.join(r['caption'] for r in records('t2i', 'train'))
+  for words in ('three', 'left of', 'above', 'at the top left', 'small', '| a red circle'):
+    assert words in captions
+
+
+def test_every_sentence_is_made_of_the_listed_words():
+  said = set()
+  for task in shapes.TASKS:
+    for record in records(task, 'train', MANY):
+      for s in sentences(record):
+        said |= set(s.replace('<image>', '').replace('.', '').replace('?', '').split())
+  assert said <= set(shapes.WORDS)
+
+
+def test_yes_and_no_are_about_equally_often_the_answer():
+  answers = [
+    r['conversations'][1]['value'] for r in records('vqa', 'train', 2000) if r['type'] == 'yesno'
+  ]
+  assert 0.42 < answers.count('yes') / len(answers) < 0.58
+
+
+def test_all_question_and_edit_types_occur():
+  assert {r['type'] for r in records('vqa', 'train', FEW)} == set(speech.QUESTIONS)
+  assert {r['type'] for r in records('video_vqa', 'train', FEW)} == set(speech.CLIP_QUESTIONS)
+  assert {r['type'] for r in records('edit', 'train', FEW)} == set(speech.EDITS)
+
+
+def test_an_edit_changes_at_most_one_thing_and_keeps_the_others_to_the_pixel():
+  for record in records('edit', 'train', FEW):
+    after, before = scenes(record)
+    assert len(set(after.things) ^ set(before.things)) in (1, 2)
+    assert (world.render(before) == record['raw_image']).all()
+    assert (world.render(after) == record['out_image']).all()
+    assert (record['raw_image'] != record['out_image']).any()
+
+
+@pytest.mark.parametrize('kind', shapes.PROMPTS)
+def test_prompts_are_many_and_say_what_they_want(kind):
+  assert len(shapes.prompts(kind)) >= 40
+  first = shapes.prompt(kind, 0)
+  assert first == shapes.prompt(kind, len(shapes.prompts(kind)))
+  wanted = first['want']
+  assert len(wanted['things']) >= {'one': 1}.get(kind, 2)
+  assert (wanted['relation'] is not None) == (kind == 'position')
+  json.dumps(first)
+
+
+@pytest.mark.parametrize(
+  'call, near',
+  [
+    (lambda: shapes.record('captoin', 'train', 0, 0), 'caption'),
+    (lambda: shapes.record('caption', 'tets', 0, 0), 'test'),
+    (lambda: shapes.prompt('counts', 0), 'count'),
+    (
+      lambda: world.Scene.from_dict(
+        {'things': [{'shape': 'cirle', 'colour': 'red', 'size': 'large', 'place': 'top left'}]}
+      ),
+      'circle',
+    ),
+  ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(call, near):
+  with pytest.raises(ValueError, match=f'nearest is {near!r}'):
+    call()
+
+
+# ---- the builder
+
+
+@pytest.mark.parametrize('task', ['vqa', 'edit', 't2v'])
+def test_the_builder_writes_and_reads_the_records_without_tensorflow(task, tmp_path):
+  from tuna_jax.data.shapes_builder import SEED, ShapesConfig, decode
+
+  config = ShapesConfig(name=f'{task}_few', task=task, train=3, test=2)
+  builder = shapes.Shapes(data_dir=tmp_path, config=config)
+  builder.download_and_prepare()
+  for split, count in (('train', 3), ('test', 2)):
+    rows = [decode(row) for row in builder.as_data_source(split)]
+    made = [shapes.record(task, split, SEED, i) for i in range(count)]
+    for row, record in zip(sorted(rows, key=scene_text), sorted(made, key=scene_text), strict=True):
+      assert row.keys() == record.keys()
+      assert all(np.array_equal(row[name], record[name]) for name in row)
+  assert 'tensorflow' not in sys.modules
