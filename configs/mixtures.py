@@ -20,4 +20,4 @@ STAGE2 = (
 # Stage 3: instruction following, editing and high-quality generation at a low rate.
 STAGE3 = ((0.0, (('t2i', 0.35), ('caption', 0.05), ('vqa', 0.2), ('edit', 0.25), ('t2v', 0.1), ('video_vqa', 0.05))),)
 
-MIXTURES = dict(decoder=DECODER, vae=VAE, stage1=STAGE1, stage2=STAGE2, stage3=STAGE3)
+MIXTURES = {'decoder': DECODER, 'vae': VAE, 'stage1': STAGE1, 'stage2': STAGE2, 'stage3': STAGE3}

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from etils import epath
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from tuna_jax.config import nearest
 
@@ -44,7 +44,8 @@ class MediaConfig:
   frames: int = 13
 
   def __post_init__(self):
-    buckets(self.image_size), buckets(self.video_size)
+    buckets(self.image_size)
+    buckets(self.video_size)
     if self.frames % 4 != 1:
       raise ValueError(f'frames={self.frames}: expected 4k + 1, for example {self.frames - (self.frames - 1) % 4}')
 

@@ -31,11 +31,21 @@ from tuna_jax.data import latents as latents_lib
 from tuna_jax.data import segments
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.sources import Source, SourceConfig, open_source, read_mixture
-from tuna_jax.data.tasks import NUMBERS, TASKS, Context, TaskConfig, check_task
+from tuna_jax.data.tasks import (
+  FIELDS,
+  NUMBERS,
+  PLACEHOLDER,
+  TASKS,
+  Context,
+  TaskConfig,
+  check_task,
+  turns_of,
+)
 from tuna_jax.data.tokenizer import Tokenizer
 
 Phases = tuple[tuple[float, tuple[tuple[str, float], ...]], ...]
 
+_log = logging.getLogger(__name__)
 _NAMED = 10  # skipped records named in logs and counts
 _EARLY = 20  # after this many skipped records, a rate far above the allowed share stops the run early
 
@@ -59,8 +69,8 @@ class DataConfig:
   split: str = 'train'
   size: int = 1_000_000
   seed: int = 0
-  tasks: TaskConfig = TaskConfig()
-  media: MediaConfig = MediaConfig()
+  tasks: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+  media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
   max_skip_share: float = 0.01
   look_ahead: int = 3
   prefetch: int = 2
@@ -145,13 +155,13 @@ class Pipeline:
     for name, why in report.skipped:
       count = sum(n == name for n, _ in self._totals.skipped)
       if count <= _NAMED:
-        logging.warning('skipped record %d of %s: %s', count, name, why)
+        _log.warning('skipped record %d of %s: %s', count, name, why)
     return batch
 
   def state(self) -> dict[str, Any]:
     """Where the iterator stands after the last batch handed out: plain integers, JSON-able. `restore` takes it back."""
-    return dict(step=self._step, seed=self._seed, rows=[self._rows.start, self._rows.stop], batch=self._sizes[0],
-                next=self._next.tolist())
+    return {'step': self._step, 'seed': self._seed, 'rows': [self._rows.start, self._rows.stop],
+            'batch': self._sizes[0], 'next': self._next.tolist()}
 
   def restore(self, state: Mapping[str, Any]) -> None:
     """Continues after `state` with the identical next batch.
@@ -181,9 +191,9 @@ class Pipeline:
     room = np.array(self._sizes[1:4]) * len(self._rows) * self._batches
     fill = {axis: float(u / r) for axis, u, r in zip('LVM', self._totals.used, room) if r}
     skipped = collections.Counter(name for name, _ in self._totals.skipped)
-    return dict(batches=self._batches, examples=dict(self._totals.examples), skipped=dict(skipped),
-                skipped_first=[why for _, why in self._totals.skipped[:_NAMED]], fill=fill,
-                latents=dict(hits=self._cache.hits, misses=self._cache.misses))
+    return {'batches': self._batches, 'examples': dict(self._totals.examples), 'skipped': dict(skipped),
+            'skipped_first': [why for _, why in self._totals.skipped[:_NAMED]], 'fill': fill,
+            'latents': {'hits': self._cache.hits, 'misses': self._cache.misses}}
 
   def close(self) -> None:
     """Stops the background threads."""
@@ -236,7 +246,7 @@ class Pipeline:
   def _fill_row(self, phase: int, row: int, state: np.ndarray):
     """The examples of one row, its next state, and (source, reason) of the records it skipped."""
     following, passed = int(state[0]), [int(k) for k in state[1:] if k >= 0]
-    room = np.array(self._sizes[1:4])
+    length, cells, images = self._sizes[1:4]
     chosen, left, skipped = [], [], []
     while passed or len(left) <= self._config.look_ahead:
       if passed:
@@ -246,9 +256,8 @@ class Pipeline:
       example = self._example(phase, row, k, skipped)
       if example is None:
         continue
-      size = (example.length, example.cells, example.images)
-      if np.all(size <= room):
-        room -= size
+      if example.length <= length and example.cells <= cells and example.images <= images:
+        length, cells, images = length - example.length, cells - example.cells, images - example.images
         chosen.append(example)
         self._kept.pop((phase, row, k), None)
       else:
@@ -287,7 +296,7 @@ class Pipeline:
   def _check_budget(self, number: int, why: str):
     source, bad, read = self.sources[number], len(self._bad[number]), self._read[number]
     share = self._config.max_skip_share
-    if bad > share * len(source) or (bad > _EARLY and bad > 10 * share * read):
+    if bad > share * len(source) or bad == len(source) or (bad > _EARLY and bad > 10 * share * read):
       raise ValueError(f'{source.name}: {bad} of its {len(source)} records are unusable ({read} read so far), more than '
                        f'max_skip_share={share:g} allows; the last: {why}')
 
@@ -296,7 +305,7 @@ _TASK_NAMES = tuple(TASKS)
 
 
 def open_sources(config: DataConfig) -> list[Source]:
-  """The sources of `config.mixture`, in order."""
+  """The sources of `config.mixture`, in order; each has its `weight`."""
   if config.mixture == 'shapes':
     tasks = dict.fromkeys(task for _, weights in config.phases for task, _ in weights) or TASKS
     rows = [SourceConfig('shapes', task, split=config.split, size=config.size, seed=config.seed) for task in tasks]
@@ -308,11 +317,31 @@ def open_sources(config: DataConfig) -> list[Source]:
   return sources
 
 
+def texts(config: DataConfig, limit: int = 2000) -> list[str]:
+  """Every text of the first `limit` records of each source, and those the layouts add: what a tokenizer learns from.
+
+  Media are not read; lines that are not records are left for the pipeline to report.
+  """
+  tasks = config.tasks
+  out = ['user\n', 'assistant\n', '\n', *tasks.questions, *tasks.video_questions]
+  out += ['system\n', tasks.system] if tasks.system else []
+  for source in open_sources(config):
+    for i in range(min(limit, len(source))):
+      try:
+        record = source.raw(i)
+        out += [record[f] for f in ('caption', 'instruction') if f in FIELDS[source.task]]
+        if 'conversations' in FIELDS[source.task]:
+          out += [piece for _, value in turns_of(record) for piece in value.split(PLACEHOLDER) if piece]
+      except (ValueError, KeyError):
+        continue
+  return [t for t in out if isinstance(t, str)]
+
+
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """One state of all rows from the states of all hosts. Raises ValueError if they differ in step or leave a gap."""
   states = sorted(states, key=lambda s: s['rows'])
   first = dict(states[0])
-  for a, b in zip(states, states[1:]):
+  for a, b in itertools.pairwise(states):
     if a['rows'][1] != b['rows'][0] or any(a[k] != b[k] for k in ('step', 'seed', 'batch')):
       raise ValueError(f'data positions do not join: rows {a["rows"]} at step {a["step"]}, {b["rows"]} at {b["step"]}')
   return {**first, 'rows': [states[0]['rows'][0], states[-1]['rows'][1]],
@@ -357,7 +386,7 @@ def _phases(config: DataConfig, sources: Sequence[Source], seed: int, steps: int
                        f'({", ".join(by_task)}); it has {", ".join(known)}{near}')
     absent = [t for t, w in by_task.items() if w > 0 and t not in known]
     if absent:
-      logging.warning('%s has no source for %s (phase at step %d): left out', config.mixture, ', '.join(absent), start)
+      _log.warning('%s has no source for %s (phase at step %d): left out', config.mixture, ', '.join(absent), start)
     out.append(_Phase(int(start), weights, sources, (seed, number)))
   return out
 

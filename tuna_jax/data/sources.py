@@ -37,6 +37,9 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+  def raw(self, index: int) -> dict[str, Any]:
+    """The record as stored, media unread."""
+
   def where(self, index: int) -> str:
     """The record's place, for messages."""
 
@@ -86,12 +89,16 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
     except (ValueError, TypeError) as e:
       raise type(e)(f'{path}: row {n}: {e}') from e
     if config.path != 'shapes':
-      kind, _, rest = config.path.rpartition('tfds:')
-      here = str(path.parent / rest)
-      root = str(path.parent / config.root) if config.root else ''
-      config = dataclasses.replace(config, path='tfds:' + here if config.path.startswith('tfds:') else here, root=root)
+      kind = 'tfds:' if config.path.startswith('tfds:') else ''
+      config = dataclasses.replace(
+          config, path=kind + _beside(path, config.path.removeprefix(kind)),
+          root=_beside(path, config.root) if config.root else '')
     out.append(config)
   return tuple(out)
+
+
+def _beside(file, path: str) -> str:
+  return path if '://' in path else str(file.parent / path)
 
 
 def open_source(config: SourceConfig, media_config: media.MediaConfig) -> Source:
@@ -115,6 +122,9 @@ class ShapesSource:
     return self._size
 
   def __getitem__(self, index):
+    return self.raw(index)
+
+  def raw(self, index):
     return self._record(self.task, self._split, self._seed, int(index))
 
   def where(self, index):
@@ -125,15 +135,18 @@ class TfdsSource:
   """A prepared TFDS data set, read as a data source without TensorFlow. Fields are named as in JSONL records."""
 
   def __init__(self, directory: str, task: str, split: str = 'train',
-               media_config: media.MediaConfig = media.MediaConfig()):
+               media_config: media.MediaConfig | None = None):
     import tensorflow_datasets as tfds
-    self.task, self.name, self._media = check_task(task), f'tfds:{directory}/{split}', media_config
+    self.task, self.name, self._media = check_task(task), f'tfds:{directory}/{split}', media_config or media.MediaConfig()
     self._data = tfds.builder_from_directory(directory).as_data_source(split)
 
   def __len__(self):
     return len(self._data)
 
   def __getitem__(self, index):
+    return load(self.raw(index), self.task, '', self._media, self.where(index))
+
+  def raw(self, index):
     record = dict(self._data[int(index)])
     for key, value in record.items():
       if isinstance(value, bytes) and key not in MEDIA_FIELDS:
@@ -145,7 +158,7 @@ class TfdsSource:
       text = lambda v: v.decode('utf-8') if isinstance(v, bytes) else str(v)
       record['conversations'] = [
           {'from': text(f), 'value': text(v)} for f, v in zip(talk['from'], talk['value'])]
-    return load(record, self.task, '', self._media, self.where(index))
+    return record
 
   def where(self, index):
     return f'{self.name}[{index}]'
@@ -155,9 +168,9 @@ class JsonlSource:
   """Official JSONL records (ARCHITECTURE.md 9.3). Lines are indexed once; a record is read when asked for."""
 
   def __init__(self, path: str | os.PathLike, task: str, root: str = '',
-               media_config: media.MediaConfig = media.MediaConfig()):
+               media_config: media.MediaConfig | None = None):
     """root: where media paths start; the file's own directory if empty. Raises FileNotFoundError, or ValueError if empty."""
-    self.task, self.name, self._media = check_task(task), str(path), media_config
+    self.task, self.name, self._media = check_task(task), str(path), media_config or media.MediaConfig()
     self._root = root or os.path.dirname(str(path)) or '.'
     try:
       data = np.frombuffer(epath.Path(path).read_bytes(), np.uint8) if '://' in str(path) else (
@@ -175,6 +188,9 @@ class JsonlSource:
     return len(self._lines)
 
   def __getitem__(self, index):
+    return load(self.raw(index), self.task, self._root, self._media, self.where(index))
+
+  def raw(self, index):
     where = self.where(index)
     try:
       record = json.loads(self._data[self._starts[index]:self._ends[index]].tobytes().decode('utf-8'))
@@ -182,7 +198,7 @@ class JsonlSource:
       raise BadRecord(f'{where}: not JSON ({e})') from e
     if not isinstance(record, dict):
       raise BadRecord(f'{where}: expected a JSON object, found {type(record).__name__}')
-    return load(record, self.task, self._root, self._media, where)
+    return record
 
   def where(self, index):
     return f'{self.name}:{self._lines[index]}'
@@ -225,10 +241,8 @@ def _locate(value, root: str):
     return [_locate(v, root) for v in value]
   if isinstance(value, (np.ndarray, bytes)):
     return value
-  if not isinstance(value, str):
+  if not isinstance(value, str) or not value:
     raise ValueError(f'expected a path, found {value!r}')
-  if not value:
-    raise ValueError('empty media path')
   if '://' in root:
     if value.startswith('/') or '..' in value.split('/') or '://' in value:
       raise ValueError(f'{value!r} leaves the root {root}')

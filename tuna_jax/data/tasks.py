@@ -167,16 +167,22 @@ def video_vqa(record, ctx, rng) -> Plan:
 
 Task = Callable[[Mapping, Context, np.random.Generator], Plan]
 
-TASKS: Mapping[str, Task] = MappingProxyType(dict(
-    t2i=t2i, caption=caption, vqa=vqa, text=text, edit=edit, t2v=t2v, video_caption=video_caption,
-    video_vqa=video_vqa))
+TASKS: Mapping[str, Task] = MappingProxyType({
+    't2i': t2i, 'caption': caption, 'vqa': vqa, 'text': text, 'edit': edit, 't2v': t2v,
+    'video_caption': video_caption, 'video_vqa': video_vqa})
 NUMBERS = MappingProxyType({name: n for n, name in enumerate(TASKS)})  # what `Batch.task` holds
 
 # Fields a record must have; the official JSONL names (ARCHITECTURE.md 9.3).
-FIELDS = MappingProxyType(dict(
-    t2i=('image', 'caption'), caption=('image', 'caption'), vqa=('image', 'conversations'), text=('conversations',),
-    edit=('raw_image', 'out_image', 'instruction'), t2v=('video', 'caption'), video_caption=('video', 'caption'),
-    video_vqa=('video', 'conversations')))
+FIELDS = MappingProxyType({
+    't2i': ('image', 'caption'),
+    'caption': ('image', 'caption'),
+    'vqa': ('image', 'conversations'),
+    'text': ('conversations',),
+    'edit': ('raw_image', 'out_image', 'instruction'),
+    't2v': ('video', 'caption'),
+    'video_caption': ('video', 'caption'),
+    'video_vqa': ('video', 'conversations'),
+})
 
 
 def check_task(name: str) -> str:

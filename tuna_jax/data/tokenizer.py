@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import collections
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,9 @@ QWEN_SPECIALS = (
     '<|image_pad|>', '<|video_pad|>', '<tool_call>', '</tool_call>', '<|fim_prefix|>', '<|fim_middle|>',
     '<|fim_suffix|>', '<|fim_pad|>', '<|repo_name|>', '<|file_sep|>')
 TUNA_SPECIALS = ('[PAD]', '<image>', '<|vid_start|>', '<|vid_end|>')  # in the order of ARCHITECTURE.md 5.1
+# What a small tokenizer carries: the roles in use, so that its few ids go to words.
+SMALL_SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>',
+                  *TUNA_SPECIALS)
 QWEN_VOCAB = 151_643  # ordinary tokens of Qwen2.5; the first special id
 
 # Qwen2's pre-tokenisation: words with one leading space, single digits, punctuation runs, line breaks apart.
@@ -40,8 +44,8 @@ class Tokenizer:
     self._core = core
     self.specials = dict(specials)
     self._names = {i: s for s, i in self.specials.items()}
-    roles = dict(bos='<|im_start|>', eos='<|im_end|>', boi='<|vision_start|>', eoi='<|vision_end|>',
-                 img_pad='<|image_pad|>', pad='[PAD]', image='<image>')
+    roles = {'bos': '<|im_start|>', 'eos': '<|im_end|>', 'boi': '<|vision_start|>', 'eoi': '<|vision_end|>',
+             'img_pad': '<|image_pad|>', 'pad': '[PAD]', 'image': '<image>'}
     missing = sorted(t for t in roles.values() if t not in self.specials)
     if missing:
       raise ValueError(f'the tokenizer has no {", ".join(missing)}: a Qwen2.5 tokenizer is expected')
@@ -93,7 +97,8 @@ class Tokenizer:
     """Writes `directory/tokenizer.json`, which `from_dir` reads back and Hugging Face libraries understand."""
     spec = json.loads(self._core.to_str())
     spec['added_tokens'] = [
-        dict(id=i, content=s, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+        {'id': i, 'content': s, 'special': True,
+         'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
         for s, i in sorted(self.specials.items(), key=lambda item: item[1])]
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, 'tokenizer.json'), 'w', encoding='utf-8') as f:
@@ -157,7 +162,7 @@ class Tokenizer:
     If every word fits, every word is one token; if not, byte-pair merges are learned. Any other text falls back to
     shorter pieces, in the end bytes. Raises ValueError if not even the bytes and special tokens fit.
     """
-    specials = QWEN_SPECIALS + TUNA_SPECIALS
+    specials = SMALL_SPECIALS
     room = vocab_size - 256 - len(specials)
     if room < 0:
       raise ValueError(f'vocab_size={vocab_size}: bytes and special tokens alone need {256 + len(specials)}')
@@ -199,7 +204,7 @@ def _split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
   """The two parts that byte-pair merging joins last to make `token`."""
   parts = [bytes([b]) for b in token]
   while len(parts) > 2:
-    rank, at = min((ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(zip(parts, parts[1:])))
+    rank, at = min((ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(itertools.pairwise(parts)))
     if rank >= ranks[token]:
       raise ValueError(f'token {token!r} of rank {ranks[token]} cannot be made from earlier ones')
     parts[at:at + 2] = [parts[at] + parts[at + 1]]
