@@ -1,0 +1,254 @@
+"""Attention under the omni mask, one contract and several kernels.
+
+    a query attends a key  iff  key index <= kv_limit[query]  and  their segments are equal
+
+Axes:  B rows   Lq queries   Lk keys   H query heads   K key/value heads (H = G K)   D head size
+
+`kv_limit` is a key index, so cached sampling is the same call with fewer queries than keys. No kernel builds the mask
+for all queries on the host, and past a few thousand positions none holds [Lq, Lk] scores.
+
+    dense    the oracle: plain XLA, all scores at once. Short queries (decoding a token) on every platform
+    cpu      a hand-written backward in [B, K, G Lq, D]; XLA's own is slow there. Long queries go in chunks
+    chunked  `dense` over runs of queries, recomputed backwards. GPUs: XLA fuses each run, memory stays linear
+    splash   the TPU kernel of jax with run-time masks and skipped blocks
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+from jax.sharding import PartitionSpec as P
+
+from tuna_jax.config import nearest
+from tuna_jax.sharding import activation_spec, active_mesh
+
+MASKED = -1e30  # a score no key can lose to; finite, so that a row of them has a gradient
+CHUNK = 512  # queries at a time in `chunked`
+CPU_WHOLE = 1024  # queries up to which `cpu` takes all scores at once
+SPLASH_MIN_QUERIES = 128  # fewer than one block of the TPU kernel: `dense`
+SPLASH_FUSED_KEYS = 4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
+
+
+def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
+  """softmax(q k^T / sqrt(D)) v over the keys each query may see; exact for every `impl`.
+
+  Args:
+    q: float[B, Lq, H, D].
+    k, v: float[B, Lk, K, D]; K divides H.
+    kv_limit: int32[B, Lq], the last key index each query may see.
+    q_segment, kv_segment: int32[B, Lq] and [B, Lk].
+    impl: 'dense', 'cpu', 'chunked', 'gpu', 'splash', 'splash_interpret' (the TPU kernel emulated, for tests), or 'auto':
+      by the platform of the mesh in `jax.set_mesh`, or of jax's default backend.
+
+  Returns:
+    [B, Lq, H, D] in q's type. A query that may see nothing gives zeros, and no gradient.
+
+  Raises ValueError for an unknown `impl`, K not dividing H, or H not divided by the mesh's tensor axis.
+  Under a mesh every device computes its rows, heads and queries, with keys gathered over `context`.
+  """
+  heads, kv_heads = q.shape[2], k.shape[2]
+  if heads % kv_heads:
+    raise ValueError(f'attention: {kv_heads} key/value heads do not divide {heads} query heads')
+  mesh = active_mesh()
+  local = _kernel(impl, mesh, q.shape[1])
+  args = (q, k, v, kv_limit, q_segment, kv_segment)
+  if mesh is None or mesh.size == 1:
+    return local(*args)
+  tensor = mesh.shape['tensor']
+  if heads % tensor:
+    raise ValueError(f'attention: a tensor axis of {tensor} does not divide {heads} heads')
+  if kv_heads % tensor:  # each device needs whole heads: repeat the fewest times that give them
+    repeats = next(n for n in range(2, heads // kv_heads + 1)
+                   if kv_heads * n % tensor == 0 and heads % (kv_heads * n) == 0)
+    k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
+    args = (q, k, v, kv_limit, q_segment, kv_segment)
+  q_spec, kv_spec = activation_spec('heads', q.shape, mesh), activation_spec('keys', k.shape, mesh)
+  specs = (q_spec, kv_spec, kv_spec, P(*q_spec[:2]), P(*q_spec[:2]), P(kv_spec[0]))
+  return jax.shard_map(local, in_specs=specs, out_specs=q_spec, check_vma=False)(*args)
+
+
+def _kernel(impl, mesh, queries):
+  """The function behind a name, on this platform."""
+  if impl == 'auto':
+    platform = jax.default_backend() if mesh is None else mesh.abstract_device.platform
+    impl = {'cpu': 'cpu', 'tpu': 'splash'}.get(platform, 'gpu')
+  if impl == 'splash' and queries < SPLASH_MIN_QUERIES:
+    impl = 'dense'
+  kernels = {'dense': dense, 'cpu': cpu, 'chunked': chunked, 'gpu': chunked, 'splash': splash_attention,
+             'splash_interpret': functools.partial(splash_attention, interpret=True)}
+  if impl not in kernels:
+    raise ValueError(f'attention: no kernel {impl!r}{nearest(impl, kernels)}')
+  return kernels[impl]
+
+
+def visible(kv_limit, q_segment, kv_segment):
+  """bool[B, Lq, Lk]: the mask itself."""
+  key = jnp.arange(kv_segment.shape[1])
+  return (key <= kv_limit[:, :, None]) & (q_segment[:, :, None] == kv_segment[:, None, :])
+
+
+def dense(q, k, v, kv_limit, q_segment, kv_segment):
+  """Every score at once."""
+  kv_heads = k.shape[2]
+  mask = visible(kv_limit, q_segment, kv_segment)[:, None, None]  # [B, 1, 1, Lq, Lk]
+  q = q.reshape(*q.shape[:2], kv_heads, -1, q.shape[3])  # [B, Lq, K, G, D]
+  scores = jnp.einsum('bqkgd,bskd->bkgqs', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1), 0)
+  out = jnp.einsum('bkgqs,bskd->bqkgd', weights.astype(v.dtype), v)
+  return out.reshape(*out.shape[:2], -1, out.shape[4]).astype(q.dtype)
+
+
+def chunked(q, k, v, kv_limit, q_segment, kv_segment, kernel=dense):
+  """`kernel` over runs of CHUNK queries; the backward pass recomputes a run at a time."""
+  length = q.shape[1]
+  if length <= CHUNK:
+    return kernel(q, k, v, kv_limit, q_segment, kv_segment)
+  runs = -(-length // CHUNK)
+
+  def cut(x):  # [B, Lq, ...] -> [runs, B, CHUNK, ...]
+    x = _pad(x, runs * CHUNK)
+    return jnp.moveaxis(x.reshape(x.shape[0], runs, CHUNK, *x.shape[2:]), 1, 0)
+
+  def run(args):
+    q, kv_limit, q_segment = args
+    return kernel(q, k, v, kv_limit, q_segment, kv_segment)
+
+  out = jax.lax.map(jax.checkpoint(run), (cut(q), cut(kv_limit), cut(q_segment)))
+  out = jnp.moveaxis(out, 0, 1)
+  return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
+
+
+def cpu(q, k, v, kv_limit, q_segment, kv_segment):
+  """The fast path of a CPU, in float32: 3 times XLA's own at [8, 256, 6, 32] with 2 key/value heads."""
+  if q.shape[1] > CPU_WHOLE:
+    return chunked(q, k, v, kv_limit, q_segment, kv_segment, kernel=cpu)
+  mask = visible(kv_limit, q_segment, kv_segment)
+  out = _cpu(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
+  return out.astype(q.dtype)
+
+
+@jax.custom_vjp
+def _cpu(q, k, v, mask):
+  return _cpu_forward(q, k, v, mask)[0]
+
+
+def _cpu_forward(q, k, v, mask):
+  heads, kv_heads, size = q.shape[2], k.shape[2], q.shape[3]
+  q = _fold(q, kv_heads) * size ** -0.5  # [B, K, G Lq, D]: groups are more queries of one large product
+  k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+  scores = jnp.einsum('bkqd,bksd->bkqs', q, k)
+  grouped = scores.reshape(*scores.shape[:2], heads // kv_heads, *mask.shape[1:])
+  scores = jnp.where(mask[:, None, None], grouped, MASKED).reshape(scores.shape)
+  top = scores.max(axis=-1)
+  weights = jnp.exp(scores - top[..., None])
+  total = jnp.einsum('bkqs,s->bkq', weights, jnp.ones(weights.shape[-1]))  # a product: a reduction runs on one core
+  scale = jnp.where(top > MASKED / 2, 1 / total, 0)  # 0 where the query sees nothing
+  out = jnp.einsum('bkqs,bksd->bkqd', weights, v) * scale[..., None]
+  return _unfold(out, heads), (q, k, v, out, weights, scale)
+
+
+def _cpu_backward(saved, dout):
+  q, k, v, out, weights, scale = saved
+  heads, size = dout.shape[2], dout.shape[3]
+  dout = _fold(dout, k.shape[1]) * scale[..., None]  # weights are not normalised: their scale goes here, once
+  dv = jnp.einsum('bkqs,bkqd->bksd', weights, dout)
+  dweights = jnp.einsum('bkqd,bksd->bkqs', dout, v)
+  delta = jnp.einsum('bkqd,bkqd->bkq', out, dout)
+  dscores = weights * (dweights - delta[..., None])
+  dq = jnp.einsum('bkqs,bksd->bkqd', dscores, k) * size ** -0.5
+  dk = jnp.einsum('bkqs,bkqd->bksd', dscores, q)
+  return _unfold(dq, heads), dk.swapaxes(1, 2), dv.swapaxes(1, 2), None
+
+
+_cpu.defvjp(_cpu_forward, _cpu_backward)
+
+
+def _fold(x, kv_heads):
+  """[B, L, K G, D] -> [B, K, G L, D]."""
+  b, length, heads, size = x.shape
+  x = x.reshape(b, length, kv_heads, heads // kv_heads, size)
+  return x.transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, size)
+
+
+def _unfold(x, heads):
+  """The inverse of `_fold`."""
+  b, kv_heads, _, size = x.shape
+  x = x.reshape(b, kv_heads, heads // kv_heads, -1, size)
+  return x.transpose(0, 3, 1, 2, 4).reshape(b, -1, heads, size)
+
+
+def splash_attention(q, k, v, kv_limit, q_segment, kv_segment, *, interpret: bool = False):
+  """The TPU kernel. Lengths are padded to its blocks; blocks no query of theirs may see are neither read nor run.
+
+  The stock kernel evaluates `mask_function(q_sequence, key index)` inside, and `q_sequence` is a run-time array: given
+  kv_limit there, causal attention becomes the omni mask.
+  """
+  queries, keys = q.shape[1], k.shape[1]
+  block_q, block_kv = _block(queries), _block(keys)
+  seen = visible(kv_limit, q_segment, kv_segment).any(axis=-1)  # fused by XLA: no [Lq, Lk] array
+  kv_limit = jnp.minimum(kv_limit, keys - 1)  # the padding is seen by nobody
+  q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+  q, kv_limit, q_segment = (_pad(x, -(-queries // block_q) * block_q) for x in (q, kv_limit, q_segment))
+  k, v, kv_segment = (_pad(x, -(-keys // block_kv) * block_kv) for x in (k, v, kv_segment))
+  sizes = _block_sizes(block_q, block_kv, fused=keys <= SPLASH_FUSED_KEYS)
+
+  def row(q, k, v, kv_limit, q_segment, kv_segment):
+    forward, backward = _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv)
+    kernel = splash.SplashAttentionKernel(
+        forward, None if sizes.use_fused_bwd_kernel else forward, backward, block_sizes=sizes, is_mqa=False,
+        save_residuals=False, mask_value=splash.DEFAULT_MASK_VALUE, attn_logits_soft_cap=None,
+        residual_checkpoint_name=None, mask_function=_at_most, interpret=interpret)
+    return kernel(q, k, v, segment_ids=splash.SegmentIds(q_segment, kv_segment))
+
+  out = jax.vmap(row)(*(x.swapaxes(1, 2) for x in (q, k, v)), kv_limit, q_segment, kv_segment)
+  return jnp.where(seen[..., None, None], out.swapaxes(1, 2)[:, :queries], 0)
+
+
+def _at_most(limit, key):
+  return key <= limit
+
+
+def _block(length):
+  """The block size of the kernel for a sequence: large blocks, unless they pad much."""
+  if length <= 256:
+    return -(-length // 128) * 128
+  return min((512, 384, 256), key=lambda size: -(-length // size) * size * (1 + 64 / size))
+
+
+def _block_sizes(block_q, block_kv, fused):
+  return splash.BlockSizes(
+      block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
+      block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
+      block_q_dq=None if fused else block_q, block_kv_dq=None if fused else block_kv, use_fused_bwd_kernel=fused)
+
+
+def _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv):
+  """(MaskInfo walked key block by key block, MaskInfo walked query block by query block) of one row."""
+  limit, q_ids, kv_ids = kv_limit.reshape(-1, block_q), q_segment.reshape(-1, block_q), kv_segment.reshape(-1, block_kv)
+  first_key = jnp.arange(kv_ids.shape[0]) * block_kv
+  run = ((first_key <= limit.max(1)[:, None])
+         & (kv_ids.min(1) <= q_ids.max(1)[:, None]) & (kv_ids.max(1) >= q_ids.min(1)[:, None]))
+  run = run.at[:, 0].set(run[:, 0] | ~run.any(axis=1))  # the kernel divides by a sum of at least one block
+  table = run.astype(jnp.int32)[None]
+  forward = MaskInfo(_next_block(run)[None], None, table, None, kv_limit, None)
+  backward = MaskInfo(_next_block(run.T).T[None], None, table, None, kv_limit, None)
+  return forward, backward
+
+
+def _next_block(run):
+  """The column of the next true entry in reading order, so that the kernel fetches it early and nothing else."""
+  flat = run.reshape(-1)
+  index = jnp.where(flat, jnp.arange(flat.size), flat.size)
+  following = jax.lax.cummin(index, axis=0, reverse=True)
+  following = jnp.where(following == flat.size, 0, following)
+  return (following % run.shape[1]).astype(jnp.int32).reshape(run.shape)
+
+
+def _pad(x, length):
+  """x [B, L, ...] made `length` long by repeating its last position."""
+  extra = length - x.shape[1]
+  return x if not extra else jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2), mode='edge')
