@@ -21,15 +21,15 @@ usage() {
 
 # Arguments, quoted so that a shell reads back exactly them.
 quoted() {
-  local word out=()
+  local word words=()
   for word in "$@"; do
     if [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
-      out+=("$word")
+      words+=("$word")
     else
-      out+=("'${word//\'/\'\\\'\'}'")
+      words+=("'${word//\'/\'\\\'\'}'")
     fi
   done
-  echo "${out[*]}"
+  echo "${words[*]}"
 }
 
 # Runs a command after showing it; with DRY_RUN=1 only shows it.
@@ -59,7 +59,7 @@ find_python() {
 # TUNA_EXTRAS=gpu (or tpu) adds the accelerator's packages. Afterwards its programs come first in PATH.
 ensure_venv() {
   local venv=${TUNA_VENV:-$ROOT/.venv} python extras stamp
-  extras=$(printf '%s\n' "$@" "${TUNA_EXTRAS:-}" | tr ', ' '\n\n' | sed '/^$/d' | sort -u | paste -sd, -)
+  extras=$(printf '%s\n' "$@" "${TUNA_EXTRAS:-}" | tr -s ', ' '\n' | sed '/^$/d' | sort -u | paste -sd, -)
   stamp=$venv/.tuna-installed-${extras//,/-}
   if [[ $DRY_RUN == 1 ]]; then
     echo "python3 -m venv ${venv#"$ROOT/"}"
@@ -91,4 +91,21 @@ check_name() {
 # check_number FLAG VALUE
 check_number() {
   [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1=$2: expected a positive integer"
+}
+
+# worker_command NAME OUT PRESET EXPECT RETRIES COMMAND...: sets WORKER, what every host runs from the checkout's root.
+# The run works in OUT/NAME and keeps compiled programs in OUT/compile-cache, whether OUT is a path or gs://...
+worker_command() {
+  local name=$1 out=${2%/} preset=$3 expect=$4 retries=$5 argument
+  shift 5
+  [[ -n $out ]] || die "--out is required: a path or gs://bucket/path"
+  [[ $# -gt 0 ]] || die "no command: put it after --, as in -- tuna-jax train --config=configs/stage2.py:7b"
+  preset_flags "$preset" >/dev/null || die "--preset=$preset: expected one of ${PRESETS[*]}"
+  [[ $retries =~ ^[0-9]+$ ]] || die "--retries=$retries: expected a number"
+  for argument in "$@"; do
+    [[ $argument != --workdir* ]] || die "$argument: the run works in OUT/NAME; leave --workdir out"
+  done
+  # shellcheck disable=SC2034  # for the scripts that source this
+  WORKER=(bash launch/supervise.sh "--preset=$preset" "--cache=$out/compile-cache" "--expect=$expect"
+    "--retries=$retries" -- "$@" "--workdir=$out/$name")
 }
