@@ -81,8 +81,10 @@ def test_only_answers_are_learned_in_every_turn():
   assert learned(e) == 'a red ball<|im_end|>blue<|im_end|>'
 
 
-def test_a_clip_can_be_asked_about():
-  assert CLIP_SPAN in written(laid_out('video_vqa', {'video': CLIP, 'conversations': TALK}))
+@pytest.mark.parametrize('mark', ['<image>', '<video>'])
+def test_a_clip_can_be_asked_about(mark):
+  talk = [{'from': 'human', 'value': f'{mark}\nwhat?'}, TALK[1]]
+  assert f'user\n{CLIP_SPAN}\nwhat?' in written(laid_out('video_vqa', {'video': CLIP, 'conversations': talk}))
 
 
 def test_the_system_turn_is_qwen_s_by_default():

@@ -5,7 +5,12 @@ import json
 
 import pytest
 
-from tuna_jax.data.tokenizer import QWEN_SPECIALS, SMALL_SPECIALS, TUNA_SPECIALS, Tokenizer
+from tuna_jax.data.tokenizer import (
+  QWEN_SPECIALS,
+  SMALL_SPECIALS,
+  TUNA_SPECIALS,
+  Tokenizer,
+)
 
 TEXTS = ['a large red circle', 'two red circles', 'is there a red circle?\n', 'user\n', 'assistant\n']
 

@@ -62,6 +62,7 @@ class DataConfig:
   look_ahead: further examples a row may pass over to fill its space.
   prefetch: batches built ahead. threads: rows read at once (more than 1 helps where reading waits for files).
   encode_batch: pictures of one shape encoded together.
+  latent_cache_mb: latents remembered in memory. latent_cache_dir: also kept there, by encoder and picture content.
   """
 
   mixture: str = 'shapes'
@@ -107,20 +108,20 @@ class Pipeline:
   strides: (temporal, spatial) of the VAE.   sizes: (B, L, V, M, C), B over all hosts.
   rows: this host's rows, default all.   steps: length of the run, needed where a phase starts at a share of it.
   put: called on each numpy Batch in the background thread, for placement on devices.
+  encoder_name: says which encoder this is, where latents are kept in `latent_cache_dir`.
   """
 
   def __init__(self, config: DataConfig, tokenizer: Tokenizer, *, encode: latents_lib.Encode | None,
                strides: tuple[int, int], sizes: tuple[int, int, int, int, int], seed: int, rows: range | None = None,
                steps: int | None = None, put: Callable[[batch_lib.Batch], Any] | None = None,
-               latent_cache: latents_lib.LatentCache | None = None):
+               encoder_name: str = ''):
     self._config, self._tokenizer, self._encode = config, tokenizer, encode
     self._strides, self._sizes, self._seed, self._put = strides, tuple(sizes), seed, put
     self._rows = range(sizes[0]) if rows is None else rows
     if self._rows.step != 1 or not (0 <= self._rows.start < self._rows.stop <= sizes[0]):
       raise ValueError(f'rows={self._rows}: expected a run of rows within 0..{sizes[0] - 1}')
     self._context = Context(tokenizer, config.tasks)
-    self._cache = latent_cache or latents_lib.LatentCache(config.latent_cache_mb << 20, config.latent_cache_dir,
-                                                          'vae' if config.latent_cache_dir else '')
+    self._cache = latents_lib.LatentCache(config.latent_cache_mb << 20, config.latent_cache_dir, encoder_name)
     self.sources = open_sources(config)
     self._phases = _phases(config, self.sources, seed, steps)
     self._bad: dict[int, set[int]] = collections.defaultdict(set)  # source -> records found unusable

@@ -21,6 +21,7 @@ from tuna_jax.data.tasks import FIELDS, check_task, turns_of
 
 MEDIA_FIELDS = ('image', 'raw_image', 'out_image', 'video')
 TEXT_FIELDS = ('caption', 'instruction')
+MANY = (('vqa', 'image'), ('edit', 'raw_image'), *((task, 'video') for task in FIELDS))  # where a list may stand
 
 
 class BadRecord(ValueError):
@@ -215,6 +216,8 @@ def load(record: dict[str, Any], task: str, root: str, config: media.MediaConfig
       value = record[field]
       if field in TEXT_FIELDS and (not isinstance(value, str) or not value.strip()):
         raise ValueError(f'{field} is empty')
+      if field in MEDIA_FIELDS and isinstance(value, list) and (not value or (task, field) not in MANY):
+        raise ValueError(f'{field}: expected {"one or more paths" if (task, field) in MANY else "one path"}, found {value}')
       if field == 'conversations':
         turns_of(record)
       if field == 'video':

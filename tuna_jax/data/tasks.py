@@ -161,8 +161,9 @@ def video_caption(record, ctx, rng) -> Plan:
 
 
 def video_vqa(record, ctx, rng) -> Plan:
-  """A conversation about one or several clips."""
-  return ctx.chat(turns_of(record), [Video(p) for p in _list(record['video'])])
+  """A conversation about a clip; its mark may also be written `<video>`."""
+  turns = [(role, text.replace('<video>', PLACEHOLDER) if role == 'user' else text) for role, text in turns_of(record)]
+  return ctx.chat(turns, [Video(record['video'])])
 
 
 Task = Callable[[Mapping, Context, np.random.Generator], Plan]

@@ -1,0 +1,314 @@
+"""The pipeline: one sequence of batches, whatever the hosts, the threads and the interruptions."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import mixtures
+from tuna_jax import batch as batch_lib
+from tuna_jax.data import pipeline, tasks
+from tuna_jax.data.latents import LatentCache, encode_all
+from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.pipeline import DataConfig, Pipeline
+from tuna_jax.data.tokenizer import Tokenizer
+
+SIZES = (4, 160, 64, 4, 3)
+TASKS = tasks.TaskConfig(system=None)
+ALL = ((0.0, tuple((task, 1.0) for task in tasks.TASKS)),)
+TOKENIZER = Tokenizer.train(pipeline.texts(DataConfig(tasks=TASKS), limit=30), 384)
+
+
+def encode(pixels):
+  """A stand-in encoder: the mean colour of each cell's first frame."""
+  n, f, h, w, _ = pixels.shape
+  cells = pixels[:, ::4].reshape(n, 1 + (f - 1) // 4, h // 16, 16, w // 16, 16, 3)
+  return cells.mean((3, 5)).astype(np.float32)
+
+
+def make(phases=ALL, *, rows=None, seed=5, sizes=SIZES, steps=None, encoder=encode, **config):
+  config = DataConfig(**{'phases': phases, 'tasks': TASKS, 'prefetch': 0, 'size': 500, **config})
+  return Pipeline(config, TOKENIZER, encode=encoder, strides=(4, 16), sizes=sizes, seed=seed, rows=rows, steps=steps)
+
+
+def take(data, n):
+  return [next(data) for _ in range(n)]
+
+
+def same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_every_task_makes_valid_batches():
+  data = make()
+  for batch in take(data, 12):
+    batch_lib.check(batch)
+  assert set(data.counts()['examples']) == set(tasks.TASKS)
+
+
+@pytest.mark.parametrize('options', [{'prefetch': 2}, {'threads': 3}, {'prefetch': 1, 'threads': 2}])
+def test_background_reading_changes_nothing(options):
+  data = make(**options)
+  assert all(map(same, take(make(), 5), take(data, 5)))
+  data.close()
+
+
+def test_another_seed_is_another_sequence():
+  assert not same(next(make(seed=1)), next(make(seed=2)))
+
+
+@pytest.mark.parametrize('options', [{}, {'prefetch': 2}, {'look_ahead': 0}])
+def test_a_restored_pipeline_gives_the_identical_next_batch(options):
+  whole, first = make(**options), make(**options)
+  expected = take(whole, 7)
+  take(first, 4)
+  state = json.loads(json.dumps(first.state()))
+  second = make(**options)
+  second.restore(state)
+  assert all(map(same, take(second, 3), expected[4:]))
+  for data in (whole, first, second):
+    data.close()
+
+
+def test_a_used_pipeline_can_be_set_back():
+  data = make(prefetch=2)
+  expected = take(data, 1)
+  state = data.state()
+  expected = take(data, 3)
+  data.restore(state)
+  assert all(map(same, take(data, 3), expected))
+  data.close()
+
+
+def test_two_hosts_read_what_one_host_reads():
+  whole, low, high = make(), make(rows=range(2)), make(rows=range(2, 4))
+  for _ in range(4):
+    parts = (next(low), next(high))
+    assert same(next(whole), batch_lib.Batch(*map(np.concatenate, zip(*parts, strict=True))))
+
+
+def test_one_host_continues_what_two_began():
+  whole, low, high = make(), make(rows=range(2)), make(rows=range(2, 4))
+  for data in (whole, low, high):
+    take(data, 3)
+  again = make()
+  again.restore(pipeline.merge_states([high.state(), low.state()]))
+  third = make(rows=range(1, 3))
+  third.restore(again.state())
+  expected = next(whole)
+  assert same(next(again), expected)
+  assert np.array_equal(next(third).tokens, expected.tokens[1:3])
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'seed': 6}, 'seed=5'), ({'look_ahead': 1}, 'look_ahead=3'), ({'sizes': (8, *SIZES[1:])}, 'batch=4')])
+def test_a_position_of_another_run_is_refused(change, words):
+  with pytest.raises(ValueError, match=words):
+    make(**change).restore(make().state())
+
+
+def test_states_of_different_steps_do_not_join():
+  low, high = make(rows=range(2)), make(rows=range(2, 4))
+  next(low)
+  with pytest.raises(ValueError, match='do not join'):
+    pipeline.merge_states([low.state(), high.state()])
+
+
+def test_no_item_is_lost_or_taken_twice():
+  """Every stream index below the slowest row's position is packed once or still waits."""
+  data, seen = make(sizes=(2, 160, 64, 4, 3)), []
+  locate = data._phases[0].locate
+  data._phases[0].locate = lambda index: seen.append(index) or locate(index)
+  batches = take(data, 20)
+  assert sorted(seen) == sorted(set(seen)) and set(range(2 * min(r[0] for r in data.state()['next']))) <= set(seen)
+  waiting = sum(k >= 0 for r in data.state()['next'] for k in r[1:])
+  assert sum(b.segment.max(1).sum() for b in batches) + waiting == len(seen)
+
+
+def test_an_epoch_reads_every_record_once():
+  data = make(((0.0, (('text', 1.0),)),), size=37)
+  assert sorted(data._phases[0].locate(i)[1] for i in range(37)) == list(range(37))
+  assert [data._phases[0].locate(i) for i in range(37)] != [data._phases[0].locate(i) for i in range(37, 74)]
+
+
+def test_the_mixture_follows_its_weights():
+  data = make(((0.0, (('text', 3.0), ('caption', 1.0))),))
+  tasks_seen = [data.sources[data._phases[0].locate(i)[0]].task for i in range(400)]
+  assert tasks_seen.count('text') == 300
+
+
+def test_rows_are_not_bound_to_tasks():
+  data = make(((0.0, (('text', 1.0), ('caption', 1.0))),), sizes=(2, 160, 64, 4, 3))
+  batches = take(data, 6)
+  for row in range(2):
+    assert len({int(t) for b in batches for t in b.task[row][b.segment[row] > 0]}) == 2
+
+
+def test_a_task_joins_at_its_step():
+  phases = ((0.0, (('text', 1.0),)), (0.5, (('caption', 1.0),)), (7.0, (('t2i', 1.0),)))
+  data = make(phases, steps=8)
+  kinds = [{int(t) for t in b.task[b.segment > 0]} for b in take(data, 9)]
+  number = tasks.NUMBERS
+  assert kinds == [{number['text']}] * 4 + [{number['caption']}] * 3 + [{number['t2i']}] * 2
+
+
+def test_restoring_works_on_both_sides_of_a_phase():
+  phases = ((0.0, (('text', 1.0),)), (3.0, (('caption', 1.0),)))
+  expected = take(make(phases), 6)
+  for at in (2, 3, 4):
+    first, second = make(phases), make(phases)
+    take(first, at)
+    second.restore(first.state())
+    assert all(map(same, take(second, 6 - at), expected[at:]))
+
+
+def test_a_share_of_the_run_needs_its_length():
+  with pytest.raises(ValueError, match='number of steps'):
+    make(((0.0, (('text', 1.0),)), (0.5, (('caption', 1.0),))))
+
+
+@pytest.mark.parametrize('phases', [((0.5, ()),), ((0.0, ()), (9.0, ()), (0.5, ())), ((0.0, ()), (0.0, ()))])
+def test_phases_out_of_order_are_refused(phases):
+  with pytest.raises(ValueError, match='phases start at'):
+    DataConfig(phases=phases)
+
+
+@pytest.mark.parametrize('name', mixtures.MIXTURES)
+def test_the_named_mixtures_read(name):
+  next(make(mixtures.MIXTURES[name], steps=10))
+
+
+def test_text_alone_needs_no_encoder_and_no_visual_space():
+  batch = next(make(mixtures.DECODER, sizes=(2, 128, 0, 0, 3), encoder=None))
+  assert batch.latents.size == 0 and np.all(batch.slot == -1)
+
+
+def test_pictures_without_an_encoder_are_refused():
+  with pytest.raises(ValueError, match='encoder'):
+    next(make(encoder=None))
+
+
+def test_look_ahead_fills_rows_better():
+  fills = []
+  for look_ahead in (0, 4):
+    data = make(look_ahead=look_ahead)
+    take(data, 25)
+    fills.append(data.counts()['fill']['L'])
+  assert fills[1] > fills[0] + 0.02
+
+
+def test_latents_lie_where_their_cells_say():
+  data = make(((0.0, (('caption', 1.0),)),), sizes=(1, 400, 64, 4, 3))
+  batch = next(data)
+  first = data.sources[0][data._phases[0].locate(0)[1]]
+  np.testing.assert_array_equal(batch.latents[0, :16], encode(first['image'][None, None])[0].reshape(16, 3))
+
+
+# ---- records that cannot be used
+
+
+@pytest.fixture
+def album(tmp_path):
+  """200 records of one picture, lines 10, 20 and 30 broken in three ways; and the mixture file."""
+  Image.new('RGB', (16, 16), 'red').save(tmp_path / 'red.png')
+  lines = [json.dumps({'image': 'red.png', 'caption': f'a red square {i}'}) for i in range(200)]
+  lines[9], lines[19] = '{broken', json.dumps({'image': 'gone.png', 'caption': 'x'})
+  lines[29] = json.dumps({'image': 'red.png', 'caption': ''})
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'a.jsonl', 'task': 'caption'}]))
+  return {'phases': (), 'mixture': str(tmp_path / 'm.json'), 'media': MediaConfig(image_size='16')}
+
+
+def test_unusable_records_are_counted_named_and_skipped(album, caplog):
+  data = make(**album, max_skip_share=0.02)
+  with caplog.at_level(logging.WARNING):
+    take(data, 40)
+  counts = data.counts()
+  assert list(counts['skipped'].values()) == [3]
+  for line, why in ((10, 'not JSON'), (20, 'gone.png'), (30, 'caption is empty')):
+    assert any(f'a.jsonl:{line}: ' in text and why in text for text in counts['skipped_first'])
+    assert any(f'a.jsonl:{line}: ' in message for message in caplog.messages)
+
+
+def test_too_many_unusable_records_stop_the_run(album):
+  with pytest.raises(ValueError, match='3 of its 200 records.*max_skip_share=0.01.*a.jsonl:'):
+    take(make(**album), 40)
+
+
+def test_a_share_of_one_does_not_loop_for_ever(album, tmp_path):
+  (tmp_path / 'a.jsonl').write_text('x1\nx2\n')
+  with pytest.raises(ValueError, match='2 of its 2'):
+    next(make(**album, max_skip_share=1.0))
+
+
+def test_an_example_larger_than_a_row_is_named(album):
+  with pytest.raises(ValueError, match=r'a.jsonl:\d+: the example needs L=\d+, a row has 12'):
+    next(make(**album, sizes=(2, 12, 64, 4, 3)))
+
+
+def test_a_phase_without_a_source_is_explained(album):
+  with pytest.raises(ValueError, match='no source for any task.*edit.*caption'):
+    make(**{**album, 'phases': ((0.0, (('edit', 1.0),)),)})
+
+
+def test_a_phase_task_without_a_source_is_left_out_loudly(album, caplog):
+  with caplog.at_level(logging.WARNING):
+    make(**{**album, 'phases': ((0.0, (('edit', 1.0), ('caption', 1.0))),)})
+  assert 'no source for edit' in caplog.text
+
+
+# ---- latents
+
+
+def test_a_picture_is_encoded_once_in_groups_of_one_size():
+  calls = []
+
+  def counting(pixels):
+    calls.append(pixels.shape)
+    return encode(pixels)
+
+  rng = np.random.default_rng(0)
+  pictures = [rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8) for _ in range(5)]
+  clip = rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+  cache = LatentCache()
+  got = encode_all([*pictures, clip, pictures[0]], counting, cache, group=4)
+  assert calls == [(4, 1, 16, 16, 3), (4, 1, 16, 16, 3), (4, 5, 16, 16, 3)]
+  for pixels, latents in zip([*pictures, clip, pictures[0]], got, strict=True):
+    np.testing.assert_array_equal(latents, encode(pixels[None])[0])
+  encode_all(pictures, counting, cache)
+  assert len(calls) == 3
+
+
+def test_latents_pass_through_unencoded():
+  latents = np.ones((1, 2, 2, 3), np.float32)
+  assert encode_all([latents], None)[0] is latents
+
+
+def test_the_cache_keeps_to_its_bound():
+  cache = LatentCache(max_bytes=100)
+  for i in range(5):
+    cache.put(str(i), np.zeros(10, np.float32))
+  assert cache.get('0') is None and cache.get('4') is not None and cache._bytes <= 100
+
+
+def test_latents_on_disk_belong_to_one_encoder(tmp_path):
+  LatentCache(0, tmp_path, 'one').put('ab', np.arange(3.0))
+  np.testing.assert_array_equal(LatentCache(0, tmp_path, 'one').get('ab'), np.arange(3.0))
+  assert LatentCache(0, tmp_path, 'two').get('ab') is None
+  with pytest.raises(ValueError, match='name'):
+    LatentCache(0, tmp_path)
+
+
+def test_a_wrong_encoder_is_explained():
+  with pytest.raises(ValueError, match='expected 16 cells of 3 channels'):
+    next(make(((0.0, (('t2i', 1.0),)),), encoder=lambda x: np.zeros((len(x), 1, 4, 4, 7))))
+
+
+def test_a_jitted_encoder_and_a_placement_fit_in():
+  batch = next(Pipeline(
+      DataConfig(phases=ALL, tasks=TASKS, size=50), TOKENIZER, encode=jax.jit(lambda x: x[:, ::4, ::16, ::16] * 1.0),
+      strides=(4, 16), sizes=SIZES, seed=0, put=jax.device_put))
+  assert isinstance(batch.tokens, jax.Array) and batch.sizes == SIZES

@@ -1,0 +1,150 @@
+"""Record sources and mixture files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tuna_jax.data import media, sources
+from tuna_jax.data.sources import (
+  BadRecord,
+  JsonlSource,
+  ShapesSource,
+  SourceConfig,
+  read_mixture,
+)
+
+CONFIG = media.MediaConfig(image_size='16', video_size='16', frames=5)
+TALK = [{'from': 'human', 'value': '<image>\nwhat?'}, {'from': 'gpt', 'value': 'red'}]
+
+
+@pytest.fixture
+def root(tmp_path):
+  Image.new('RGB', (20, 30), 'red').save(tmp_path / 'red.png')
+  Image.new('RGB', (40, 30), 'blue').save(tmp_path / 'blue.png')
+  (tmp_path / 'broken.png').write_bytes(b'not a picture')
+  clip = tmp_path / 'clip'
+  clip.mkdir()
+  for i in range(5):
+    Image.new('RGB', (16, 16), (i, 0, 0)).save(clip / f'{i}.png')
+  return tmp_path
+
+
+def jsonl(root, task, *records, config=CONFIG):
+  lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+  (root / 'data.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  return JsonlSource(root / 'data.jsonl', task, media_config=config)
+
+
+@pytest.mark.parametrize('task, record, field, shape', [
+    ('t2i', {'image': 'red.png', 'caption': 'red'}, 'image', (16, 16, 3)),
+    ('caption', {'image': 'red.png', 'caption': 'red'}, 'image', (16, 16, 3)),
+    ('vqa', {'image': 'red.png', 'conversations': TALK}, 'image', (16, 16, 3)),
+    ('edit', {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'blue'}, 'out_image', (16, 16, 3)),
+    ('t2v', {'video': 'clip', 'caption': 'red'}, 'video', (5, 16, 16, 3)),
+    ('video_caption', {'video': 'clip', 'caption': 'red'}, 'video', (5, 16, 16, 3)),
+    ('video_vqa', {'video': 'clip', 'conversations': TALK}, 'video', (5, 16, 16, 3))])
+def test_the_official_records_are_read(root, task, record, field, shape):
+  assert jsonl(root, task, record)[0][field].shape == shape
+
+
+def test_text_records_have_conversations(root):
+  assert jsonl(root, 'text', {'conversations': TALK})[0]['conversations'] == TALK
+
+
+def test_an_edit_s_result_takes_the_size_of_its_source(root):
+  wide = media.MediaConfig(image_size='512')
+  record = jsonl(root, 'edit', {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'x'}, config=wide)[0]
+  assert record['out_image'].shape == record['raw_image'][0].shape == (672, 384, 3)
+
+
+def test_blank_lines_are_no_records_and_keep_line_numbers(root):
+  source = jsonl(root, 't2i', '', {'image': 'red.png', 'caption': 'r\u00f6t'}, '', {'image': 'x.png', 'caption': 'b'})
+  assert len(source) == 2 and source[0]['caption'] == 'r\u00f6t'
+  assert source.where(1).endswith('data.jsonl:4')
+
+
+@pytest.mark.parametrize('task, record, words', [
+    ('t2i', {'image': 'gone.png', 'caption': 'a'}, 'gone.png: No such file'),
+    ('t2i', {'image': 'broken.png', 'caption': 'a'}, 'broken.png: not a readable picture'),
+    ('t2i', {'image': 'red.png', 'caption': '  '}, 'caption is empty'),
+    ('t2i', {'image': 'red.png'}, "no field 'caption'; a record of t2i has image, caption"),
+    ('t2i', {'image': '../x.png', 'caption': 'a'}, 'leaves the root'),
+    ('t2i', {'image': '/etc/x.png', 'caption': 'a'}, 'leaves the root'),
+    ('t2v', {'video': ['../x.png'], 'caption': 'a'}, 'leaves the root'),
+    ('t2i', {'image': 7, 'caption': 'a'}, 'expected a path, found 7'),
+    ('t2i', '{"image": "red.png",', 'not JSON'),
+    ('t2i', '[1]', 'expected a JSON object'),
+    ('t2i', {'image': ['red.png'], 'caption': 'a'}, 'image: expected one path'),
+    ('edit', {'raw_image': [], 'out_image': 'red.png', 'instruction': 'a'}, 'raw_image'),
+    ('vqa', {'image': 'red.png', 'conversations': TALK[:1]}, 'no answer')])
+def test_a_bad_record_names_file_line_and_reason(root, task, record, words):
+  source = jsonl(root, task, {'image': 'red.png'}, record)
+  with pytest.raises(BadRecord, match=words) as e:
+    source[1]
+  assert 'data.jsonl:2' in str(e.value)
+
+
+def test_a_missing_or_empty_file_is_named(root):
+  with pytest.raises(FileNotFoundError, match=r'gone\.jsonl'):
+    JsonlSource(root / 'gone.jsonl', 't2i')
+  (root / 'empty.jsonl').write_text('\n')
+  with pytest.raises(ValueError, match='empty.jsonl: no records'):
+    JsonlSource(root / 'empty.jsonl', 't2i')
+
+
+def test_line_breaks_are_found_across_chunks():
+  data = np.frombuffer(b'ab\ncd\n\nef', np.uint8)
+  assert sources._newlines(data, chunk=2).tolist() == [2, 5, 6]
+
+
+def test_the_world_is_a_source():
+  source = ShapesSource('t2i', 'train', 3, 10)
+  assert len(source) == 10 and source[4]['image'].dtype == np.uint8
+  np.testing.assert_array_equal(source[4]['image'], ShapesSource('t2i', 'train', 3, 10)[4]['image'])
+
+
+def test_a_prepared_tfds_directory_is_a_source(tmp_path):
+  from tuna_jax.data.shapes import Shapes
+  from tuna_jax.data.shapes_builder import ShapesConfig
+  for task in ('vqa', 't2v'):
+    builder = Shapes(data_dir=tmp_path, config=ShapesConfig(name=f'few_{task}', task=task, train=2, test=1))
+    builder.download_and_prepare()
+    source = sources.open_source(SourceConfig(f'tfds:{builder.data_path}', task), media.MediaConfig('64', '64', 9))
+    world, field = ShapesSource(task), 'image' if task == 'vqa' else 'video'
+    known = {world[i][field].tobytes(): world[i] for i in range(2)}  # the builder shuffles
+    for i in range(2):
+      record = source[i]
+      assert record[field].tobytes() in known
+      for name in ('caption', 'conversations'):
+        assert record.get(name) == known[record[field].tobytes()].get(name)
+
+
+def test_mixture_paths_start_at_the_file(tmp_path):
+  rows = [{'path': 'a.jsonl', 'root': 'pictures', 'task': 't2i', 'weight': 2}, {'path': 'shapes', 'task': 'vqa'},
+          {'path': 'tfds:world', 'task': 'edit'}, {'path': '/b.jsonl', 'task': 'text'}]
+  (tmp_path / 'm.json').write_text(json.dumps(rows))
+  here = str(tmp_path)
+  assert read_mixture(tmp_path / 'm.json') == (
+      SourceConfig(f'{here}/a.jsonl', 't2i', f'{here}/pictures', 2.0), SourceConfig('shapes', 'vqa'),
+      SourceConfig(f'tfds:{here}/world', 'edit'), SourceConfig('/b.jsonl', 'text'))
+
+
+@pytest.mark.parametrize('row, words', [
+    ({'path': 'a', 'task': 't2l'}, "row 1: unknown task 't2l'.*nearest is 't2"),
+    ({'path': 'a', 'task': 't2i', 'wieght': 1}, "row 1: wieght: no such field.*'weight'"),
+    ({'task': 't2i'}, 'row 1: path: missing'),
+    ({'path': 'a', 'task': 't2i', 'weight': 0}, 'weight=0'),
+    ({'path': 'a', 'task': 't2i', 'weight': '1'}, 'row 1: weight: expected float')])
+def test_a_wrong_mixture_row_is_named(tmp_path, row, words):
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'shapes', 'task': 't2i'}, row]))
+  with pytest.raises((ValueError, TypeError), match=words):
+    read_mixture(tmp_path / 'm.json')
+
+
+@pytest.mark.parametrize('content, words', [('{', 'm.json:1: not JSON'), ('{}', 'expected a list'), ('[]', 'expected a list')])
+def test_a_mixture_file_that_is_no_list_is_explained(tmp_path, content, words):
+  (tmp_path / 'm.json').write_text(content)
+  with pytest.raises(ValueError, match=words):
+    read_mixture(tmp_path / 'm.json')
