@@ -121,7 +121,7 @@ def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
   faults += [f'{name}: unused: no leaf of the model takes it{_near(n, name, [m for m, _ in missing])}'
              for n, name in enumerate(unused)]
   if faults:
-    _raise(f'{table.source}: {len(faults)} faults', faults)
+    raise_faults(f'{table.source}: {len(faults)} faults', faults)
   return result
 
 
@@ -143,7 +143,7 @@ def export(table: Table, params) -> dict[str, Lazy]:
     for layer, name in enumerate(_names(row, indices, value.shape)):
       tensors[name] = row.adapt.to_torch(_to_torch(leaf, value, layer if row.stacked else None))
   if faults:
-    _raise(f'{table.source}: {len(faults)} faults', faults)
+    raise_faults(f'{table.source}: {len(faults)} faults', faults)
   return tensors
 
 
@@ -238,7 +238,8 @@ def _near(rank: int, name: str, names) -> str:
   return nearest(name, names) if rank < SHOWN_FAULTS and len(names) * math.log2(len(name) + 1) < 20_000 else ''
 
 
-def _raise(title: str, faults: list[str]):
+def raise_faults(title: str, faults: list[str]):
+  """Raises CheckpointError with the first faults in its text and all of them in `.faults`."""
   more = [f'... and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
   error = CheckpointError('\n  '.join([title, *faults[:SHOWN_FAULTS], *more]))
   error.faults = faults

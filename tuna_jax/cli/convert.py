@@ -1,0 +1,212 @@
+"""Moves weights between public files, official checkpoints and ours: assemble, import, export, inspect, diff.
+
+  tuna-jax convert assemble --size=2b --decoder=DIR --vision=DIR --vae=PATH --output=DIR
+  tuna-jax convert import --size=2b --input=PATH [--vae=PATH] --output=DIR [--recover]
+  tuna-jax convert export --input=DIR --part=tuna --output=DIR [--dtype=bfloat16]
+  tuna-jax convert inspect PATH
+  tuna-jax convert diff A B
+
+assemble  a checkpoint to start stage 1 from: Qwen2.5, SigLIP-2, Wan 2.2 VAE; the rest fresh, and listed as such.
+import    an official Tuna checkpoint (.safetensors, .pt, .pth, .bin or a folder) to ours.
+export    ours to the official names, or one part to its own names: --part=decoder|vision|vae|vae-diffusers.
+inspect   names, shapes, types, bytes and checksums.
+diff      what differs between two checkpoints; exit code 1 if anything does.
+
+Everything that does not fit is reported together, and nothing is written then. --dry-run shows what would be done.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zlib
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from tuna_jax import config as configs
+from tuna_jax.cli import UsageError, app
+from tuna_jax.weights import parts, recover, safetensors, store, torchfile
+from tuna_jax.weights.convert import cast
+from tuna_jax.weights.open import open_checkpoint, verify
+from tuna_jax.weights.tensors import Lazy, row_blocks
+
+_SIZE = flags.DEFINE_enum('size', None, sorted(configs.SIZES), 'The model: a named size.')
+_MODEL = flags.DEFINE_string('model', None, 'The model: a config.json of ours, instead of --size.')
+_DECODER = flags.DEFINE_string('decoder', None, 'assemble: Qwen2.5, as a Hugging Face folder or a file.')
+_VISION = flags.DEFINE_string('vision', None, 'assemble: SigLIP-2 of fixed resolution, likewise.')
+_VAE = flags.DEFINE_string('vae', None, 'assemble, import: Wan2.2_VAE.pth, or a diffusers folder.')
+_INPUT = flags.DEFINE_string('input', None, 'import: the official checkpoint. export: a folder of ours.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The folder to write. It must not exist.')
+_PART = flags.DEFINE_enum('part', 'tuna', parts.HOMES, 'export: what to write, each under its own names.')
+_DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'export: the type to write.')
+_SEED = flags.DEFINE_integer('seed', 0, 'assemble: of the values that no part supplies.')
+_DRY = flags.DEFINE_bool('dry-run', False, 'Check everything and print the plan, but write nothing.')
+_RECOVER = flags.DEFINE_bool(
+    'recover', False, 'import: also write recover.json, the layers that look re-initialised, and recover.py, a stage '
+    'that trains those first.')
+_CHECKSUMS = flags.DEFINE_bool('checksums', True, 'inspect: read everything for checksums.')
+
+
+def main(argv):
+  action, *paths = argv[1:]
+  wanted = {'inspect': 1, 'diff': 2}.get(action, 0)
+  if len(paths) != wanted:
+    raise UsageError(f'convert {action}: expected {wanted} paths, found {len(paths)}')
+  if action == 'inspect':
+    return inspect(paths[0])
+  if action == 'diff':
+    return diff(*paths)
+  return {'assemble': assemble, 'import': import_, 'export': export}[action]()
+
+
+def assemble():
+  """Parts to a checkpoint of ours."""
+  _need('assemble', output=_OUTPUT)
+  config = _config()
+  sources = {name: flag.value for name, flag in (('decoder', _DECODER), ('vision', _VISION), ('vae', _VAE))}
+  if not any(sources.values()):
+    raise UsageError('convert assemble: give at least one of --decoder, --vision, --vae')
+  planned = parts.assemble(config, decoder=sources['decoder'], vision=sources['vision'], seed=_SEED.value)
+  _write(config, planned, sources, {'seed': _SEED.value})
+
+
+def import_():
+  """An official checkpoint to one of ours."""
+  _need('import', input=_INPUT, output=_OUTPUT)
+  config = _config()
+  # Official checkpoints were trained with the std list in both places (ARCHITECTURE.md 2.5).
+  config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, latent_mean=config.vae.latent_std))
+  planned = parts.official(config, _INPUT.value)
+  found = recover.reinitialised(planned.leaves) if _RECOVER.value else None
+  _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, found)
+
+
+def export():
+  """A checkpoint of ours to somebody else's names."""
+  _need('export', input=_INPUT, output=_OUTPUT)
+  stored = store.open_stored(_INPUT.value)
+  tensors, config_json, stem = parts.home(_PART.value, stored.config, stored.params, stored.vae)
+  dtype = np.dtype(safetensors.DTYPES[{'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}[_DTYPE.value]])
+  tensors = cast(tensors, dtype)
+  print(f'{len(tensors)} tensors, {_bytes(tensors)}, as {_PART.value} in {_DTYPE.value}')
+  if _DRY.value:
+    for name, value in sorted(tensors.items()):
+      print(f'  {name}  {list(value.shape)}')
+    return
+  with store.new_folder(_OUTPUT.value) as folder:
+    if stem == 'Wan2.2_VAE':
+      torchfile.write_file(folder / f'{stem}.pth', tensors)
+    else:
+      safetensors.write_folder(folder, tensors, stem=stem)
+      store.write_json(folder / 'config.json', {**config_json, 'torch_dtype': _DTYPE.value})
+    if _PART.value in ('tuna', 'decoder'):
+      for file in store.tokenizer_files(_INPUT.value):
+        file.copy(folder / file.name)
+  print(f'wrote {_OUTPUT.value}')
+
+
+def inspect(path):
+  """Prints every tensor of a checkpoint, and a checksum of the whole."""
+  tensors, whole = _open(path), hashlib.sha256()
+  for name, value in sorted(tensors.items()):
+    line = f'{name}  {value.dtype}{list(value.shape)}  {value.nbytes}'
+    if _CHECKSUMS.value:
+      crc = 0
+      for index in row_blocks(value):
+        crc = zlib.crc32(np.ascontiguousarray(value.read(index)).reshape(-1).view(np.uint8), crc)
+      whole.update(f'{name} {value.dtype} {value.shape} {crc:08x}\n'.encode())
+      line += f'  {crc:08x}'
+    print(line)
+  count = sum(int(np.prod(t.shape)) for t in tensors.values())
+  print(f'{len(tensors)} tensors, {count:,} parameters, {_bytes(tensors)}')
+  if _CHECKSUMS.value:
+    print(f'sha256 of names, types, shapes and CRCs: {whole.hexdigest()}')
+
+
+def diff(a, b):
+  """Prints what differs between two checkpoints. Returns 1 if anything does."""
+  first, second = _open(a), _open(b)
+  lines = [f'only in {a}: {name}' for name in sorted(first.keys() - second.keys())]
+  lines += [f'only in {b}: {name}' for name in sorted(second.keys() - first.keys())]
+  for name in sorted(first.keys() & second.keys()):
+    x, y = first[name], second[name]
+    if x.shape != y.shape:
+      lines.append(f'{name}: shape {list(x.shape)} and {list(y.shape)}')
+      continue
+    worst, square, norm, same = 0.0, 0.0, 0.0, True
+    for index in row_blocks(x):
+      left, right = (np.asarray(v.read(index), np.float64) for v in (x, y))
+      same &= np.array_equal(left, right)
+      delta = np.abs(left - right)
+      worst = max(worst, float(delta.max(initial=0.0)))
+      square, norm = square + float((delta**2).sum()), norm + float((left**2).sum())
+    if x.dtype != y.dtype:
+      lines.append(f'{name}: type {x.dtype} and {y.dtype}')
+    if not same:
+      lines.append(f'{name}: values differ, max abs {worst:.3g}, relative L2 {(square / max(norm, 1e-300))**0.5:.3g}')
+  print('\n'.join(lines) if lines else f'equal: {len(first)} tensors')
+  return 1 if lines else 0
+
+
+def _write(config, planned, sources, record, found=None):
+  """Prints the plan; then, unless it is a dry run, the folder."""
+  given = {name: str(path) for name, path in sources.items() if path}
+  vae = parts.read_vae(config, given['vae']) if 'vae' in given else None
+  record = {'sources': given, **record, **planned.notes()}
+  if vae is not None:
+    record['dropped'] = {**record['dropped'], **{f'vae: {name}': why for name, why in vae.dropped.items()}}
+  if found is not None:
+    record['reinitialised'] = found
+  for kind in ('fresh', 'adapted', 'dropped'):
+    print(f'{kind}: {len(record[kind])}')
+    for name, why in record[kind].items():
+      print(f'  {name}: {why}')
+  if found is not None:
+    print(recover.describe(found))
+  print(f'{len(planned.leaves)} leaves, {_bytes(planned.leaves)}'
+        + (f'; VAE {len(vae.leaves)} leaves, {_bytes(vae.leaves)}' if vae else '; no VAE'))
+  if _DRY.value:
+    print(f'dry run: {_OUTPUT.value} was not written')
+    return
+  for path in given.values():
+    verify(path)
+  files = store.tokenizer_files(given['decoder']) if 'decoder' in given else ()
+  store.write(_OUTPUT.value, config, planned.leaves, vae and vae.leaves, record, files)
+  if found is not None:
+    store.write_json(epath.Path(_OUTPUT.value) / 'recover.json', found)
+    (epath.Path(_OUTPUT.value) / 'recover.py').write_text(recover.stage(found, _OUTPUT.value))
+  print(f'wrote {_OUTPUT.value}')
+
+
+def _config():
+  if bool(_SIZE.value) == bool(_MODEL.value):
+    raise UsageError('give the model as --size or as --model, and not both')
+  if _SIZE.value:
+    return configs.size(_SIZE.value)
+  text = json.loads(epath.Path(_MODEL.value).read_text())
+  return configs.from_dict(configs.TunaConfig, text.get('model', text))
+
+
+def _need(action, **needed):
+  for name, flag in needed.items():
+    if not flag.value:
+      raise UsageError(f'convert {action}: --{name} is required')
+
+
+def _open(path) -> dict[str, Lazy]:
+  """Any checkpoint; the two trees of one of ours under 'params/' and 'vae/'."""
+  if not store.is_stored(path):
+    return open_checkpoint(path)
+  stored = store.open_stored(path)
+  trees = {'params': stored.params, 'vae': stored.vae or {}}
+  return {f'{tree}/{name}': value for tree, leaves in trees.items() for name, value in leaves.items()}
+
+
+def _bytes(tensors) -> str:
+  total = sum(t.nbytes for t in tensors.values())
+  return f'{total / 1e9:.2f} GB' if total >= 1e8 else f'{total / 1e6:.2f} MB'
+
+
+if __name__ == '__main__':
+  app.run(main, positional=('assemble|import|export|inspect|diff', 'PATH?', 'PATH?'))
