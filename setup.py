@@ -35,7 +35,8 @@ EXTRAS = {
     'pytest-xdist>=3.6',
     'ruff>=0.9',
   ],
-  # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA build over a CPU one.
+  # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA
+  # build over a CPU one.
   'parity': ['diffusers>=0.35', 'torch==2.13.0', 'transformers>=4.57'],
 }
 

@@ -1,4 +1,4 @@
-"""Every test runs on 8 simulated CPU devices; the slow ones and live parity only where asked or possible.
+"""Every test runs on 8 simulated CPU devices; slow ones if asked, live parity if possible.
 
 Markers: `slow` (deselected without --slow), `parity` (against PyTorch; needs the `parity` extra).
 """
@@ -14,11 +14,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARITY = ('torch', 'transformers', 'diffusers')
-CACHE = 'TUNA_TEST_CACHE'  # set by the first process of the run, so that workers and subprocesses share it
+CACHE = 'TUNA_TEST_CACHE'  # set by the run's first process; workers and subprocesses share it
 
 # Before anything imports jax.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu may be installed for ahead-of-time compiles: no pod is near
+os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu may be here for ahead-of-time compiles
 _DEVICES = '--xla_force_host_platform_device_count'
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()

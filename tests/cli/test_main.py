@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -100,7 +101,7 @@ def greet(room, *arguments):
 def test_help_lists_each_verb_with_the_first_line_of_its_docstring(room):
   done = command(room, '--help')
   assert done.returncode == 0
-  assert '  greet  Greets the world a number of times.\n' in done.stdout
+  assert re.search(r'^  greet +Greets the world a number of times\.$', done.stdout, re.MULTILINE)
 
 
 def test_help_of_the_frame_imports_no_verb(room):

@@ -1,4 +1,4 @@
-"""The launch scripts: what they would run, word for word, and how they behave when a process falls."""
+"""The launch scripts: what they would run, word for word, and what they do when a process falls."""
 
 import os
 import pathlib
@@ -130,7 +130,7 @@ def supervise(*arguments, **environment):
 
 
 def falls(tmp_path, *codes) -> tuple[str, ...]:
-  """A command that exits with one of the codes after another, and counts its lives in tmp_path/lives."""
+  """A command that exits with one code after another and counts its lives in tmp_path/lives."""
   script = tmp_path / 'falls.sh'
   script.write_text(
     f'lives={tmp_path}/lives; echo life >> $lives; codes=({" ".join(map(str, codes))})\n'

@@ -1,4 +1,4 @@
-"""Processes that meet over loopback: they join, they compute together, and an absent one is named."""
+"""Processes that meet over loopback: they join and compute together; an absent one is named."""
 
 import os
 import pathlib

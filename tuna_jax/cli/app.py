@@ -1,12 +1,12 @@
-"""What every verb shares: flags to a checked argument list, and a person's mistake to one line and exit code 2.
+"""What every verb shares: checked flags and arguments; a mistake is one line and exit code 2.
 
 A verb is a module that defines absl flags and `main(argv)`, and ends with
 
     if __name__ == '__main__':
       app.run(main, positional=('t2i|edit', 'PATH?'))
 
-Its docstring's first line is its summary in `tuna-jax --help`, the whole docstring its own `--help`. This module
-imports neither jax nor numpy, so that help and errors come at once.
+Its docstring's first line is its summary in `tuna-jax --help`, the whole docstring its own
+`--help`. This module imports neither jax nor numpy, so that help and errors come at once.
 """
 
 import functools
@@ -25,7 +25,7 @@ from tuna_jax.cli import config_files
 from tuna_jax.cli.config_files import UsageError
 from tuna_jax.config import nearest
 
-flags.disclaim_key_flags()  # flags defined by a function of this module belong to the verb that called it
+flags.disclaim_key_flags()  # flags that a function of this module defines are the calling verb's
 
 EXIT_USAGE = 2  # the person must change something: never worth a retry
 EXIT_RETRY = (
@@ -46,9 +46,10 @@ def run(main: Callable[[Sequence[str]], object], *, positional: Sequence[str] = 
   """Parses sys.argv and exits with what `main([program, *positional arguments])` returns.
 
   Args:
-    main: the verb. Raises UsageError (or a ValueError from our own code) for what the user must change.
-    positional: what may stand beside the flags, in order. 'a|b' is a choice, 'PATH' anything; a trailing '?' makes
-      it optional, and a trailing '*' in the last place takes any number.
+    main: the verb. Raises UsageError (or a ValueError from our own code) for what the user must
+      change.
+    positional: what may stand beside the flags, in order. 'a|b' is a choice, 'PATH' anything; a
+      trailing '?' makes it optional, and a trailing '*' in the last place takes any number.
 
   Exits 2 with one line on stderr if a flag, an argument, a config file or a config field is wrong.
   """
@@ -75,10 +76,12 @@ def run(main: Callable[[Sequence[str]], object], *, positional: Sequence[str] = 
 
 
 def define_distributed():
-  """Defines --coordinator, --num_processes, --process_id, --init_timeout_s, --expect_processes for a verb.
+  """Defines the flags by which a verb joins the other processes of its run.
 
-  Each may also come from the environment (TUNA_COORDINATOR, ...), which is how the launch scripts pass them to every
-  host with one command line; the flag wins. Returns the function that joins the run and that `main` calls first.
+  --coordinator, --num_processes, --process_id, --init_timeout_s and --expect_processes; each may
+  also come from the environment (TUNA_COORDINATOR, ...), which is how the launch scripts pass them
+  to every host with one command line; the flag wins. Returns the function that joins the run, which
+  `main` calls first.
   """
   env = os.environ.get
   flags.DEFINE_string(
@@ -116,7 +119,7 @@ def define_distributed():
 
 
 def _join():
-  """Joins the run that the distributed flags describe; exits with EXIT_RETRY, and their names, if some are missing."""
+  """Joins the run that the flags describe; names missing processes and exits with EXIT_RETRY."""
   from tuna_jax.train import distributed  # imports jax
 
   f = flags.FLAGS

@@ -1,6 +1,7 @@
-"""Finds the file of a --config flag and checks every --config.FIELD=VALUE against it, before ml_collections does.
+"""Finds the file of a --config flag and checks every --config.FIELD=VALUE against it.
 
-ml_collections answers a misspelt field with a traceback; here it is one line with the nearest right name.
+This comes before ml_collections, which answers a misspelt field with a traceback; here it is one
+line with the nearest right name.
 """
 
 import os
@@ -20,7 +21,7 @@ class UsageError(ValueError):
 
 
 def resolve(argv, config_flags):
-  """argv with every config path made findable, once each file and each override of it has been checked.
+  """argv with every config path made findable, once files and overrides have been checked.
 
   Raises UsageError naming the nearest file or field.
   """
@@ -59,7 +60,7 @@ def index_of(argv, name: str) -> int | None:
 
 
 def _find_file(name: str, value: str) -> str:
-  """The config path as given, or, where the working directory has none, the one beside the package."""
+  """The config path as given, or, where the working directory has none, beside the package."""
   path, colon, argument = value.partition(':')
   for candidate in (pathlib.Path(path), ROOT / path):
     if candidate.is_file():
@@ -79,7 +80,7 @@ def _find_file(name: str, value: str) -> str:
 
 
 def load(flag, path: str):
-  """The config of `path`, 'FILE.py[:argument]', without overrides. Raises UsageError in the file's own words."""
+  """The config of `path`, 'FILE.py[:argument]', without overrides; UsageError in its own words."""
   path = _find_file(flag.name, path)
   try:
     config = flag.parser.parse(path)
@@ -110,7 +111,7 @@ def _check_field(name: str, field: str, config):
 
 
 def _nearest_field(field, part, walked, config):
-  """The sibling most like the wrong part; failing that, the field of that name elsewhere; failing that, any."""
+  """The sibling most like the wrong part, else the field of that name elsewhere, else any."""
   every = list(fields(config))
   prefix = '.'.join([*walked, ''])
   siblings = {n[len(prefix) :].partition('.')[0] for n in every if n.startswith(prefix)}

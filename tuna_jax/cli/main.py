@@ -1,4 +1,4 @@
-"""`tuna-jax VERB --flags`: finds the verb and runs its module exactly as `python -m tuna_jax.cli.VERB` does."""
+"""`tuna-jax VERB --flags` runs the verb's module, as `python -m tuna_jax.cli.VERB` does."""
 
 import ast
 import importlib.metadata

@@ -1,7 +1,8 @@
 """Joins the processes of one run, and says by name who did not come.
 
-jax ends a process with a stack trace from C++ when another one is missing, and does not say which. So a roll is called
-first, over a plain socket at the address where jax's own coordinator will listen a moment later:
+jax ends a process with a stack trace from C++ when another one is missing, and does not say which.
+So a roll is called first, over a plain socket at the address where jax's own coordinator will
+listen a moment later:
 
     process i  --'tuna_jax roll i n host'-->  process 0
     process i  <--'all here' | 'missing: ...'--  process 0
@@ -27,7 +28,7 @@ GRACE_S = 10.0  # what a process grants process 0, beyond the deadline, to send 
 
 
 class MissingProcesses(RuntimeError):
-  """Some processes of the run did not come. A relaunch may cure it; `ids` are the absent process ids."""
+  """Some processes of the run did not come; a relaunch may cure it. `ids`: those known absent."""
 
   def __init__(self, message: str, ids: tuple[int, ...] = ()):
     super().__init__(message)
@@ -43,14 +44,16 @@ def initialize(
 ) -> None:
   """Afterwards jax sees the devices of every process of the run.
 
-  With no address the cluster is asked: Cloud TPU (one slice or several), GKE and Slurm know their own processes. On a
-  single machine outside a cluster nothing happens. Call it before anything else touches a device.
+  With no address the cluster is asked: Cloud TPU (one slice or several), GKE and Slurm know their
+  own processes. On a single machine outside a cluster nothing happens. Call it before anything else
+  touches a device.
 
   Args:
     coordinator: 'host:port' of process 0, the same in every process. With it come the next two.
     num_processes: how many processes there are.
     process_id: this one's number, in [0, num_processes).
-    timeout_s: seconds to wait for the others. Half an hour by default: hosts of a pod come back minutes apart.
+    timeout_s: seconds to wait for the others. Half an hour by default: the hosts of a pod come
+      back minutes apart.
     expect: how many processes the launcher started; None to trust the cluster.
 
   Raises:
@@ -91,14 +94,14 @@ def describe() -> str:
   devices = jax.devices()
   slices = {device.slice_index if hasattr(device, 'slice_index') else 0 for device in devices}
   return (
-    f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {len(devices)} devices '
-    f'({jax.local_device_count()} local) of kind {devices[0].device_kind}, {len(slices)} slice(s), '
+    f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: '
+    f'{len(devices)} devices ({jax.local_device_count()} local) of kind {devices[0].device_kind}, {len(slices)} slice(s), '
     f'jax {jax.__version__}'
   )
 
 
 def _in_a_cluster(expect) -> bool:
-  """Whether to ask jax's cluster detection, which may query a metadata server and so is slow where there is none."""
+  """Whether to ask jax's cluster detection, which is slow where no metadata server answers."""
   if expect is not None and expect > 1:
     return True
   if 'SLURM_STEP_NODELIST' in os.environ and int(os.environ.get('SLURM_NTASKS', '1')) > 1:
@@ -109,7 +112,8 @@ def _in_a_cluster(expect) -> bool:
 
 
 def _ask_the_cluster(timeout_s):
-  # The detection that a bare jax.distributed.initialize() runs; no public name gives its answer before it connects.
+  # The detection that a bare jax.distributed.initialize() runs; no public name gives its answer
+  # before it connects.
   from jax._src import clusters
 
   found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
