@@ -69,11 +69,13 @@ class CausalConv(nn.Module):
   """3x3x3 convolution that sees the two frames before and none after."""
 
   features: int
+  zeros: bool = False  # start at zero, so that a residual block starts as its shortcut
 
   @nn.compact
   def __call__(self, x):
     taps = 3
-    kernel = self.param('kernel', _conv_init, (taps, 3, 3, x.shape[-1], self.features))
+    init = nn.initializers.zeros_init() if self.zeros else _conv_init
+    kernel = self.param('kernel', init, (taps, 3, 3, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     frames = x.shape[1]
     y = _conv2d(x, kernel[-1])
@@ -131,7 +133,7 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     y = CausalConv(self.features, name='conv1')(nn.silu(ChanNorm(name='norm1')(x)))
-    y = CausalConv(self.features, name='conv2')(nn.silu(ChanNorm(name='norm2')(y)))
+    y = CausalConv(self.features, zeros=True, name='conv2')(nn.silu(ChanNorm(name='norm2')(y)))
     if x.shape[-1] != self.features:
       x = nn.Dense(self.features, name='shortcut')(x)
     return x + y

@@ -1,0 +1,69 @@
+"""The two losses as weighted sums with counts, merged before dividing.
+
+Axes:  B rows   L positions   V latent tokens   C latent channels   D width   N tasks
+A mean over a pod is sum of totals / sum of counts, so neither sharding nor gradient accumulation changes it; an
+empty sum is 0, not NaN (ARCHITECTURE.md 13.2, B3 and B21).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+
+class Sum(NamedTuple):
+  """total float32[N] and count float32[N], one entry a task."""
+
+  total: jax.Array
+  count: jax.Array
+
+  def mean(self):
+    """Total over all tasks by count over all tasks; 0 where nothing was counted."""
+    return jnp.sum(self.total) / jnp.maximum(jnp.sum(self.count), 1e-6)
+
+
+def _by_task(values, weights, task, tasks: int) -> Sum:
+  one_hot = jax.nn.one_hot(task, tasks, dtype=jnp.float32)
+  weights = weights.astype(jnp.float32)
+  axes = tuple(range(values.ndim))
+  return Sum(jnp.tensordot(values * weights, one_hot, (axes, axes)), jnp.tensordot(weights, one_hot, (axes, axes)))
+
+
+def next_token(logits_fn: Callable, hidden, labels, weight, task, tasks: int, chunk: int = 256) -> Sum:
+  """Cross-entropy of the next token, computed `chunk` positions at a time so that [B, L, vocab] never exists.
+
+  Args:
+    logits_fn: hidden [B, n, D] -> float32[B, n, vocab].
+    labels, weight: [B, L], already shifted: the target *of* position l.
+    task: int32[B, L] in [0, tasks).
+  """
+  length = labels.shape[1]
+  chunk = min(chunk, length)
+
+  @jax.checkpoint
+  def part(carry, piece):
+    h, y, w, k = piece
+    logits = logits_fn(h).astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+    nll = jax.nn.logsumexp(logits, axis=-1) - picked
+    return jax.tree.map(jnp.add, carry, _by_task(nll, w, k, tasks)), None
+
+  pad = -length % chunk
+  pieces = tuple(
+      rearrange(jnp.pad(a, ((0, 0), (0, pad), *[(0, 0)] * (a.ndim - 2))), 'b (n c) ... -> n b c ...', c=chunk)
+      for a in (hidden, labels, weight, task))
+  zero = jnp.zeros((tasks,), jnp.float32)
+  return jax.lax.scan(part, Sum(zero, zero), pieces)[0]
+
+
+def velocity_error(predicted, velocity, selected, task, tasks: int) -> Sum:
+  """Squared error of the velocity, a mean over channels for each latent token.
+
+  predicted, velocity [B, V, C]; selected bool[B, V]: tokens of images that are drawn; task int32[B, V].
+  """
+  error = jnp.mean(jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32)), axis=-1)
+  return _by_task(error, selected, task, tasks)

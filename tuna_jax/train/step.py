@@ -1,0 +1,100 @@
+"""The train step: one function for every stage, size and mesh.
+
+Axes:  B rows   V latent tokens   C channels   M images a row   k micro-batches
+Noise and times are drawn for the whole batch before it is cut, and sums are divided by counts of the whole batch, so
+neither accumulation nor sharding changes the step.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tuna_jax import flow, losses
+from tuna_jax.batch import Batch
+from tuna_jax.data.tasks import TASKS
+from tuna_jax.models.tuna import Tuna
+from tuna_jax.train import optimizer as optimizer_lib
+from tuna_jax.train import state as state_lib
+from tuna_jax.train.config import TrainConfig
+from tuna_jax.train.state import TrainState
+
+NUM_TASKS = len(TASKS)
+
+
+def draw(batch: Batch, key, time_shift: float):
+  """(noise float32[B, V, C], t float32[B, M]); images that are not drawn are clean, t = 1."""
+  noise_key, time_key = jax.random.split(key)
+  t = flow.sample_t(time_key, batch.target.shape, time_shift)
+  return jax.random.normal(noise_key, batch.latents.shape, jnp.float32), jnp.where(batch.target, t, 1.0)
+
+
+def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[str, losses.Sum]:
+  """{'ntp': Sum, 'flow': Sum} by task, of one forward pass. The flow sum is absent where flow_coeff is 0."""
+  model = Tuna(config.model)
+  owner = jnp.maximum(batch.image - 1, 0)
+  x_t, velocity = batch.latents, None
+  draws = config.flow_coeff > 0 and batch.latents.shape[1] > 0
+  if draws:
+    per_token = jnp.take_along_axis(t, owner, axis=1)
+    x_t, velocity = flow.interpolate(batch.latents, noise, per_token)
+  out = model.apply({'params': params}, batch, x_t, t, flow=draws)
+  logits = functools.partial(model.apply, {'params': params}, method='logits')
+  sums = {'ntp': losses.next_token(logits, out.hidden, batch.labels, batch.label_weight, batch.task, NUM_TASKS)}
+  if draws:
+    selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
+    task = jnp.take_along_axis(batch.task, batch.place, axis=1)
+    sums['flow'] = losses.velocity_error(out.velocity, velocity, selected, task, NUM_TASKS)
+  return sums
+
+
+def total_loss(sums: dict[str, losses.Sum], counts: dict[str, jax.Array], config: TrainConfig):
+  """flow_coeff x mean flow loss + ntp_coeff x mean next-token loss, over the given global counts."""
+  coeff = {'ntp': config.ntp_coeff, 'flow': config.flow_coeff}
+  return sum(coeff[name] * jnp.sum(s.total) / jnp.maximum(counts[name], 1e-6) for name, s in sums.items())
+
+
+def _counts(batch: Batch) -> dict[str, jax.Array]:
+  owner = jnp.maximum(batch.image - 1, 0)
+  selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
+  return {'ntp': jnp.sum(batch.label_weight), 'flow': jnp.sum(selected.astype(jnp.float32))}
+
+
+def loss_fn(leaves, params, batch: Batch, noise, t, counts, *, config: TrainConfig):
+  """(loss, sums): the loss as a function of the trainable `leaves`; the rest of `params` is constant."""
+  sums = loss_sums(state_lib.merge(params, leaves), batch, noise, t, config=config)
+  return total_loss(sums, counts, config), sums
+
+
+def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
+  """One optimizer step -> (state, metrics).
+
+  key: of the run; the step folds its own number in. metrics: 'loss', 'grad_norm', and by task 'ntp' and 'flow' sums.
+  """
+  transformation, multiples = state_lib.make_optimizer(config)
+  noise, t = draw(batch, jax.random.fold_in(key, state.step), config.time_shift)
+  counts = _counts(batch)
+  leaves = state_lib.select(state.params, multiples)
+  grad_fn = jax.value_and_grad(functools.partial(loss_fn, config=config), has_aux=True)
+  micro = config.optimizer.accumulate
+  if micro == 1:
+    (loss, sums), grads = grad_fn(leaves, state.params, batch, noise, t, counts)
+  else:
+    # Row b goes to micro-batch b mod k, so each device keeps its own rows.
+    pieces = jax.tree.map(lambda a: jnp.swapaxes(a.reshape(-1, micro, *a.shape[1:]), 0, 1), (batch, noise, t))
+
+    def add(carry, piece):
+      return jax.tree.map(jnp.add, carry, grad_fn(leaves, state.params, *piece, counts)), None
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(
+        grad_fn, leaves, state.params, *jax.tree.map(lambda a: a[0], pieces), counts))
+    ((loss, sums), grads), _ = jax.lax.scan(add, zeros, pieces)
+  updates, opt_state = transformation.update(grads, state.opt_state, leaves)
+  leaves = optax.apply_updates(leaves, updates)
+  step = state.step + 1
+  ema = optimizer_lib.update_ema(state.ema, leaves, step, config.optimizer.ema)
+  metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), **sums}
+  return TrainState(step, state_lib.merge(state.params, leaves), ema, opt_state), metrics
