@@ -76,7 +76,7 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
   """
   path = epath.Path(path)
   try:
-    rows = json.loads(path.read_text())
+    rows = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError as e:
     raise FileNotFoundError(f'mixture {path}: no such file') from e
   except json.JSONDecodeError as e:

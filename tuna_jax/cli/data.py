@@ -1,0 +1,148 @@
+"""Makes data sets and checks them: shapes, emoji, check, preview.
+
+  tuna-jax data shapes --out=DIR
+  tuna-jax data emoji --out=DIR [--cache=DIR] [--tones] [--all]
+  tuna-jax data check MIXTURE.json [--limit=N]
+  tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--count=N]
+
+shapes    mixture files of the rendered world, one row a task; its records are made when they are read.
+emoji     pictures with captions of three makers, fetched by package name with npm; train and held-out concepts.
+check     reads every record and names each one that cannot be used, with file and line; exit code 1 if more of them
+          than --max_skip_share allows.
+preview   a page of what the model sees: tokens, spans, what is learned, pictures.
+
+A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa, text, edit, t2v,
+video_caption or video_vqa; a path is a JSONL file, "shapes", or "tfds:DIR".
+"""
+
+import collections
+import json
+import os
+import pathlib
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from tuna_jax.cli import UsageError, app
+
+_OUT = flags.DEFINE_string('out', None, 'shapes, emoji: the folder to write. preview: the page to write.')
+_CACHE = flags.DEFINE_string(
+    'cache', os.path.join('~', '.cache', 'tuna_jax'), 'emoji: where fetched packages are kept.')
+_TONES = flags.DEFINE_bool('tones', False, 'emoji: variants of skin tone too.')
+_ALL = flags.DEFINE_bool('all', False, 'emoji: styles under a share-alike licence (CC-BY-SA) too.')
+_LIMIT = flags.DEFINE_integer('limit', 0, 'check: records to read of each source; 0 reads all.')
+_SHARE = flags.DEFINE_float('max_skip_share', 0.01, 'check: share of unusable records that is still fine.')
+_TOKENIZER = flags.DEFINE_string('tokenizer', None, 'preview: a tokenizer folder; without it one is trained on the texts.')
+_COUNT = flags.DEFINE_integer('count', 5, 'preview: examples of each source.')
+_IMAGE = flags.DEFINE_string('image_size', '512', "check, preview: '512', '1024', 'N' or 'HxW'.")
+_VIDEO = flags.DEFINE_string('video_size', 'video', "check, preview: 'video', 'N' or 'HxW'.")
+_FRAMES = flags.DEFINE_integer('frames', 13, 'check, preview: frames of a clip, 4k + 1.')
+
+
+def main(argv):
+  action, *paths = argv[1:]
+  wanted = 1 if action in ('check', 'preview') else 0
+  if len(paths) != wanted:
+    raise UsageError(f'data {action}: expected {wanted} files, found {len(paths)}')
+  if action != 'check' and not _OUT.value:
+    raise UsageError(f'data {action}: --out is missing')
+  return {'shapes': shapes, 'emoji': emoji, 'check': check, 'preview': preview}[action](*paths)
+
+
+def shapes():
+  from tuna_jax.data.tasks import TASKS
+
+  out = epath.Path(_OUT.value)
+  out.mkdir(parents=True, exist_ok=True)
+  for split, name in (('train', 'mixture.json'), ('test', 'mixture_test.json')):
+    rows = [{'path': 'shapes', 'task': task, 'weight': 1.0, 'split': split} for task in TASKS]
+    (out / name).write_text(json.dumps(rows, indent=1) + '\n')
+    print(f'{out / name}: {len(rows)} tasks of the rendered world, {split} compositions')
+
+
+def emoji():
+  from tuna_jax.data import emoji as data
+
+  out, cache = pathlib.Path(_OUT.value), pathlib.Path(_CACHE.value).expanduser()  # npm writes local folders only
+  try:
+    counts = data.build(out, cache, tones=_TONES.value, everything=_ALL.value)
+  except data.EmojiUnavailable as e:
+    raise UsageError(str(e)) from e
+  print(f'{out / "mixture.json"}: ' + ', '.join(f'{n} {name}' for name, n in counts.items()))
+  print(f'licences: {out / "licences"}')
+
+
+def check(path):
+  from tuna_jax.data import sources
+  from tuna_jax.data.tasks import TASKS, Context
+
+  failed, none = False, np.random.default_rng(0)
+  for source in _sources(path):
+    count = min(_LIMIT.value, len(source)) if _LIMIT.value else len(source)
+    context, bad, sizes = Context(_Letters()), 0, collections.Counter()
+    for i in range(count):
+      try:
+        record = source[i]
+        TASKS[source.task](record, context, none)
+        sizes.update('x'.join(map(str, m.shape[:-1])) for m in _media(record, sources.MEDIA_FIELDS))
+      except ValueError as e:
+        bad += 1
+        where = source.where(i)
+        print(str(e) if str(e).startswith(where) else f'{where}: {e}')
+    failed |= bad > _SHARE.value * count
+    shapes_ = ', '.join(f'{n} of {size}' for size, n in sizes.most_common(8))
+    print(f'{source.name}: {source.task}, {count} of {len(source)} records read, {bad} unusable; media: {shapes_ or "none"}')
+  return int(failed)
+
+
+def preview(path):
+  from tuna_jax.data import pipeline, segments
+  from tuna_jax.data import preview as preview_page
+  from tuna_jax.data.tasks import NUMBERS, TASKS, Context
+  from tuna_jax.data.tokenizer import Tokenizer
+
+  opened = _sources(path)
+  if _TOKENIZER.value:
+    tokenizer = Tokenizer.from_dir(_TOKENIZER.value)
+  else:
+    tokenizer = Tokenizer.train(pipeline.texts(pipeline.DataConfig(mixture=path), limit=500), 4096)
+  context, rng, examples = Context(tokenizer), np.random.default_rng(0), []
+  for source in opened:
+    for i in range(min(_COUNT.value, len(source))):
+      plan = TASKS[source.task](source[i], context, rng)
+      examples.append((f'{source.task}: {source.where(i)}',
+                       segments.layout(plan, tokenizer, (4, 16), NUMBERS[source.task])))
+  epath.Path(_OUT.value).write_text(preview_page.page(examples, tokenizer), encoding='utf-8')
+  print(f'{_OUT.value}: {len(examples)} examples')
+
+
+def _sources(path):
+  from tuna_jax.data import media, sources
+
+  config = media.MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value)
+  try:
+    return [sources.open_source(row, config) for row in sources.read_mixture(path)]
+  except FileNotFoundError as e:
+    raise UsageError(str(e)) from e
+
+
+def _media(record, fields):
+  for field in fields:
+    value = record.get(field)
+    for one in value if isinstance(value, list) else [value]:
+      if isinstance(one, np.ndarray):
+        yield one
+
+
+class _Letters:
+  """Stands in for a tokenizer where only the layout is checked."""
+
+  bos = eos = 0
+
+  def encode(self, text):
+    return (0,) * len(text)
+
+
+if __name__ == '__main__':
+  app.run(main, positional=('shapes|emoji|check|preview', 'PATH?'))
