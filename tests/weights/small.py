@@ -5,7 +5,13 @@ import dataclasses
 import numpy as np
 
 from tuna_jax import tree
-from tuna_jax.config import DecoderConfig, FlowHeadConfig, TunaConfig, VaeConfig, VisionConfig
+from tuna_jax.config import (
+  DecoderConfig,
+  FlowHeadConfig,
+  TunaConfig,
+  VaeConfig,
+  VisionConfig,
+)
 from tuna_jax.weights.tensors import Lazy
 
 

@@ -36,10 +36,12 @@ _MODEL = flags.DEFINE_string('model', None, 'The model: a config.json of ours, i
 _DECODER = flags.DEFINE_string('decoder', None, 'assemble: Qwen2.5, as a Hugging Face folder or a file.')
 _VISION = flags.DEFINE_string('vision', None, 'assemble: SigLIP-2 of fixed resolution, likewise.')
 _VAE = flags.DEFINE_string('vae', None, 'assemble, import: Wan2.2_VAE.pth, or a diffusers folder.')
-_INPUT = flags.DEFINE_string('input', None, 'import: the official checkpoint. export: a folder of ours.')
-_OUTPUT = flags.DEFINE_string('output', None, 'The folder to write. It must not exist.')
+_INPUT = flags.DEFINE_string('input', None, 'import: the official checkpoint. export: a run or weights directory of ours.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The directory to write. It must not exist yet.')
 _PART = flags.DEFINE_enum('part', 'tuna', parts.HOMES, 'export: what to write, each under its own names.')
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'export: the type to write.')
+_STEP = flags.DEFINE_integer('step', None, 'export: of a run; the latest if not given.')
+_EMA = flags.DEFINE_bool('ema', True, 'export: of a run, its averaged weights where it has them.')
 _SEED = flags.DEFINE_integer('seed', 0, 'assemble: of the values that no part supplies.')
 _DRY = flags.DEFINE_bool('dry-run', False, 'Check everything and print the plan, but write nothing.')
 _RECOVER = flags.DEFINE_bool(
@@ -85,8 +87,8 @@ def import_():
 def export():
   """A checkpoint of ours to somebody else's names."""
   _need('export', input=_INPUT, output=_OUTPUT)
-  stored = store.open_stored(_INPUT.value)
-  tensors, config_json, stem = parts.home(_PART.value, stored.config, stored.params, stored.vae)
+  stored = store.open_stored(_INPUT.value, step=_STEP.value, ema=_EMA.value)
+  tensors, config_json, stem = parts.home(_PART.value, stored)
   dtype = np.dtype(safetensors.DTYPES[{'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}[_DTYPE.value]])
   tensors = cast(tensors, dtype)
   print(f'{len(tensors)} tensors, {_bytes(tensors)}, as {_PART.value} in {_DTYPE.value}')
@@ -185,7 +187,7 @@ def _config():
   if _SIZE.value:
     return configs.size(_SIZE.value)
   text = json.loads(epath.Path(_MODEL.value).read_text())
-  return configs.from_dict(configs.TunaConfig, text.get('model', text))
+  return configs.from_dict(configs.TunaConfig, text.get('config', text))
 
 
 def _need(action, **needed):
@@ -199,7 +201,7 @@ def _open(path) -> dict[str, Lazy]:
   if not store.is_stored(path):
     return open_checkpoint(path)
   stored = store.open_stored(path)
-  trees = {'params': stored.params, 'vae': stored.vae or {}}
+  trees = {'params': stored.params or {}, 'vae': stored.vae or {}}
   return {f'{tree}/{name}': value for tree, leaves in trees.items() for name, value in leaves.items()}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tuna_jax import tree
 from tuna_jax.config import nearest
-from tuna_jax.weights.tables import Misfit, Row, Table
+from tuna_jax.weights.tables import FreshUnlessEqual, Misfit, Row, Table
 from tuna_jax.weights.tensors import (
   FLOATS,
   CheckpointError,
@@ -52,8 +52,8 @@ def convert(table: Table, reader: Mapping, abstract_params, shardings=None):
     table: which of our leaves is which tensor (weights.tables).
     reader: {their name: Lazy or array}, as `weights.open_checkpoint` gives.
     abstract_params: nested dicts of jax.ShapeDtypeStruct, from jax.eval_shape.
-    shardings: a tree of jax.sharding.Sharding of the same structure, or None for the default device. Each device's
-      slice is read by itself.
+    shardings: a tree of jax.sharding.Sharding of the same structure, or None for what `abstract_params` says, or
+      else the first local device. Each device's slice is read by itself.
 
   Raises CheckpointError listing every uncovered, missing, unused, doubly matched or misshapen tensor, and any leaf that
   the source cannot supply: nothing here invents values (`weights.fresh` does, where it is asked).
@@ -66,14 +66,14 @@ def convert(table: Table, reader: Mapping, abstract_params, shardings=None):
 
 def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
   """`leaves` as a tree of jax.Array like `abstract_params`, each device reading only its own slice."""
-  default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = tree.flatten(shardings) if shardings is not None else {}
 
   def put(path, aval):
     name = tree.name_of(path)
     value = leaves[name]
     return jax.make_array_from_callback(
-        aval.shape, wanted.get(name, default), lambda index: value[index].astype(aval.dtype, copy=False))
+        aval.shape, wanted.get(name, aval.sharding or default), lambda index: value[index].astype(aval.dtype, copy=False))
 
   return jax.tree_util.tree_map_with_path(put, abstract_params)
 
@@ -82,7 +82,7 @@ def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
   """Matches every leaf with its tensors by names and shapes. Raises CheckpointError with all the faults together."""
   result, faults = Plan(), []
   tensors = _clean(table, lazies(reader), result, faults)
-  used, missing = {}, []
+  used, missing, optional = {}, [], []
   for leaf, aval in tree.flatten(abstract_params).items():
     found = [(row, indices) for row in table.rows if (indices := row.match(leaf)) is not None]
     if len(found) != 1:
@@ -91,6 +91,8 @@ def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
       faults.append(f'{leaf}: {what}')
       continue
     row, indices = found[0]
+    if isinstance(row.adapt, FreshUnlessEqual):
+      optional.append(leaf)
     layer_shape = aval.shape[1:] if row.stacked else aval.shape
     parts, notes = [], set()
     for name in _names(row, indices, aval.shape):
@@ -116,6 +118,10 @@ def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
       result.leaves[leaf] = _leaf(leaf, row.stacked, parts, aval)
       if any(notes):
         result.adapted[leaf] = ', '.join(sorted(filter(None, notes)))
+  for leaf in [leaf for leaf in optional if leaf not in result.fresh]:
+    sibling = next((f for f in result.fresh if f.rpartition('/')[0] == leaf.rpartition('/')[0]), None)
+    if sibling and result.leaves.pop(leaf, None):
+      result.fresh[leaf] = f'{sibling} is fresh'
   unused = [name for name in tensors if name not in used]
   faults += [f'{name}: missing, wanted for {leaf}{_near(n, name, unused)}' for n, (name, leaf) in enumerate(missing)]
   faults += [f'{name}: unused: no leaf of the model takes it{_near(n, name, [m for m, _ in missing])}'

@@ -6,15 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tuna_jax import tree
-from tuna_jax.config import TunaConfig, to_dict
+from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, to_dict
 from tuna_jax.weights import tables
 from tuna_jax.weights.convert import Plan, export, plan
 from tuna_jax.weights.fresh import fresh
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
+from tuna_jax.weights.store import Stored
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
 HOMES = ('tuna', 'decoder', 'vision', 'vae', 'vae-diffusers')
@@ -50,20 +49,23 @@ def read_vae(config: TunaConfig, path) -> Plan:
   return plan(table(config.vae), reader, vae_shapes(config.vae))
 
 
-def home(name: str, config: TunaConfig, params: Mapping[str, Lazy], vae: Mapping[str, Lazy] | None):
-  """({their tensor: Lazy}, config.json, file stem) for one of HOMES."""
+def home(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
+  """({their tensor: Lazy}, config.json, file stem) for one of HOMES. Raises CheckpointError if `stored` has no such part."""
   if name.startswith('vae'):
-    if vae is None:
-      raise CheckpointError('this checkpoint holds no VAE')
-    table = tables.wan_vae(config.vae) if name == 'vae' else tables.diffusers_vae(config.vae)
+    if stored.vae is None:
+      raise CheckpointError('there is no VAE in it: convert export wants the directory that holds one')
+    table = tables.wan_vae(stored.vae_config) if name == 'vae' else tables.diffusers_vae(stored.vae_config)
     stem = 'Wan2.2_VAE' if name == 'vae' else 'diffusion_pytorch_model'
-    return export(table, vae), _vae_json(config), stem
+    return export(table, stored.vae), vae_json(stored.vae_config), stem
+  if stored.params is None:
+    raise CheckpointError('there is nothing but a VAE in it: use --part=vae or --part=vae-diffusers')
+  config = stored.config
   if name == 'tuna':
-    return export(tables.tuna_official(config), params), {'model_type': 'tuna', **to_dict(config)}, 'model'
-  leaves = {leaf: value for leaf, value in params.items() if leaf.startswith(f'{name}/')}
+    return export(tables.tuna_official(config), stored.params), {'model_type': 'tuna', **to_dict(config)}, 'model'
+  leaves = {leaf: value for leaf, value in stored.params.items() if leaf.startswith(f'{name}/')}
   if name == 'decoder':
-    return export(tables.qwen2(config.decoder), leaves), _qwen2_json(config), 'model'
-  return export(tables.siglip2(config.vision), leaves), _siglip_json(config), 'model'
+    return export(tables.qwen2(config.decoder), leaves), qwen2_json(config.decoder), 'model'
+  return export(tables.siglip2(config.vision), leaves), siglip_json(config), 'model'
 
 
 def _merge(result: Plan, part: Plan, name: str):
@@ -73,8 +75,9 @@ def _merge(result: Plan, part: Plan, name: str):
   result.dropped.update({f'{name}: {tensor}': why for tensor, why in part.dropped.items()})
 
 
-def _qwen2_json(config: TunaConfig) -> dict:
-  d = config.decoder
+def qwen2_json(config: DecoderConfig) -> dict:
+  """config.json of the decoder, for transformers."""
+  d = config
   return {
       'architectures': ['Qwen2ForCausalLM'], 'model_type': 'qwen2', 'hidden_act': 'silu', 'hidden_size': d.dim,
       'intermediate_size': d.mlp_dim, 'num_hidden_layers': d.num_layers, 'num_attention_heads': d.num_heads,
@@ -83,7 +86,8 @@ def _qwen2_json(config: TunaConfig) -> dict:
       'attention_dropout': 0.0, 'use_sliding_window': False}
 
 
-def _siglip_json(config: TunaConfig) -> dict:
+def siglip_json(config: TunaConfig) -> dict:
+  """config.json of the vision tower, for transformers."""
   v = config.vision
   return {
       'architectures': ['SiglipVisionModel'], 'model_type': 'siglip_vision_model', 'hidden_act': 'gelu_pytorch_tanh',
@@ -92,8 +96,9 @@ def _siglip_json(config: TunaConfig) -> dict:
       'image_size': v.grid, 'patch_size': 1, 'num_channels': config.vae.latent_channels, 'vision_use_head': False}
 
 
-def _vae_json(config: TunaConfig) -> dict:
-  v = config.vae
+def vae_json(config: VaeConfig) -> dict:
+  """config.json of the VAE, for diffusers."""
+  v = config
   return {
       '_class_name': 'AutoencoderKLWan', 'base_dim': v.encoder_dim, 'decoder_base_dim': v.decoder_dim,
       'z_dim': v.latent_channels, 'dim_mult': list(v.dim_mult), 'num_res_blocks': v.encoder_blocks, 'attn_scales': [],

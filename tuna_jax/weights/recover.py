@@ -88,27 +88,20 @@ def _outside(numbers: np.ndarray) -> np.ndarray:
   return outside
 
 
-def stage(found: Mapping[str, Mapping[str, str]], checkpoint) -> str:
-  """The text of a stage config: stage 2 from `checkpoint`, with only the towers that hold such layers training."""
-  towers = sorted(found)
-  rows = ''.join(f"      ({tower + '/layers/.*'!r}, 1.0),\n" for tower in towers)
-  listed = ''.join(f'  {tower}: layers {", ".join(found[tower])}\n' for tower in towers)
-  return f'''"""Recovery: trains the towers whose layers look re-initialised, before the whole model trains again.
-
-{listed or "  none was found\n"}
-Written by `tuna-jax convert import --recover`; recover.json has the evidence. Layers are stacked, so a whole tower's
-layers train, while every other parameter has neither gradient nor optimizer state.
-"""
-
-from configs import stage2
-
-
-def get_config(size='2b'):
-  """Stage 2 of `size`, recovering."""
-  config = stage2.get_config(size)
-  config.init_from = {str(checkpoint)!r}
-  config.trainable = (
-{rows}      ('.*', 0.0),
-  )
-  return config
-'''
+def stage(found: Mapping[str, Mapping[str, str]], weights) -> str:
+  """The text of a stage config: stage 2 from the directory `weights`, in which only the towers found train."""
+  groups = (*((f'{tower}/layers/.*', 1.0) for tower in sorted(found)), ('.*', 0.0 if found else 1.0))
+  listed = [f'  {tower}: layers {", ".join(found[tower])}' for tower in sorted(found)] or ['  none was found']
+  return '\n'.join([
+      '"""Recovery: trains the towers whose layers look re-initialised before the whole model trains again.', '',
+      *listed, '',
+      'Written by `tuna-jax convert import --recover`; recover.json has the evidence. Layers are stacked, so all layers of',
+      'such a tower train; every other leaf has neither gradient nor optimizer state. Continue with configs/stage2.py.',
+      '"""', '', 'from configs import stage2', '', '',
+      "def get_config(size: str = 'tiny'):",
+      '  """size: tiny, 2b or 7b."""',
+      '  config = stage2.get_config(size)',
+      "  config.stage = 'recover'",
+      f'  config.init_from = {str(weights)!r}',
+      f'  config.optimizer.groups = {groups!r}',
+      '  return config', ''])

@@ -7,7 +7,7 @@ only torch has is a stacked axis of ours. Two rules do the rest: a leaf called `
   Units(n)         torch keeps n trailing axes of size 1
   PadRows(real)    vocabulary: rows past `real` are not carried; ours are zero
   ResampleGrid()   a square position table of another size is resized
-  FreshUnlessEqual fresh, by `weights.fresh`, unless the checkpoint has our shape
+  FreshUnlessEqual fresh, by `weights.fresh`, unless the checkpoint has our shape; the leaves of a module together
 
 Names and shapes: ARCHITECTURE.md 11.
 """
