@@ -7,7 +7,7 @@
     RUN/checkpoints/STEP/data         data position, by process
 
     WEIGHTS/config.json               kind 'tuna' or 'vae', the model's config, where it came from
-    WEIGHTS/params                    all parameters
+    WEIGHTS/params                    all parameters; orbax, or safetensors if `tuna-jax convert` wrote them
 
 Restoring always goes to an abstract tree built from the config with this run's shardings; what a checkpoint says of
 shardings is ignored, so it restores on any mesh. `load_weights` reads either kind of directory.
@@ -29,6 +29,7 @@ from tuna_jax.models.vae import WanVae
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
+from tuna_jax.weights import store
 
 
 class Checkpoints:
@@ -158,6 +159,8 @@ def _metadata(path: epath.Path):
 
 
 def _restore_item(path: epath.Path, abstract):
+  if not (path / '_METADATA').exists() and path.is_dir():  # written by `tuna-jax convert`: safetensors
+    return store.load(store.read_params(path), abstract)
   found, wanted = tree.flatten(_metadata(path)), tree.flatten(abstract)
   faults = [f'{n}: missing in the checkpoint{nearest(n, found)}' for n in wanted if n not in found]
   faults += [f'{n}: not in this model{nearest(n, wanted)}' for n in found if n not in wanted]

@@ -1,0 +1,196 @@
+"""The convert verb in real processes, on tiny files of the real formats."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.weights.small import random_leaves, small_config
+from tuna_jax import tree
+from tuna_jax.config import to_dict
+from tuna_jax.train.checkpoint import load_vae, load_weights, read_config, save_weights
+from tuna_jax.weights import parts, safetensors, store, tables, torchfile
+from tuna_jax.weights.convert import export
+from tuna_jax.weights.open import open_checkpoint
+from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
+from tuna_jax.weights.tensors import lazies
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = small_config()
+SHAPES, VAE_SHAPES = tuna_shapes(CONFIG), vae_shapes(CONFIG.vae)
+LEAVES, VAE_LEAVES = random_leaves(SHAPES), random_leaves(VAE_SHAPES, 1)
+
+
+# Imports once, then forks for every command line: a process each, without a start each.
+DRIVER = """
+import json, os, runpy, sys
+import tuna_jax.weights.parts, tuna_jax.weights.recover, tuna_jax.cli.app
+for line in sys.stdin:
+  path, *arguments = json.loads(line)
+  child = os.fork()
+  if not child:
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(1, 2)
+    sys.argv = ['convert', *arguments]
+    runpy.run_module('tuna_jax.cli.convert', run_name='__main__', alter_sys=True)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def convert(tmp_path_factory):
+  """Runs `tuna-jax convert ARGUMENTS`, asserts its exit code, returns what it printed."""
+  folder = tmp_path_factory.mktemp('said')
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+  with subprocess.Popen([sys.executable, '-c', DRIVER], env=environment, stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE, text=True) as driver:
+    def run(*arguments, code=0):
+      said = folder / str(len(list(folder.iterdir())))
+      driver.stdin.write(json.dumps([str(said), *map(str, arguments)]) + '\n')
+      driver.stdin.flush()
+      found = int(driver.stdout.readline())
+      assert found == code, said.read_text()
+      return said.read_text()
+
+    yield run
+    driver.stdin.close()
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  """A folder with the parts, an official checkpoint, and the model's config."""
+  root = tmp_path_factory.mktemp('files')
+  stored = store.Stored(CONFIG, lazies(LEAVES), CONFIG.vae, lazies(VAE_LEAVES), {})
+  for name in ('decoder', 'vision', 'tuna'):
+    (root / name).mkdir()
+    tensors, _, stem = parts.home(name, stored)
+    safetensors.write_folder(root / name, tensors, stem=stem, shard_bytes=100_000)
+  torchfile.write_file(root / 'Wan2.2_VAE.pth', parts.home('vae', stored)[0])
+  torchfile.write_file(root / 'tuna.pt', parts.home('tuna', stored)[0])
+  (root / 'decoder' / 'tokenizer.json').write_text('{}')
+  (root / 'model.json').write_text(json.dumps(to_dict(CONFIG)))
+  return root
+
+
+@pytest.fixture(scope='module')
+def imported(convert, files):
+  """The official checkpoint, converted."""
+  convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--vae={files}/Wan2.2_VAE.pth',
+          f'--output={files}/imported')
+  return files / 'imported'
+
+
+def test_parts_assemble_to_a_directory_that_training_loads(convert, files):
+  output = files / 'assembled'
+  said = convert('assemble', f'--model={files}/model.json', f'--decoder={files}/decoder', f'--vision={files}/vision',
+                 f'--vae={files}/Wan2.2_VAE.pth', f'--output={output}')
+  assert 'flow_head/final/linear/kernel: no source: initial values' in said
+  config = read_config(output)
+  assert config == CONFIG and (output / 'tokenizer.json').exists()
+  params = tree.flatten(load_weights(str(output), SHAPES))
+  for name, value in params.items():
+    if name.startswith(('decoder/layers', 'vision/')):
+      np.testing.assert_array_equal(np.asarray(value), LEAVES[name], err_msg=name)
+  assert not np.asarray(params['flow_head/layers/adaln/kernel']).any()
+  vae_config, vae = load_vae(str(output / 'vae'))
+  assert vae_config == CONFIG.vae
+  for name, value in tree.flatten(vae).items():
+    np.testing.assert_array_equal(np.asarray(value), VAE_LEAVES[name], err_msg=name)
+  notes = json.loads((output / 'config.json').read_text())['notes']
+  assert 'connector/fc1/kernel' in notes['fresh'] and notes['sources']['vae'].endswith('Wan2.2_VAE.pth')
+
+
+def test_loading_on_a_mesh_gives_every_device_its_share(imported):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(8), ('fsdp',))
+  spec = lambda a: jax.sharding.PartitionSpec(
+      *[None] * (len(a.shape) - 1), 'fsdp') if a.shape and a.shape[-1] % 8 == 0 else jax.sharding.PartitionSpec()
+  abstract = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.sharding.NamedSharding(mesh, spec(a))), SHAPES)
+  kernel = load_weights(str(imported), abstract)['decoder']['layers']['mlp']['up_proj']['kernel']
+  assert {s.data.shape for s in kernel.addressable_shards} == {(3, 64, 12)}
+  np.testing.assert_array_equal(np.asarray(kernel), LEAVES['decoder/layers/mlp/up_proj/kernel'])
+
+
+def test_official_weights_come_in_with_the_latent_statistics_they_were_trained_with(imported):
+  vae = read_config(imported).vae
+  assert vae.latent_mean == vae.latent_std == CONFIG.vae.latent_std
+
+
+def test_official_in_and_out_is_the_identity(convert, imported, files):
+  convert('export', f'--input={imported}', f'--output={files}/out')
+  assert convert('diff', files / 'tuna', files / 'out') == f'equal: {len(open_checkpoint(files / "tuna"))} tensors\n'
+  assert json.loads((files / 'out' / 'config.json').read_text())['model_type'] == 'tuna'
+
+
+@pytest.mark.parametrize('part, source', [('decoder', 'decoder'), ('vision', 'vision'), ('vae', 'Wan2.2_VAE.pth')])
+def test_each_part_goes_back_to_its_own_format(convert, imported, files, part, source):
+  convert('export', f'--input={imported}', f'--part={part}', f'--output={files}/back_{part}')
+  assert 'equal' in convert('diff', files / source, files / f'back_{part}')
+
+
+def test_what_training_saved_is_exported_too(convert, files):
+  params = tree.unflatten(LEAVES)
+  save_weights(str(files / 'orbax'), params, CONFIG)
+  convert('export', f'--input={files}/orbax', f'--output={files}/from_orbax')
+  assert 'equal' in convert('diff', files / 'tuna', files / 'from_orbax')
+
+
+def test_a_pt_file_gives_what_the_shards_give(convert, imported, files):
+  convert('import', f'--model={files}/model.json', f'--input={files}/tuna.pt', f'--output={files}/from_pt')
+  said = convert('diff', imported, files / 'from_pt', code=1)
+  assert {line.partition(': ')[2][:4] for line in said.splitlines()} == {'vae/'}  # which was not given
+
+
+def test_a_dry_run_writes_nothing(convert, files):
+  before = sorted(files.iterdir())
+  said = convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--output={files}/dry', '--dry-run')
+  assert 'was not written' in said and sorted(files.iterdir()) == before
+
+
+def test_a_faulty_checkpoint_exits_2_with_every_fault_and_leaves_nothing(convert, files, tmp_path):
+  tensors = dict(open_checkpoint(files / 'tuna'))
+  del tensors['siglip_proj.0.weight']
+  tensors['stray.weight'] = tensors['siglip_proj.1.bias']
+  safetensors.write_folder(tmp_path, tensors)
+  said = convert('import', f'--model={files}/model.json', f'--input={tmp_path}', f'--output={tmp_path}/out', code=2)
+  assert 'siglip_proj.0.weight: missing' in said and 'stray.weight: unused' in said
+  assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
+
+
+def test_damage_found_while_writing_leaves_nothing(convert, files, tmp_path):
+  leaves = {**LEAVES, 'flow_head/final/norm/scale': np.full(64, np.inf, np.float32)}
+  safetensors.write_folder(tmp_path, export(tables.tuna_official(CONFIG), leaves))
+  said = convert('import', f'--model={files}/model.json', f'--input={tmp_path}', f'--output={tmp_path}/out', code=2)
+  assert 'diffusion_head_b.norm_final.weight: holds infinite' in said
+  assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
+
+
+def test_an_existing_output_is_never_overwritten(convert, imported, files):
+  said = convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--output={imported}', code=2)
+  assert 'exists already' in said
+
+
+def test_inspect_lists_tensors_and_a_checksum_that_shards_do_not_change(convert, files, tmp_path):
+  safetensors.write_folder(tmp_path, open_checkpoint(files / 'tuna'))
+  whole, sharded = convert('inspect', tmp_path), convert('inspect', files / 'tuna')
+  assert whole == sharded and 'diffusion_head_b.linear.bias  float32[48]  192' in whole
+
+
+def test_recover_names_the_layers_and_writes_the_stage(convert, files, tmp_path):
+  config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, num_layers=8))
+  leaves = random_leaves(tuna_shapes(config))
+  for name, value in leaves.items():
+    if name.startswith('decoder/layers/'):
+      value[5] = 1 if name.endswith('scale') else value[5] * 3
+  (tmp_path / 'in').mkdir()
+  safetensors.write_folder(tmp_path / 'in', export(tables.tuna_official(config), leaves))
+  (tmp_path / 'model.json').write_text(json.dumps(to_dict(config)))
+  convert('import', f'--model={tmp_path}/model.json', f'--input={tmp_path}/in', f'--output={tmp_path}/out', '--recover')
+  assert list(json.loads((tmp_path / 'out' / 'recover.json').read_text())['decoder']) == ['5']
+  assert 'decoder/layers/.*' in (tmp_path / 'out' / 'recover.py').read_text()
