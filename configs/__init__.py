@@ -1,0 +1,1 @@
+"""Stages, mixtures and the tiny size."""

@@ -1,0 +1,39 @@
+"""What every stage shares, and the doors of a config file.
+
+`get_config('tiny')` of a stage returns an ml_collections.ConfigDict of a whole `TrainConfig`, so that any field can be
+set on the command line: `--config=configs/stage2.py:7b --config.optimizer.lr=3e-5`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from configs import tiny
+from tuna_jax.config import from_dict, size as named_size, to_dict
+from tuna_jax.data.pipeline import DataConfig
+from tuna_jax.train.config import OptimizerConfig, TrainConfig
+
+
+def base(stage: str, size: str) -> TrainConfig:
+  """The settings that all stages of the published sizes share: 2,048-token rows at 8 rows a chip of a 256-chip pod."""
+  return TrainConfig(
+      model=named_size(size), stage=stage, steps=100_000, rows=2048, length=2048, visual=2048, images=16,
+      data=DataConfig(threads=8, prefetch=4),
+      optimizer=OptimizerConfig(), checkpoint_every=500)
+
+
+def to_config_dict(config: TrainConfig, size: str) -> ml_collections.ConfigDict:
+  """The ConfigDict of a stage; the tiny size first takes its own rates, steps and batch (`configs/tiny.py`)."""
+  if size == 'tiny':
+    config = tiny.shrink(config)
+  return ml_collections.ConfigDict(to_dict(config), convert_dict=True)
+
+
+def from_config_dict(config: ml_collections.ConfigDict) -> TrainConfig:
+  """The frozen TrainConfig; an unknown field or a wrong type is named by its full path."""
+  return from_dict(TrainConfig, config.to_dict())
+
+
+replace = dataclasses.replace

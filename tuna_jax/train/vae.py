@@ -1,0 +1,175 @@
+"""Training of a small VAE: reconstruction + KL, on stills and clips in turn.
+
+The published sizes use the Wan 2.2 VAE as it is; this makes the tiny one that stands in its place. It ends with a
+weights directory whose config holds the latent statistics measured on the training data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from tuna_jax.config import VaeConfig
+from tuna_jax.data.pipeline import DataConfig, open_sources
+from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
+from tuna_jax.train import checkpoint
+
+_log = logging.getLogger(__name__)
+_PICTURE_FIELDS = ('image', 'raw_image', 'out_image')
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeTrainConfig:
+  """stills, clips: how many of either make a step's batch; every `clip_every`-th step takes clips (0: never).
+
+  kl: weight of the KL term beside L1 + squared error of pixels in [-1, 1]. logvar: where the posterior's
+  log-variance starts, so that noise does not drown the first steps. ema: decay of the average that is kept.
+  measured: pictures and clips the latent statistics are measured on.
+  """
+
+  model: VaeConfig
+  data: DataConfig
+  steps: int = 2000
+  stills: int = 8
+  clips: int = 2
+  clip_every: int = 4
+  lr: float = 2e-3
+  warmup: int = 20
+  kl: float = 1e-6
+  logvar: float = -5.0
+  clip: float = 1.0
+  ema: float = 0.99
+  seed: int = 0
+  measured: int = 512
+
+
+class Media:
+  """The pixels of a mixture: stills uint8[n, 1, H, W, 3] and clips uint8[n, F, H, W, 3] at any step, by seed."""
+
+  def __init__(self, config: DataConfig, seed: int):
+    self._seed = seed
+    sources = open_sources(config)
+    self._stills = [s for s in sources if s.task in ('t2i', 'edit', 'caption', 'vqa')]
+    self._clips = [s for s in sources if s.task in ('t2v', 'video_caption', 'video_vqa')]
+    if not self._stills:
+      raise ValueError(f'{config.mixture}: no source of pictures')
+
+  @property
+  def has_clips(self) -> bool:
+    return bool(self._clips)
+
+  def batch(self, step: int, count: int, clips: bool) -> np.ndarray:
+    """uint8[count, F, H, W, 3]; unusable records are passed over, and all of them being so is a ValueError."""
+    rng = np.random.default_rng((self._seed, step, clips))
+    out, tries, last = [], 0, ''
+    while len(out) < count:
+      sources = self._clips if clips else self._stills
+      source = sources[rng.integers(len(sources))]
+      try:
+        record = source[int(rng.integers(len(source)))]
+      except ValueError as e:
+        tries, last = tries + 1, str(e)
+        if tries > 100 + count:
+          raise ValueError(f'{source.name}: no usable record in {tries} tries; the last: {last}') from e
+        continue
+      fields = [record[f] for f in _PICTURE_FIELDS if f in record]
+      media = record['video'] if clips else fields[int(rng.integers(len(fields)))]
+      out.append(media if clips else np.asarray(media).reshape(1, *np.shape(media)[-3:]))
+    shapes = {m.shape for m in out}
+    if len(shapes) > 1:
+      raise ValueError(f'the pictures of a VAE batch differ in size: {sorted(shapes)}; use one bucket')
+    return np.stack(out)
+
+
+def loss_fn(params, pixels, key, *, config: VaeTrainConfig):
+  """(loss, metrics) of one batch of uint8 pixels."""
+  x = to_float(pixels)
+  t = (x.shape[1] - 1) // config.model.temporal_stride + 1
+  stride = config.model.spatial_stride
+  shape = (x.shape[0], t, x.shape[2] // stride, x.shape[3] // stride, config.model.latent_channels)
+  y, moments = WanVae(config.model).apply({'params': params}, x, jax.random.normal(key, shape))
+  kl = 0.5 * jnp.mean(jnp.square(moments.mean) + jnp.exp(moments.logvar) - 1 - moments.logvar)
+  l1, l2 = jnp.mean(jnp.abs(y - x)), jnp.mean(jnp.square(y - x))
+  return l1 + l2 + config.kl * kl, {'l1': l1, 'psnr': 10 * jnp.log10(4.0 / l2), 'kl': kl}
+
+
+def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
+  """Trains, measures the latents, writes a weights directory at `workdir`; returns (VaeConfig, parameters).
+
+  Does nothing but read them back if the directory is complete.
+  """
+  root = epath.Path(workdir)
+  if (root / 'config.json').exists():
+    return checkpoint.load_vae(workdir)
+  root.mkdir(parents=True, exist_ok=True)
+  media = Media(config.data, config.seed)
+  transformation = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(
+      optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, 0.02 * config.lr), b2=0.99))
+
+  @jax.jit
+  def init(key):
+    video = jnp.zeros((1, 1, config.model.spatial_stride, config.model.spatial_stride, 3))
+    params = WanVae(config.model).init(key, video)['params']
+    bias = params['quant']['bias'].at[config.model.latent_channels:].set(config.logvar)
+    params['quant']['bias'] = bias
+    return params, jax.tree.map(jnp.copy, params), transformation.init(params)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state, pixels, key):
+    params, ema, opt_state = state
+    grads, metrics = jax.grad(functools.partial(loss_fn, config=config), has_aux=True)(params, pixels, key)
+    updates, opt_state = transformation.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
+    return (params, ema, opt_state), metrics
+
+  key = jax.random.key(config.seed)
+  state = init(key)
+  began = time.perf_counter()
+  with (root / 'metrics.jsonl').open('w') as records:
+    for step in range(config.steps):
+      clips = bool(media.has_clips and config.clip_every and step % config.clip_every == config.clip_every - 1)
+      pixels = media.batch(step, config.clips if clips else config.stills, clips)
+      state, metrics = update(state, pixels, jax.random.fold_in(key, step))
+      if step % 50 == 49 or step == config.steps - 1:
+        values = {name: float(v) for name, v in metrics.items()}
+        records.write(json.dumps({'step': step + 1, **values}) + '\n')
+        print(f'VAE step {step + 1}/{config.steps}, seconds: {time.perf_counter() - began:.0f}, '
+              + ', '.join(f'{n}: {v:.4f}' for n, v in values.items()), flush=True)
+  params = state[1]
+  model = measure(config, params, media)
+  checkpoint.save_weights(workdir, params, model, {'trained_steps': config.steps, 'seed': config.seed})
+  return model, params
+
+
+def measure(config: VaeTrainConfig, params, media: Media) -> VaeConfig:
+  """The model's config with the mean and standard deviation of its latents, a channel each."""
+  raw = dataclasses.replace(config.model, latent_mean=(), latent_std=())
+  encode = jax.jit(lambda p, x: WanVae(raw).apply({'params': p}, to_float(x), method='encode').mean)
+  cells = []
+  for i in range(max(config.measured // 32, 1)):
+    cells.append(np.asarray(encode(params, media.batch(i, 32, False))).reshape(-1, raw.latent_channels))
+    if media.has_clips and i % 8 == 0:
+      cells.append(np.asarray(encode(params, media.batch(i, 8, True))).reshape(-1, raw.latent_channels))
+  cells = np.concatenate(cells)
+  mean, std = cells.mean(0), np.maximum(cells.std(0), 1e-4)
+  return dataclasses.replace(raw, latent_mean=tuple(map(float, mean)), latent_std=tuple(map(float, std)))
+
+
+def reconstruct(config: VaeConfig, params, pixels: np.ndarray) -> np.ndarray:
+  """uint8 pixels through the VAE and back, for reports."""
+  @jax.jit
+  def run(params, x):
+    vae = WanVae(config)
+    mean = vae.apply({'params': params}, to_float(x), method='encode').mean
+    return to_uint8(vae.apply({'params': params}, normalize(config, mean), method='decode'))
+  return np.asarray(run(params, pixels))
