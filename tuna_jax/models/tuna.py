@@ -159,6 +159,8 @@ class Tuna(nn.Module):
       else:  # text prefixes of a cache
         rotary = rope.flow_rotary(batch.position, jnp.zeros((*batch.position.shape, 3), jnp.int32),
                                   is_text, is_visual, c.flow_head.head_dim)
+        if c.compat == 'official' and cache is None:  # no picture in the batch: nothing is rotated (7.3)
+          rotary = rope.no_rotary(batch.position, c.flow_head.head_dim)
         owner, time = jnp.zeros_like(batch.slot), jnp.zeros((x.shape[0], 1, c.decoder.dim), x.dtype)
       velocity, flow_cache = self.flow_head(
           hidden, span._replace(rotary=rotary), time, owner, in_span, batch.place, batch.image,

@@ -47,6 +47,13 @@ def denormalize(config: VaeConfig, latents):
   return latents / (1.0 / np.float32(config.latent_std)) + np.float32(config.latent_mean)
 
 
+def posterior_sample(config: VaeConfig, moments: Moments, noise, compat: str = 'clean'):
+  """Normalised latents drawn from the posterior. 'official' leaves the noise in the scale of raw latents (B12)."""
+  if compat == 'official':
+    return moments._replace(mean=normalize(config, moments.mean)).sample(noise)
+  return normalize(config, moments.sample(noise))
+
+
 def check_clip(config: VaeConfig, frames: int, height: int, width: int):
   """Raises ValueError unless frames = k * temporal stride + 1 and the sides are multiples of the spatial stride."""
   if (frames - 1) % config.temporal_stride:
