@@ -79,7 +79,7 @@ def test_a_phone_s_rotation_is_applied(tmp_path):
   picture, exif = Image.new('RGB', (32, 16)), Image.Exif()
   exif[0x0112] = 6  # turn a quarter clockwise to view
   picture.save(tmp_path / 'p.jpg', exif=exif)
-  assert media._picture(tmp_path / 'p.jpg').size == (16, 32)
+  assert media.open_picture(tmp_path / 'p.jpg').size == (16, 32)
 
 
 def test_frames_spread_evenly_and_repeat_in_a_short_clip():

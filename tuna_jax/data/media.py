@@ -90,7 +90,7 @@ def read_image(source, size_class: str, size: Size | None = None) -> np.ndarray:
   source: a path, encoded bytes, or uint8 [h, w, 3]. size: this size instead of the nearest bucket of `size_class`.
   Raises MediaError naming the file.
   """
-  picture = _picture(source)
+  picture = open_picture(source)
   return fit(picture, size or choose_bucket(picture.height, picture.width, buckets(size_class)))
 
 
@@ -125,7 +125,8 @@ def _bytes(source) -> bytes:
     raise MediaError(f'{source}: {e.strerror or e}') from e
 
 
-def _picture(source) -> Image.Image:
+def open_picture(source) -> Image.Image:
+  """A path, encoded bytes or uint8 [H, W, 3] as an upright RGB picture. Raises MediaError naming the file."""
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
       raise MediaError(f'a picture must be uint8 [height, width, 3], found {source.dtype} {list(source.shape)}')
@@ -151,13 +152,13 @@ def _frames(source):
   if isinstance(source, np.ndarray):
     if source.ndim != 4:
       raise MediaError(f'a clip must be uint8 [frames, height, width, 3], found {source.dtype} {list(source.shape)}')
-    return len(source), lambda wanted: [_picture(source[i]) for i in wanted]
+    return len(source), lambda wanted: [open_picture(source[i]) for i in wanted]
   if isinstance(source, (list, tuple)):
-    return len(source), lambda wanted: [_picture(source[i]) for i in wanted]
+    return len(source), lambda wanted: [open_picture(source[i]) for i in wanted]
   path = epath.Path(source)
   if path.is_dir():
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in _PICTURES)
-    return len(files), lambda wanted: [_picture(files[i]) for i in wanted]
+    return len(files), lambda wanted: [open_picture(files[i]) for i in wanted]
   if path.suffix.lower() in _ANIMATED:
     return _animation(source)
   return _film(source)

@@ -1,0 +1,315 @@
+"""`Generator`: strings, pictures and arrays in; text, pictures and clips out.
+
+    generator = Generator(config, params, vae_params, tokenizer)
+    generator.image('a red ball').save('ball.png')
+    generator.text('What is this?', images=['ball.png'])
+    generator.edit('ball.png', 'make it blue')
+    generator.video('a ball rolls', frames=13).save('ball.mp4')
+
+Each takes one request or a list of them. A list runs in batches of equal shape, so 200 prompts compile once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tuna_jax import flow
+from tuna_jax.config import TunaConfig, VaeConfig
+from tuna_jax.data import media as media_lib
+from tuna_jax.data import tasks as tasks_lib
+from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.segments import Example, Image, Plan, Video, layout
+from tuna_jax.data.tasks import TaskConfig
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
+from tuna_jax.sample import image as drawing
+from tuna_jax.sample import requests
+from tuna_jax.sample import text as writing
+from tuna_jax.sample.image import Guidance
+from tuna_jax.sample.output import Clip, Picture
+from tuna_jax.sample.prompt import Grid, bucket, collate, split, strides
+from tuna_jax.sample.text import Choice
+
+Report = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """How pictures and clips are drawn.
+
+  points: of the official time grid, points - 1 steps. shift: of that grid towards noise. solver: of `flow.SOLVERS`.
+  """
+
+  guidance: Guidance = Guidance()
+  points: int = 50
+  shift: float = flow.SAMPLE_SHIFT
+  solver: str = 'euler'
+
+  def __post_init__(self):
+    if self.solver not in flow.SOLVERS:
+      raise ValueError(f'solver {self.solver!r}: expected one of {", ".join(flow.SOLVERS)}')
+    if self.points < 2:
+      raise ValueError(f'points={self.points}: at least 2 are needed (points - 1 steps)')
+    if not self.shift > 0:
+      raise ValueError(f'shift={self.shift}: must be above 0; 1 leaves times as they are')
+
+  @property
+  def evaluations(self) -> int:
+    """Velocity evaluations of one picture."""
+    return self.points - 1 if self.solver == 'euler' else 2 * (self.points - 1) - 1
+
+
+class Generator:
+  """A trained model with its VAE and tokenizer.
+
+  config, params: of `Tuna`. vae_params: of `WanVae`; vae_config where it is not config.vae.
+  tasks: how prompts are laid out, as in training. media: the default sizes.
+  batch_size: pictures, clips or answers at once. max_length: positions of a prompt and what follows it.
+  """
+
+  def __init__(self, config: TunaConfig, params, vae_params, tokenizer: Tokenizer, *,
+               vae_config: VaeConfig | None = None, tasks: TaskConfig = TaskConfig(), media: MediaConfig = MediaConfig(),
+               batch_size: int = 16, max_length: int = 32_768):
+    if batch_size < 1:
+      raise ValueError(f'batch_size={batch_size}: must be at least 1')
+    self.config, self.params, self.tokenizer = config, params, tokenizer
+    self.vae_config, self.vae_params = vae_config or config.vae, vae_params
+    self.tasks, self.media, self.batch_size, self.max_length = tasks, media, batch_size, max_length
+
+  # ---- text
+
+  def text(self, messages, images=(), *, max_new_tokens: int = 512, temperature: float = 0.0, top_k: int = 0,
+           top_p: float = 1.0, seed: int | Sequence[int] = 42):
+    """Answers -> a string, or a list of them for a list of requests.
+
+    messages: a question; a conversation, [(role, content), ...] or [{'role', 'content'}, ...]; or a list of either.
+      content: text, or a list of texts and pictures in the order they are seen. A str in it is text, never a path.
+    images: of one request, the pictures or clips it is about (they stand first, or at `<image>` marks); of a list of
+      requests, one entry each: a picture or a list of them.
+    seed: with temperature; request i of a list uses seed + i, or seed[i].
+    """
+    choice = Choice(temperature, top_k, top_p)
+    asked, many = requests.conversations(messages)
+    examples = self._conversations(asked, requests.per_request(images, len(asked), many), max_new_tokens)
+    seeds = requests.seeds_of(seed, len(asked))
+    out: list[Any] = [None] * len(examples)
+    for rows, count, length in self._batches([(e.cells, e.images) for e in examples], [e.length for e in examples]):
+      answers = writing.generate_text(
+          self.config, self.params, self._collate([examples[i] for i in rows], length), eos=self.tokenizer.eos,
+          max_new_tokens=max_new_tokens, choice=choice, seeds=[seeds[i] for i in rows],
+          live=np.arange(len(rows)) < count)
+      for i, ids in zip(rows[:count], answers):
+        out[i] = self.tokenizer.decode(ids)
+    return out if many else out[0]
+
+  def stream(self, messages, images=(), *, max_new_tokens: int = 512, temperature: float = 0.0, top_k: int = 0,
+             top_p: float = 1.0, seed: int = 42) -> Iterator[str]:
+    """The answer to one request, in pieces as they are decoded."""
+    asked, many = requests.conversations(messages)
+    if many:
+      raise ValueError('stream answers one request; use text for a list')
+    examples = self._conversations(asked, requests.per_request(images, 1, False), max_new_tokens)
+    shown = now = ''
+    for ids in writing.stream_text(
+        self.config, self.params, self._collate(examples), eos=self.tokenizer.eos, max_new_tokens=max_new_tokens,
+        choice=Choice(temperature, top_k, top_p), seeds=[seed]):
+      now = self.tokenizer.decode(ids[0])
+      if len(now) > len(shown) and not now.endswith('\N{REPLACEMENT CHARACTER}'):  # half a letter waits for the rest
+        yield now[len(shown):]
+        shown = now
+    if len(now) > len(shown):
+      yield now[len(shown):]
+
+  # ---- pictures and clips
+
+  def image(self, prompt, *, size=None, negative: str | Sequence[str] = '', seed: int | Sequence[int] = 42,
+            guidance: float | Guidance = 7.5, points: int = 50, shift: float = flow.SAMPLE_SHIFT,
+            solver: str = 'euler', report: Report | None = None):
+    """Draws a prompt -> Picture, or a list of them for a list of prompts.
+
+    size: 'HxW', 'N' or (height, width), multiples of 16; or a class of `media.BUCKETS`, whose first bucket is taken.
+    negative: what guidance moves away from; one for all or one each. seed: picture i uses seed + i, or seed[i].
+    guidance: its scale, or a whole `Guidance`. points: of the official grid, points - 1 steps.
+    report: called with (velocity evaluations done, how many there are).
+    """
+    prompts, many = requests.strings(prompt, 'prompt')
+    how = _drawing(guidance, points, shift, solver)
+    target = self._target(Image, size or self.media.image_size, 1)
+    drawn, infos = self._generate(prompts, negative, target, seed, how, report)
+    return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
+
+  def video(self, prompt, frames: int | None = None, *, size=None, negative: str | Sequence[str] = '',
+            seed: int | Sequence[int] = 42, guidance: float | Guidance = 7.5, points: int = 50,
+            shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', fps: int = 16, report: Report | None = None):
+    """Films a prompt -> Clip of `frames` = 4k + 1 pictures, or a list of them. The rest as in `image`."""
+    prompts, many = requests.strings(prompt, 'prompt')
+    how = _drawing(guidance, points, shift, solver)
+    target = self._target(Video, size or self.media.video_size, self.media.frames if frames is None else frames)
+    drawn, infos = self._generate(prompts, negative, target, seed, how, report)
+    return _one_or_all([Clip(pixels, fps, info) for pixels, info in zip(drawn, infos)], many)
+
+  def edit(self, images, instruction, *, size=None, negative: str | Sequence[str] = '',
+           seed: int | Sequence[int] = 42, guidance: float | Guidance = 7.5, points: int = 50,
+           shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report: Report | None = None):
+    """Changes pictures as instructed -> Picture, or a list of them for a list of instructions.
+
+    images: of one instruction, a picture or several; of a list, one entry each. The result has the size of its last
+      source: that source's own, each side rounded to a multiple of 16, scaled down to the area of `media.image_size`
+      where it is larger.
+    size: all sources and the result in the nearest bucket of this size instead. The rest as in `image`.
+    """
+    texts, many = requests.strings(instruction, 'instruction')
+    how = _drawing(guidance, points, shift, solver)
+    entries = requests.per_request(images, len(texts), many)
+    if not all(entries):
+      raise ValueError('edit: no source picture')
+    size = None if size is None else requests.size_name(size)
+    stride = self.vae_config.spatial_stride
+    latents = iter(self.encode([requests.read_source(s, self.media, size, stride) for e in entries for s in e]))
+    plans = []
+    for entry, text, other in zip(entries, texts, requests.each(negative, len(texts), 'negative')):
+      sources = [Image(next(latents)) for _ in entry]
+      target = Image(np.zeros((*sources[-1].media.shape[:3], 0), np.float32), True)
+      branches = ((sources, text), (sources, other), ([], other))[:how.guidance.branches]
+      plans.append([tasks_lib.editing(self.tokenizer, s, t, target) for s, t in branches])
+    seeds = requests.seeds_of(seed, len(texts))
+    drawn = self.decode(self.draw(plans, seeds, how, report))
+    infos = _infos(texts, negative, seeds, how)
+    return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
+
+  # ---- latents
+
+  def draw(self, plans: Sequence[Sequence[Plan]], seeds: Sequence[int], how: Drawing,
+           report: Report | None = None) -> list[np.ndarray]:
+    """Latents float32 [T, h, w, C] of each target.
+
+    plans: for each picture one plan a branch of `how.guidance`, all with the same target.
+    """
+    split_plans = [[split(plan, self.tokenizer, strides(self.config)) for plan in branches] for branches in plans]
+    grids = [branches[0][1] for branches in split_plans]
+    prompts = [[example for example, _ in branches] for branches in split_plans]
+    cells = [frames * height * width for frames, height, width in grids]
+    for branches, n in zip(prompts, cells):
+      for example in branches:
+        self._check_length(example, n + 1)
+    channels, out, done = self.config.vae.latent_channels, [None] * len(plans), 0
+    shapes = [(n, tuple(e.cells for e in branches)) for n, branches in zip(cells, prompts)]
+    batches = list(self._batches(shapes, [max(e.length for e in branches) for branches in prompts]))
+    total = len(batches) * how.evaluations
+    for rows, count, length in batches:
+      batch = self._collate([prompts[i][b] for b in range(how.guidance.branches) for i in rows], length)
+      latents = drawing.sample_latents(
+          self.config, self.params, batch, [grids[i] for i in rows],
+          drawing.noise([seeds[i] for i in rows], cells[rows[0]], channels), guidance=how.guidance,
+          points=how.points, shift=how.shift, solver=how.solver,
+          report=None if report is None else lambda n, done=done: report(done + n, total))
+      done += how.evaluations
+      for i, x in zip(rows[:count], np.asarray(latents)):
+        out[i] = x.reshape(*grids[i], channels)
+    return out
+
+  def encode(self, media: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """uint8 [F, H, W, 3] each -> normalised latents float32 [T, h, w, C]: posterior means, so nothing is random."""
+    return self._by_shape(media, _encode)
+
+  def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
+    return self._by_shape(latents, _decode)
+
+  def _by_shape(self, arrays, fn):
+    out: list[Any] = [None] * len(arrays)
+    for rows, count, _ in self._batches([a.shape for a in arrays], [0] * len(arrays)):
+      results = np.asarray(fn(self.vae_params, np.stack([arrays[i] for i in rows]), config=self.vae_config))
+      for i, result in zip(rows[:count], results):
+        out[i] = result
+    return out
+
+  # ---- prompts
+
+  def _generate(self, prompts, negative, target, seed, how, report):
+    if how.guidance.image_scale is not None:
+      raise ValueError('guidance image_scale is for edits: here are no source pictures')
+    plans = [[tasks_lib.generation(self.tokenizer, t, target) for t in (prompt, other)[:how.guidance.branches]]
+             for prompt, other in zip(prompts, requests.each(negative, len(prompts), 'negative'))]
+    seeds = requests.seeds_of(seed, len(prompts))
+    return self.decode(self.draw(plans, seeds, how, report)), _infos(prompts, negative, seeds, how)
+
+  def _target(self, kind, size, frames: int):
+    """A target to draw: its shape in latent cells, without values."""
+    height, width = media_lib.buckets(requests.size_name(size))[0]
+    temporal, spatial = strides(self.config)
+    if frames < 1 or (frames - 1) % temporal:
+      below = max(1, frames - (frames - 1) % temporal)
+      raise ValueError(f'frames={frames}: expected {temporal}k + 1, for example {below} or {below + temporal}')
+    grid: Grid = (1 + (frames - 1) // temporal, height // spatial, width // spatial)
+    return kind(np.zeros((*grid, 0), np.float32), True)
+
+  def _conversations(self, asked, images, room: int) -> list[Example]:
+    parsed = [requests.turns_of(request, entry) for request, entry in zip(asked, images)]
+    temporal, _ = strides(self.config)
+    latents = iter(self.encode([requests.read(v, self.media, temporal) for _, visuals in parsed for v in visuals]))
+    examples = []
+    for turns, visuals in parsed:
+      pieces = [(Video if len(x) > 1 else Image)(x) for x in (next(latents) for _ in visuals)]
+      plan = tasks_lib.conversation(self.tokenizer, turns, pieces, system=self.tasks.system, header=True)
+      examples.append(self._check_length(layout(plan, self.tokenizer, strides(self.config)), room))
+    return examples
+
+  def _check_length(self, example: Example, room: int) -> Example:
+    if example.length + room > self.max_length:
+      raise ValueError(f'a prompt of {example.length} tokens ({example.cells} of them pictures) and {room} for the '
+                       f'result: max_length is {self.max_length}')
+    return example
+
+  def _collate(self, examples, length=None):
+    return collate(examples, self.config.vae.latent_channels, length)
+
+  def _batches(self, shapes: Sequence, lengths: Sequence[int]):
+    """(indices, how many of them are real, padded length) for batches of items that share a shape.
+
+    All batches of a shape have the same number of rows: full ones near `batch_size`, or a power of two where there is
+    only one. The last repeats its first item.
+    """
+    for shape in dict.fromkeys(shapes):
+      group = [i for i, s in enumerate(shapes) if s == shape]
+      length = bucket(max(lengths[i] for i in group))
+      count = -(-len(group) // self.batch_size)
+      rows = -(-len(group) // count)
+      if count == 1:
+        rows = min(self.batch_size, 1 << (rows - 1).bit_length())
+      for at in range(0, len(group), rows):
+        chunk = group[at:at + rows]
+        yield chunk + chunk[:1] * (rows - len(chunk)), len(chunk), length
+
+
+@jax.jit(static_argnames='config')
+def _encode(params, pixels, *, config):
+  moments = WanVae(config).apply({'params': params}, to_float(pixels), method='encode')
+  return normalize(config, moments.mean)
+
+
+@jax.jit(static_argnames='config')
+def _decode(params, latents, *, config):
+  return to_uint8(WanVae(config).apply({'params': params}, latents, method='decode'))
+
+
+def _drawing(guidance, points, shift, solver) -> Drawing:
+  if not isinstance(guidance, Guidance):
+    guidance = Guidance(float(guidance))
+  return Drawing(guidance, points, shift, solver)
+
+
+def _infos(prompts, negative, seeds, how: Drawing) -> list[dict[str, Any]]:
+  """What the file of each picture remembers."""
+  negatives = requests.each(negative, len(prompts), 'negative')
+  return [{'prompt': p, 'negative': n, 'seed': s, **dataclasses.asdict(how)}
+          for p, n, s in zip(prompts, negatives, seeds)]
+
+
+def _one_or_all(results, many):
+  return results if many else results[0]

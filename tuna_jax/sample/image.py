@@ -1,0 +1,189 @@
+"""Pictures and clips from noise: prompts and sources once into the caches, then only the target span per step.
+
+    prefill   [prompt, source pictures, boi] -----> keys and values of decoder and flow head      once
+    step      [time][x_0] ... [x_N-1] ------------> velocity                                      points - 1 times
+
+Exact: nothing before the target sees it, and nothing after it changes it (ARCHITECTURE.md 10.6).
+
+Axes:  R pictures   G branches of guidance   B = G R rows   P prompt   N latent cells of the target   C channels
+Rows are branch-major: R conditional ones first, then the negative ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuna_jax import flow
+from tuna_jax.batch import Batch
+from tuna_jax.config import TunaConfig
+from tuna_jax.models.tuna import Cache, Tuna, init_cache
+from tuna_jax.sample.prompt import lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+  """How the branches become one velocity.
+
+  scale: of the text: negative + scale (conditional - negative). 1 leaves guidance out.
+  image_scale: for edits, of the source pictures; adds a branch without text and one without anything:
+    nothing + image_scale (pictures - nothing) + scale (all - pictures). None: sources stand in both branches.
+  interval: (from, to) of t; outside it the conditional velocity is used as it is, and costs one branch.
+  rescale: in [0, 1], how far the guided velocity is brought back to the conditional one's standard deviation.
+  """
+
+  scale: float = 7.5
+  image_scale: float | None = None
+  interval: tuple[float, float] = (0.0, 1.0)
+  rescale: float = 0.0
+
+  def __post_init__(self):
+    for name in ('scale', 'image_scale'):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f'guidance {name}={value}: must be above 0; 1 is no guidance')
+    low, high = self.interval
+    if not 0 <= low < high <= 1:
+      raise ValueError(f'guidance interval={self.interval}: expected 0 <= from < to <= 1')
+    if not 0 <= self.rescale <= 1:
+      raise ValueError(f'guidance rescale={self.rescale}: expected 0 to 1')
+
+  @property
+  def branches(self) -> int:
+    """Rows a picture needs."""
+    if self.image_scale is not None:
+      return 3
+    return 1 if self.scale == 1 else 2
+
+  @property
+  def limited(self) -> bool:
+    """Whether some times are not guided."""
+    return self.branches > 1 and self.interval != (0.0, 1.0)
+
+
+def noise(seeds: Sequence[int], cells: int, channels: int):
+  """float32[R, N, C]: row r depends on `seeds[r]` alone, whatever else is drawn with it. Seeds are below 2**32."""
+  return _noise(np.asarray(seeds, np.uint32), cells, channels)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _noise(seeds, cells, channels):
+  return jax.vmap(lambda s: jax.random.normal(jax.random.key(s), (cells, channels), jnp.float32))(seeds)
+
+
+def sample_latents(config: TunaConfig, params, prompts: Batch, grid, noise, *, guidance: Guidance = Guidance(),
+                   points: int = 50, shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report=None):
+  """Solves the ODE from `noise` -> float32[R, N, C] latents.
+
+  Args:
+    params: of `Tuna`.
+    prompts: B = guidance.branches * R prefix rows, from `prompt.collate`; source pictures are clean latents in it.
+    grid: int[R, 3] (frames, rows, columns) of each target. A picture of fewer cells than N is padded at the end.
+    noise: float32[R, N, C].
+    points: of the official grid: points - 1 steps.
+    report: function of the number of velocity evaluations so far, called once each.
+
+  Everything is one compiled program, reused for every prompt of the same padded shape.
+  """
+  grid = np.asarray(grid, np.int32)
+  if len(prompts.tokens) != guidance.branches * len(noise):
+    raise ValueError(f'{len(prompts.tokens)} prompt rows for {len(noise)} pictures and {guidance.branches} branches')
+  numbers = np.float32([guidance.scale, guidance.image_scale or 1.0, *guidance.interval, guidance.rescale])
+  global _report
+  _report = report
+  out = _sample(params, prompts, grid, noise, flow.times(points, shift), numbers, config=config,
+                branches=guidance.branches, limited=guidance.limited, rescaled=guidance.rescale > 0, solver=solver,
+                reported=report is not None)
+  if report is not None:
+    jax.effects_barrier()
+  return out
+
+
+def prefill(config: TunaConfig, params, prompts: Batch, room: int) -> Cache:
+  """Caches of decoder and flow head holding `prompts`, with `room` free keys."""
+  rows, length, _, images, _ = prompts.sizes
+  cache = init_cache(config, rows, length + room, flow=True)
+  ones = jnp.ones((rows, images), jnp.float32)
+  return Tuna(config).apply({'params': params}, prompts, prompts.latents, ones, cache).cache
+
+
+def target_batch(prompts: Batch, grid, cells: int) -> Batch:
+  """The Batch of one step: a time token and `cells` latent tokens a row, behind `prompts` in the cache.
+
+  grid: int32[B, 3].
+  """
+  rows, length = prompts.tokens.shape
+  place = jnp.broadcast_to(jnp.arange(1, cells + 1), (rows, cells))
+  index = jnp.arange(cells)
+  frames, height, width = (grid[:, i, None] for i in range(3))
+  coords = jnp.stack([index // (height * width), index // width % height, index % width], axis=-1)
+  image = (index < frames * height * width).astype(jnp.int32)  # [B, N]; 0 where a smaller picture is padded
+  real = jnp.concatenate([jnp.ones((rows, 1), jnp.int32), image], axis=1)
+  sequence = jnp.broadcast_to(jnp.arange(cells + 1), (rows, cells + 1))
+  unused = jnp.zeros_like(sequence)
+  return Batch(
+      tokens=unused, labels=unused, label_weight=unused.astype(jnp.float32), segment=real,
+      position=lengths(prompts)[:, None] + sequence,
+      kv_limit=jnp.full_like(sequence, length + cells),
+      slot=sequence, task=unused,
+      latents=jnp.zeros((rows, cells, 0)), coords=coords * image[..., None], image=image, grid=grid[:, None],
+      place=place, target=jnp.ones((rows, 1), bool))
+
+
+def combine(branches: Sequence[jax.Array], scale, image_scale, rescale=None):
+  """The guided velocity [R, N, C] of (conditional, negative) or (all, pictures only, nothing)."""
+  cond = branches[0]
+  if len(branches) == 2:
+    out = flow.guide(cond, branches[1], scale)
+  else:
+    _, pictures, nothing = branches
+    out = nothing + image_scale * (pictures - nothing) + scale * (cond - pictures)
+  if rescale is None:
+    return out
+  ratio = jnp.std(cond, axis=(1, 2), keepdims=True) / (jnp.std(out, axis=(1, 2), keepdims=True) + 1e-8)
+  return out * (rescale * ratio + 1 - rescale)
+
+
+_report = None  # who hears of the steps of the sampler that runs now
+
+
+def _tell(evaluation):
+  if _report is not None:
+    _report(int(evaluation))
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'reported'))
+def _sample(params, prompts, grid, noise, times, numbers, *, config, branches, limited, rescaled, solver, reported):
+  scale, image_scale, low, high, rescale = numbers
+  pictures, cells, _ = noise.shape
+  model = Tuna(config)
+  cache = prefill(config, params, prompts, cells + 1)
+  target = target_batch(prompts, jnp.tile(grid, (branches, 1)), cells)
+
+  def run(x, t, branches):
+    rows = branches * pictures
+    here = jax.tree.map(lambda a: a[:rows], target)
+    kept = cache._replace(
+        decoder=jax.tree.map(lambda a: a[:, :rows], cache.decoder), flow=jax.tree.map(lambda a: a[:, :rows], cache.flow),
+        segment=cache.segment[:rows])
+    time = jnp.full((rows, 1), t, jnp.float32)
+    return model.apply({'params': params}, here, jnp.tile(x, (branches, 1, 1)), time, kept).velocity
+
+  def guided(x, t):
+    return combine(jnp.split(run(x, t, branches), branches), scale, image_scale, rescale if rescaled else None)
+
+  def velocity(x, t):
+    if reported:
+      jax.debug.callback(_tell, t)
+    if branches == 1:
+      return run(x, t, 1)
+    if not limited:
+      return guided(x, t)
+    return jax.lax.cond((t >= low) & (t <= high), guided, lambda x, t: run(x, t, 1), x, t)
+
+  return flow.solve(velocity, noise, times, solver)

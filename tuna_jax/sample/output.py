@@ -1,0 +1,103 @@
+"""What a generator returns: a picture or a clip that remembers how it was made, also in the file it is saved to."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from tuna_jax.config import nearest
+
+KEY = 'tuna_jax'  # the text chunk or comment that holds the settings as JSON
+
+
+class Picture:
+  """pixels: uint8 [H, W, 3]. info: prompt, seed and settings. `np.asarray(picture)` gives the pixels."""
+
+  def __init__(self, pixels: np.ndarray, info: Mapping[str, Any]):
+    self.pixels, self.info = pixels, dict(info)
+
+  def __array__(self, dtype=None, copy=None):
+    return np.array(self.pixels, dtype) if copy or dtype is not None else self.pixels
+
+  def pil(self) -> Image.Image:
+    """The picture for Pillow."""
+    return Image.fromarray(self.pixels)
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes a PNG with `info` in it (`read_info` reads it back). Raises ValueError for another ending."""
+    _ending(path, ('.png',))
+    with open(path, 'wb') as f:
+      f.write(self._repr_png_())
+
+  def _repr_png_(self) -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(KEY, json.dumps(self.info, ensure_ascii=False))
+    file = io.BytesIO()
+    self.pil().save(file, 'PNG', pnginfo=text)
+    return file.getvalue()
+
+  def __repr__(self):
+    height, width, _ = self.pixels.shape
+    return f'<Picture {height}x{width}: {self.info.get("prompt", "")!r}>'
+
+
+class Clip:
+  """pixels: uint8 [F, H, W, 3], shown at `fps`. info: as in `Picture`."""
+
+  def __init__(self, pixels: np.ndarray, fps: int, info: Mapping[str, Any]):
+    self.pixels, self.fps, self.info = pixels, fps, dict(info)
+
+  def __array__(self, dtype=None, copy=None):
+    return np.array(self.pixels, dtype) if copy or dtype is not None else self.pixels
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes an MP4 (H.264) or a GIF with `info` in its comment. Raises ValueError for another ending."""
+    comment = f'{KEY}={json.dumps(self.info)}'
+    if _ending(path, ('.mp4', '.gif')) == '.gif':
+      frames = [Image.fromarray(frame) for frame in self.pixels]
+      frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / self.fps), loop=0,
+                     comment=comment.encode())
+      return
+    import av  # only clips need it
+
+    _, height, width, _ = self.pixels.shape
+    with av.open(os.fspath(path), 'w', options={'movflags': '+faststart'}) as file:
+      file.metadata['comment'] = comment
+      stream = file.add_stream('libx264', rate=Fraction(self.fps), options={'crf': '16'})
+      stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+      for pixels in self.pixels:
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format='rgb24')))
+      file.mux(stream.encode())
+
+  def __repr__(self):
+    frames, height, width, _ = self.pixels.shape
+    return f'<Clip {frames} x {height}x{width}: {self.info.get("prompt", "")!r}>'
+
+
+def read_info(path: str | os.PathLike) -> dict[str, Any]:
+  """The `info` of a file written by `save`. Raises ValueError for a file without one."""
+  if _ending(path, ('.png', '.mp4', '.gif')) == '.mp4':
+    import av
+
+    with av.open(os.fspath(path)) as file:
+      text = file.metadata.get('comment', '').removeprefix(f'{KEY}=')
+  else:
+    with Image.open(path) as file:
+      text = file.info.get(KEY) or file.info.get('comment', b'').decode().removeprefix(f'{KEY}=')
+  if not text.startswith('{'):
+    raise ValueError(f'{path}: holds no settings of tuna_jax')
+  return json.loads(text)
+
+
+def _ending(path, allowed) -> str:
+  ending = os.path.splitext(os.fspath(path))[1].lower()
+  if ending not in allowed:
+    raise ValueError(f'{path}: expected a name that ends in {" or ".join(allowed)}{nearest(ending, allowed)}')
+  return ending

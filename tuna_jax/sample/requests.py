@@ -1,0 +1,155 @@
+"""What people hand to a generator, made regular: one or many, strings or turns, pictures as paths, PIL or arrays."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pil
+
+from tuna_jax.data import media
+from tuna_jax.data.media import MediaConfig, Size
+from tuna_jax.data.tasks import PLACEHOLDER
+
+FILMS = ('.mp4', '.webm', '.mkv', '.mov', '.avi', '.m4v', '.gif')  # paths read as clips; directories are too
+MAX_SEED = 2**32
+
+Turns = list[tuple[str, str]]
+
+
+def strings(value, what: str) -> tuple[list[str], bool]:
+  """(texts, whether a list was given)."""
+  many = not isinstance(value, str)
+  texts = list(value) if many else [value]
+  for n, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise ValueError(f'{what}[{n}]: expected text, found {type(text).__name__}')
+  return texts, many
+
+
+def conversations(value) -> tuple[list, bool]:
+  """(requests, whether a list of them was given); a list of turns is one request."""
+  if isinstance(value, str) or (isinstance(value, Sequence) and len(value) > 0 and all(map(_is_turn, value))):
+    return [value], False
+  return list(value), True
+
+
+def _is_turn(value) -> bool:
+  return isinstance(value, Mapping) or (isinstance(value, tuple) and len(value) == 2)
+
+
+def turns_of(request, visuals) -> tuple[Turns, list]:
+  """(turns with `<image>` marks, pictures and clips in their order) of a question or a list of turns.
+
+  Content may be a list of texts and pictures. Raises ValueError for a request that asks nothing.
+  """
+  if isinstance(request, str):
+    request = [('user', request)]
+  turns, inline = [], []
+  for turn in request:
+    if not _is_turn(turn):
+      raise ValueError(f'a turn must be (role, content) or {{"role", "content"}}, found {turn!r}')
+    role, content = (turn.get('role'), turn.get('content')) if isinstance(turn, Mapping) else turn
+    if role not in ('user', 'assistant', 'system'):
+      raise ValueError(f'role {role!r}: expected user, assistant or system')
+    pieces = []
+    for piece in content if isinstance(content, (list, tuple)) else [content]:
+      if isinstance(piece, str):
+        pieces.append(piece)
+      else:
+        inline.append(piece)
+        pieces.append(PLACEHOLDER)
+    turns.append((role, ''.join(pieces)))
+  if inline and visuals:
+    raise ValueError('pictures stand either inside the turns or in `images`, not both')
+  visuals = inline or list(visuals)
+  if not visuals and not any(text.strip() for role, text in turns if role == 'user'):
+    raise ValueError('an empty question without a picture')
+  return turns, visuals
+
+
+def per_request(images, count: int, many: bool) -> list[list]:
+  """The pictures of each request: of one request all of them; of a list, one entry (picture or list) each."""
+  if images is None or (isinstance(images, (list, tuple)) and not images):
+    return [[] for _ in range(count)]
+  if not many:
+    return [_as_list(images)]
+  if not isinstance(images, (list, tuple, np.ndarray)) or len(images) != count:
+    found = len(images) if isinstance(images, (list, tuple, np.ndarray)) else 'one'
+    raise ValueError(f'{count} requests need {count} entries of pictures, found {found}')
+  return [_as_list(entry) for entry in images]
+
+
+def _as_list(entry) -> list:
+  return list(entry) if isinstance(entry, (list, tuple)) else [] if entry is None else [entry]
+
+
+def each(value: str | Sequence[str], count: int, what: str) -> list[str]:
+  """One text for all, or one each."""
+  if isinstance(value, str):
+    return [value] * count
+  if len(value) != count:
+    raise ValueError(f'{what}: {len(value)} texts for {count} requests')
+  return list(value)
+
+
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+  """Request i has seed + i, or seed[i]; below 2**32."""
+  seeds = [seed + i for i in range(count)] if isinstance(seed, (int, np.integer)) else [int(s) for s in seed]
+  if len(seeds) != count:
+    raise ValueError(f'{len(seeds)} seeds for {count} requests')
+  if not all(0 <= s < MAX_SEED for s in seeds):
+    raise ValueError(f'seed {next(s for s in seeds if not 0 <= s < MAX_SEED)}: expected 0 to 2**32 - 1')
+  return seeds
+
+
+def size_name(size: str | int | Size) -> str:
+  """A size as `media.buckets` reads it."""
+  return f'{size[0]}x{size[1]}' if isinstance(size, (tuple, list)) else str(size)
+
+
+def read(source, config: MediaConfig, stride: int) -> np.ndarray:
+  """A picture or a clip as uint8 [F, H, W, 3] in its nearest bucket.
+
+  An array [f, h, w, 3] is a clip whose frames are thinned to `stride` k + 1; a clip in a file gives `config.frames`.
+  """
+  if isinstance(source, np.ndarray) and source.ndim == 4:
+    return media.read_video(source, config.video_size, len(source) - (len(source) - 1) % stride)
+  if isinstance(source, (str, os.PathLike)) and (os.path.isdir(source) or os.fspath(source).lower().endswith(FILMS)):
+    return media.read_video(source, config.video_size, config.frames)
+  return media.read_image(_plain(source), config.image_size)[None]
+
+
+def read_source(source, config: MediaConfig, size: str | None, stride: int) -> np.ndarray:
+  """The source of an edit as uint8 [1, H, W, 3]: in the bucket of `size`, or keeping its own size (`own_size`)."""
+  source = _plain(source)
+  if size is not None:
+    return media.read_image(source, size)[None]
+  height, width = media.buckets(config.image_size)[0]
+  picture = media.open_picture(source)
+  return media.fit(picture, own_size(picture.height, picture.width, height * width, stride))[None]
+
+
+def own_size(height: int, width: int, area: int, stride: int) -> Size:
+  """(height, width) as given, scaled down to `area` pixels if larger, each side rounded to a multiple of `stride`."""
+  scale = min(1.0, math.sqrt(area / (height * width)))
+  return tuple(max(1, round(side * scale / stride)) * stride for side in (height, width))
+
+
+def _plain(source) -> Any:
+  """A picture as `media.read_image` takes it: a path, bytes or an array."""
+  if isinstance(source, Pil.Image):
+    file = io.BytesIO()
+    source.save(file, 'PNG')
+    return file.getvalue()
+  if isinstance(source, (str, bytes, np.ndarray)):
+    return source
+  if isinstance(source, os.PathLike):
+    return os.fspath(source)
+  if hasattr(source, '__array__'):
+    return np.asarray(source)
+  raise media.MediaError(f'a picture must be a path, bytes, a PIL image or uint8 [h, w, 3], found {type(source).__name__}')
