@@ -1,14 +1,15 @@
 """Where arrays live: one mesh, one table for parameters, a few named anchors for activations.
 
-    mesh axes   data     rows of a batch; parameters are copies. Slices of a pod are joined here
-                fsdp     rows of a batch; parameters are cut along the model width
-                context  sequence positions; parameters are cut once more, where the width still divides
-                tensor   heads and MLP columns
+  mesh axes   data     rows of a batch; parameters are copies. Slices of a pod are joined here
+              fsdp     rows of a batch; parameters are cut along the model width
+              context  sequence positions; parameters are cut once more where the width divides
+              tensor   heads and MLP columns
 
-A parameter is placed by the first row of `RULES` whose pattern is the end of its name, with the spec aligned to the
-last axes of the array. So one row serves a single layer and a scanned stack, a parameter, its Adam moments and its
-average alike. `anchor` needs no mesh handed to it: `with jax.set_mesh(mesh):` around the jitted call is the whole
-plumbing, and without a mesh it does nothing.
+A parameter is placed by the first row of `RULES` whose pattern is the end of its name, with the
+spec aligned to the last axes of the array. So one row serves a single layer and a scanned stack, a
+parameter, its Adam moments and its average alike. `anchor` needs no mesh handed to it:
+`with jax.set_mesh(mesh):` around the jitted call is the whole plumbing, and without a mesh it does
+nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from tuna_jax.tree import name_of
 AXES = ('data', 'fsdp', 'context', 'tensor')
 ROWS = ('data', 'fsdp')  # what rows of a batch are split over
 WIDTH = ('fsdp', 'context')  # what the width of a parameter is split over
+MAX_FSDP = 128  # the vision width is 1152 = 128 x 9, the vocabulary a multiple of 128
 
 
 class Place(NamedTuple):
-  """A spec for the last axes of an array, and the mesh axes it may give up where they do not divide."""
+  """A spec for the last axes of an array; `optional` mesh axes go where they do not divide."""
 
   spec: P
   optional: tuple[str, ...] = ('context',)
@@ -45,85 +47,116 @@ _ROW = Place(P('tensor', WIDTH))  # [heads or MLP, width]
 _COPY = Place(P())
 
 RULES: tuple[tuple[str, Place], ...] = (
-    ('vision/patch_embed/kernel', Place(P(None, WIDTH))),
-    ('vision/position_embed/embedding', Place(P(None, WIDTH))),
-    ('(vision|decoder|flow_head)/layers/attn/q_proj/kernel', _COLUMN),
-    # 2 to 16 key/value heads bound the tensor axis: past that their rows stay whole.
-    ('(vision|decoder|flow_head)/layers/attn/[kv]_proj/kernel', Place(P(WIDTH, 'tensor'), ('context', 'tensor'))),
-    ('vision/layers/attn/out_proj/kernel', _ROW),
-    ('(decoder|flow_head)/layers/attn/o_proj/kernel', _ROW),
-    ('vision/layers/mlp/fc1/kernel', _COLUMN),
-    ('vision/layers/mlp/fc2/kernel', _ROW),
-    ('(decoder|flow_head)/layers/mlp/(gate|up)_proj/kernel', _COLUMN),
-    ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _ROW),
-    ('(connector|time_embed)/fc[12]/kernel', _COLUMN),
-    ('decoder/embed/embedding', Place(P(('tensor', *WIDTH), None), ('context', 'tensor'))),  # by rows of the vocabulary
-    ('decoder/lm_head/kernel', _COLUMN),
-    ('flow_head/(layers|final)/adaln/kernel', _COLUMN),
-    ('flow_head/final/linear/kernel', Place(P(WIDTH, None))),
-    # A few thousand numbers each: a copy costs less than gathering them.
-    ('.*/bias', _COPY),
-    ('.*norm[12]?/scale', _COPY),
+  ('vision/patch_embed/kernel', Place(P(None, WIDTH))),
+  ('vision/position_embed/embedding', Place(P(None, WIDTH))),
+  ('(vision|decoder|flow_head)/layers/attn/q_proj/kernel', _COLUMN),
+  # 2 to 16 key/value heads bound the tensor axis: past that their rows stay whole.
+  (
+    '(vision|decoder|flow_head)/layers/attn/[kv]_proj/kernel',
+    Place(P(WIDTH, 'tensor'), ('context', 'tensor')),
+  ),
+  ('vision/layers/attn/out_proj/kernel', _ROW),
+  ('(decoder|flow_head)/layers/attn/o_proj/kernel', _ROW),
+  ('vision/layers/mlp/fc1/kernel', _COLUMN),
+  ('vision/layers/mlp/fc2/kernel', _ROW),
+  ('(decoder|flow_head)/layers/mlp/(gate|up)_proj/kernel', _COLUMN),
+  ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _ROW),
+  ('(connector|time_embed)/fc1/kernel', _COLUMN),
+  ('(connector|time_embed)/fc2/kernel', _ROW),
+  # By rows of the vocabulary, which is padded to a multiple of 128.
+  ('decoder/embed/embedding', Place(P(('tensor', 'fsdp'), 'context'), ('context', 'tensor'))),
+  ('decoder/lm_head/kernel', _COLUMN),
+  ('flow_head/(layers|final)/adaln/kernel', _COLUMN),
+  ('flow_head/final/linear/kernel', Place(P(WIDTH, None))),
+  # A few thousand numbers each: a copy costs less than gathering them.
+  ('.*/bias', _COPY),
+  ('.*norm[12]?/scale', _COPY),
 )
 
 ANCHORS = {
-    'tokens': P(ROWS, 'context'),  # [B, L]
-    'hidden': P(ROWS, 'context', None),  # [B, L, D]
-    'visual': P(ROWS, 'context', None),  # [B, V or M + V, D]
-    'heads': P(ROWS, 'context', 'tensor', None),  # [B, L, H, d]
-    'keys': P(ROWS, None, 'tensor', None),  # [B, Lk, K, d]: every query of a row sees all of them
-    'mlp': P(ROWS, 'context', 'tensor'),  # [B, L, F]
-    'images': P(ROWS, None, None),  # [B, M, n]: one vector an image
-    'logits': P(ROWS, 'context', 'tensor'),  # [B, L, vocabulary]
-    'rows': P(ROWS),  # [B]
+  'tokens': P(ROWS, 'context'),  # [B, L]
+  'hidden': P(ROWS, 'context', None),  # [B, L, D]
+  'visual': P(ROWS, 'context', None),  # [B, V or M + V, D]
+  'heads': P(ROWS, 'context', 'tensor', None),  # [B, L, H, d]
+  'keys': P(ROWS, None, 'tensor', None),  # [B, Lk, K, d]: every query of a row sees all of them
+  'mlp': P(ROWS, 'context', 'tensor'),  # [B, L, F]
+  'images': P(ROWS, None, None),  # [B, M, n]: one vector an image
+  'logits': P(ROWS, 'context', 'tensor'),  # [B, L, vocabulary]
+  'rows': P(ROWS),  # [B]
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, context: int = 1, tensor: int = 1, *,
-              devices: Sequence[jax.Device] | None = None, num_slices: int | None = None) -> Mesh:
+def make_mesh(
+  data: int = 1,
+  fsdp: int = -1,
+  context: int = 1,
+  tensor: int = 1,
+  *,
+  devices: Sequence[jax.Device] | None = None,
+  num_slices: int | None = None,
+) -> Mesh:
   """A Mesh('data', 'fsdp', 'context', 'tensor') over `devices` (default: all of the job's).
 
   Args:
-    data, fsdp, context, tensor: axis sizes; one of them may be -1 and takes what is left.
+    data, fsdp, context, tensor: axis sizes; one may be -1 and takes what is left. With data and fsdp
+      both -1, fsdp takes the largest divisor of MAX_FSDP within a slice and data the rest.
     devices: real ones, or abstract ones from `jax.experimental.topologies`.
-    num_slices: TPU slices joined by the data-centre network; they lie along `data`. Read off the devices by default.
+    num_slices: TPU slices joined by the data-centre network; they lie along `data`. By default,
+      as many as the devices say.
 
-  Raises ValueError if the sizes do not multiply to the number of devices, or `data` is no multiple of the slices.
+  Raises ValueError if the sizes do not multiply to the number of devices, or `data` is no multiple
+  of the slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = dict(zip(AXES, (data, fsdp, context, tensor)))
   shown = ', '.join(f'{k}={v}' for k, v in sizes.items())
   free = [name for name, size in sizes.items() if size == -1]
-  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-    raise ValueError(f'mesh {shown}: sizes are positive, and at most one is -1')
+  if (
+    len(free) > 1
+    and free != ['data', 'fsdp']
+    or any(size < 1 and size != -1 for size in sizes.values())
+  ):
+    raise ValueError(f'mesh {shown}: sizes are positive, and at most one is -1 (or data and fsdp)')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(devices) % fixed or (not free and fixed != len(devices)):
-    raise ValueError(f'mesh {shown}: the sizes multiply to {fixed}, and there are {len(devices)} devices')
-  if free:
-    sizes[free[0]] = len(devices) // fixed
-  shape = tuple(sizes.values())
+    raise ValueError(
+      f'mesh {shown}: the sizes multiply to {fixed}, and there are {len(devices)} devices'
+    )
   if num_slices is None:
     num_slices = len({_slice_of(device) for device in devices})
+  left = len(devices) // fixed
+  if len(free) == 2:
+    sizes['fsdp'] = math.gcd(left // num_slices, MAX_FSDP)
+    left //= sizes['fsdp']
+  if free:
+    sizes[free[0]] = left
+  shape = tuple(sizes.values())
   if num_slices == 1:
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   else:
     if sizes['data'] % num_slices:
-      raise ValueError(f'mesh {shown}: {num_slices} slices are joined along data, which must be a multiple of them')
+      raise ValueError(
+        f'mesh {shown}: {num_slices} slices are joined along data, which must be a multiple of them'
+      )
     inner = (sizes['data'] // num_slices, *shape[1:])
     if len({_slice_of(device) for device in devices}) == num_slices:
       grid = mesh_utils.create_hybrid_device_mesh(
-          inner, (num_slices, 1, 1, 1), devices, allow_split_physical_axes=True)
+        inner, (num_slices, 1, 1, 1), devices, allow_split_physical_axes=True
+      )
     else:  # devices that do not say where they are (simulated ones): slices are runs of them
       parts = np.array(devices).reshape(num_slices, -1)
-      grid = np.concatenate([mesh_utils.create_device_mesh(inner, list(part)) for part in parts], axis=0)
+      grid = np.concatenate(
+        [mesh_utils.create_device_mesh(inner, list(part)) for part in parts], axis=0
+      )
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def shardings(tree, mesh: Mesh, rules=RULES):
-  """A tree of NamedSharding of the same structure: parameters, optimizer state, averages, or a whole train state.
+  """A tree of NamedSharding of the same structure, for parameters or a whole train state.
 
-  Leaves are arrays or ShapeDtypeStructs. Scalars and keys are copied to every device. Raises ValueError listing every
-  leaf without a rule (with the nearest) and every leaf whose axis does not divide and may not be given up.
+  Leaves are arrays or ShapeDtypeStructs; scalars and keys are copied to every device. Raises
+  ValueError listing every leaf without a rule (with the nearest) and every leaf with an axis that
+  the mesh does not divide and the rule does not give up.
   """
   problems = []
   compiled = [(re.compile(f'(?:.*/)?(?:{pattern})'), place) for pattern, place in rules]
@@ -134,7 +167,9 @@ def shardings(tree, mesh: Mesh, rules=RULES):
       return NamedSharding(mesh, P())
     place = next((place for pattern, place in compiled if pattern.fullmatch(name)), None)
     if place is None:
-      problems.append(f'{name}: no rule covers it{nearest(name, [pattern for pattern, _ in rules])}')
+      problems.append(
+        f'{name}: no rule covers it{nearest(name, [pattern for pattern, _ in rules])}'
+      )
       return None
     spec = [None] * (leaf.ndim - len(place.spec)) + list(place.spec)
     if len(spec) > leaf.ndim:
@@ -143,8 +178,10 @@ def shardings(tree, mesh: Mesh, rules=RULES):
     fitted = fit(spec, leaf.shape, mesh, place.optional)
     for axes, size in zip(fitted, leaf.shape):
       if size % _ways(axes, mesh):
-        problems.append(f'{name}: an axis of {list(leaf.shape)} has {size} entries, which {_ways(axes, mesh)} '
-                        f'devices of {axes!r} do not divide')
+        problems.append(
+          f'{name}: an axis of {list(leaf.shape)} has {size} entries, which {_ways(axes, mesh)} '
+          f'devices of {axes!r} do not divide'
+        )
     return NamedSharding(mesh, P(*fitted))
 
   out = jax.tree_util.tree_map_with_path(place_leaf, tree)
@@ -156,7 +193,7 @@ def shardings(tree, mesh: Mesh, rules=RULES):
 def batch_sharding(mesh: Mesh) -> Batch:
   """A Batch of NamedSharding: rows over data and fsdp, sequence positions over context.
 
-  Latent tokens and images stay whole within a row: they are small, and gathered by index into the sequence.
+  Latent tokens and images stay whole within a row: they are small, and gathered by index.
   """
   sequence, row = NamedSharding(mesh, P(ROWS, 'context')), NamedSharding(mesh, P(ROWS))
   return Batch(*(sequence if name in _SEQUENCE else row for name in Batch._fields))
@@ -166,9 +203,9 @@ _SEQUENCE = ('tokens', 'labels', 'label_weight', 'segment', 'position', 'kv_limi
 
 
 def anchor(x, kind: str):
-  """`x`, constrained to the layout named `kind` in ANCHORS if a mesh is set (`jax.set_mesh`), else untouched.
+  """`x` constrained to the layout named `kind` in ANCHORS; untouched if no mesh is set.
 
-  Mesh axes that do not divide an axis of x are left out: a sampler may run one row on eight devices.
+  Mesh axes that do not divide an axis of x are left out: one row may be sampled on eight devices.
   """
   if kind not in ANCHORS:
     raise ValueError(f'anchor: no kind {kind!r}{nearest(kind, ANCHORS)}')
@@ -185,12 +222,15 @@ def active_mesh():
 
 
 def activation_spec(kind: str, shape: Sequence[int], mesh) -> P:
-  """The PartitionSpec of an activation of this kind and shape."""
-  return P(*fit(ANCHORS[kind], shape, mesh, AXES))
+  """The PartitionSpec of an activation of this kind; its sequence axis may be missing, as in [B, D]."""
+  spec = tuple(ANCHORS[kind])
+  if len(shape) < len(spec):
+    spec = spec[:1] + spec[2:]
+  return P(*fit(spec, shape, mesh, AXES))
 
 
 def fit(spec, shape, mesh, optional) -> list:
-  """The entries of `spec`, with axes named in `optional` left out, the last first, until the array's axis divides."""
+  """The entries of `spec` without those `optional` axes, the last first, that do not divide."""
   fitted = []
   for axes, size in zip(spec, shape):
     axes = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
@@ -209,4 +249,5 @@ def _ways(axes, mesh) -> int:
 
 
 def _slice_of(device) -> int:
-  return getattr(device, 'slice_index', 0)  # only TPU devices carry it
+  # Abstract devices of one slice have no such attribute; for GPUs it does not mean a slice of a pod.
+  return getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0

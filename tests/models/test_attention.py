@@ -1,4 +1,4 @@
-"""Every attention kernel against one dense oracle written here in numpy terms: the mask, the softmax, the gradients."""
+"""Every attention kernel against one dense oracle written here: mask, softmax and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,21 @@ IMPLS = ('dense', 'cpu', 'chunked', 'splash_interpret')
 
 
 def make(rows=2, queries=300, keys=300, heads=4, kv_heads=2, size=16, seed=0):
-  """Packed segments of text and visual spans that cross block edges (128) and are no multiple of one."""
+  """Packed segments with spans that cross block edges (128) and lengths that are no multiple."""
   rng = np.random.default_rng(seed)
-  q, k, v = (rng.normal(size=(rows, n, h, size)).astype(np.float32)
-             for n, h in ((queries, heads), (keys, kv_heads), (keys, kv_heads)))
-  segment, limit = np.zeros((rows, keys), np.int32), np.tile(np.arange(keys, dtype=np.int32), (rows, 1))
-  segment[:, :keys * 2 // 5], segment[:, keys * 2 // 5:keys - 7] = 1, 2  # 7 positions of padding
+  q, k, v = (
+    rng.normal(size=(rows, n, h, size)).astype(np.float32)
+    for n, h in ((queries, heads), (keys, kv_heads), (keys, kv_heads))
+  )
+  segment, limit = (
+    np.zeros((rows, keys), np.int32),
+    np.tile(np.arange(keys, dtype=np.int32), (rows, 1)),
+  )
+  segment[:, : keys * 2 // 5], segment[:, keys * 2 // 5 : keys - 7] = 1, 2  # 7 positions of padding
   for low, high in ((keys // 10, keys // 4), (keys * 3 // 7, keys * 5 // 6)):
     limit[:, low:high] = high - 1
   last = slice(keys - queries, keys)  # cached sampling: the queries are the last positions
-  masks = dict(kv_limit=limit[:, last], q_segment=segment[:, last], kv_segment=segment)
+  masks = {'kv_limit': limit[:, last], 'q_segment': segment[:, last], 'kv_segment': segment}
   return (q, k, v), masks
 
 
@@ -30,7 +35,9 @@ def oracle(q, k, v, kv_limit, q_segment, kv_segment):
   group = q.shape[2] // k.shape[2]
   k, v = jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2)
   scores = jnp.einsum('bqhd,bshd->bhqs', q, k) / np.sqrt(q.shape[-1])
-  allowed = (np.arange(k.shape[1]) <= kv_limit[..., None]) & (q_segment[..., None] == kv_segment[:, None])
+  allowed = (np.arange(k.shape[1]) <= kv_limit[..., None]) & (
+    q_segment[..., None] == kv_segment[:, None]
+  )
   allowed = allowed[:, None]
   exp = jnp.where(allowed, jnp.exp(scores), 0)
   total = exp.sum(-1, keepdims=True)
@@ -74,9 +81,13 @@ def test_queries_may_be_the_last_positions_of_more_keys(impl):
 
 @pytest.mark.parametrize('impl', IMPLS)
 def test_frames_attend_only_within_themselves(impl):
-  qkv, masks = make(rows=1, queries=600, keys=600, heads=2, kv_heads=2)
+  qkv, _masks = make(rows=1, queries=600, keys=600, heads=2, kv_heads=2)
   frame = np.arange(600, dtype=np.int32)[None] // 150  # a frame ends inside a block
-  same(impl, qkv, dict(kv_limit=np.full((1, 600), 599, np.int32), q_segment=frame, kv_segment=frame))
+  same(
+    impl,
+    qkv,
+    {'kv_limit': np.full_like(frame, 599), 'q_segment': frame, 'kv_segment': frame},
+  )
 
 
 def test_unfused_backward_of_the_tpu_kernel_equals_the_oracle(monkeypatch):
@@ -101,7 +112,13 @@ def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(impl):
   masks['q_segment'][0, 10:20] = 99  # nobody's segment, inside a block of others
   masks['q_segment'][1, :] = 99
   out, dq, dk, dv = value_and_gradients(lambda *x, **m: attention(*x, **m, impl=impl), qkv, masks)
-  assert not out[0, 10:20].any() and not out[1].any() and not dq[1].any() and not dk[1].any() and not dv[1].any()
+  assert (
+    not out[0, 10:20].any()
+    and not out[1].any()
+    and not dq[1].any()
+    and not dk[1].any()
+    and not dv[1].any()
+  )
   same(impl, qkv, masks)
 
 
@@ -125,14 +142,21 @@ def test_scores_are_large_without_overflow(impl):
 
 def test_blocks_that_nobody_sees_are_skipped():
   limit, ids = np.arange(512, dtype=np.int32), np.repeat([1, 2], 256).astype(np.int32)
-  forward, _ = kernels._block_tables(jnp.asarray(limit), jnp.asarray(ids), jnp.asarray(ids), 128, 128)
-  np.testing.assert_array_equal(forward.block_mask[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
+  forward, _ = kernels._block_tables(
+    jnp.asarray(limit), jnp.asarray(ids), jnp.asarray(ids), 128, 128
+  )
+  np.testing.assert_array_equal(
+    forward.block_mask[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+  )
 
 
 def test_bfloat16_comes_back_as_bfloat16():
   qkv, masks = make()
   for impl in IMPLS:
-    assert attention(*(jnp.asarray(x, jnp.bfloat16) for x in qkv), **masks, impl=impl).dtype == jnp.bfloat16
+    assert (
+      attention(*(jnp.asarray(x, jnp.bfloat16) for x in qkv), **masks, impl=impl).dtype
+      == jnp.bfloat16
+    )
 
 
 def test_a_misspelt_kernel_is_named_with_the_nearest():

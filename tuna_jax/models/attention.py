@@ -4,13 +4,13 @@
 
 Axes:  B rows   Lq queries   Lk keys   H query heads   K key/value heads (H = G K)   D head size
 
-`kv_limit` is a key index, so cached sampling is the same call with fewer queries than keys. No kernel builds the mask
-for all queries on the host, and past a few thousand positions none holds [Lq, Lk] scores.
+`kv_limit` is a key index, so cached sampling is the same call with fewer queries than keys. No
+kernel builds the mask on the host, and past a few thousand positions none holds [Lq, Lk] scores.
 
-    dense    the oracle: plain XLA, all scores at once. Short queries (decoding a token) on every platform
-    cpu      a hand-written backward in [B, K, G Lq, D]; XLA's own is slow there. Long queries go in chunks
-    chunked  `dense` over runs of queries, recomputed backwards. GPUs: XLA fuses each run, memory stays linear
-    splash   the TPU kernel of jax with run-time masks and skipped blocks
+  dense    the oracle: plain XLA, all scores at once. Short queries (decoding a token) on a TPU
+  cpu      a hand-written backward in [B, K, G Lq, D], where XLA's own is slow; chunks when long
+  chunked  `dense` over runs of queries, recomputed backwards. GPUs: memory stays linear
+  splash   the TPU kernel of jax with run-time masks and skipped blocks
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import (
+  MaskInfo,
+)
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax.config import nearest
@@ -30,7 +34,9 @@ MASKED = -1e30  # a score no key can lose to; finite, so that a row of them has 
 CHUNK = 512  # queries at a time in `chunked`
 CPU_WHOLE = 1024  # queries up to which `cpu` takes all scores at once
 SPLASH_MIN_QUERIES = 128  # fewer than one block of the TPU kernel: `dense`
-SPLASH_FUSED_KEYS = 4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
+SPLASH_FUSED_KEYS = (
+  4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
+)
 
 
 def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
@@ -41,14 +47,14 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
     k, v: float[B, Lk, K, D]; K divides H.
     kv_limit: int32[B, Lq], the last key index each query may see.
     q_segment, kv_segment: int32[B, Lq] and [B, Lk].
-    impl: 'dense', 'cpu', 'chunked', 'gpu', 'splash', 'splash_interpret' (the TPU kernel emulated, for tests), or 'auto':
-      by the platform of the mesh in `jax.set_mesh`, or of jax's default backend.
+    impl: 'dense', 'cpu', 'chunked', 'gpu', 'splash', 'splash_interpret' (the TPU kernel emulated,
+      for tests), or 'auto': by the platform of the mesh that is set, or jax's default backend.
 
   Returns:
     [B, Lq, H, D] in q's type. A query that may see nothing gives zeros, and no gradient.
 
-  Raises ValueError for an unknown `impl`, K not dividing H, or H not divided by the mesh's tensor axis.
-  Under a mesh every device computes its rows, heads and queries, with keys gathered over `context`.
+  Raises ValueError for an unknown `impl`, K not dividing H, or H not divided by the tensor axis.
+  Under a mesh a device computes its own rows, heads and queries, with keys gathered over `context`.
   """
   heads, kv_heads = q.shape[2], k.shape[2]
   if heads % kv_heads:
@@ -62,8 +68,11 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
   if heads % tensor:
     raise ValueError(f'attention: a tensor axis of {tensor} does not divide {heads} heads')
   if kv_heads % tensor:  # each device needs whole heads: repeat the fewest times that give them
-    repeats = next(n for n in range(2, heads // kv_heads + 1)
-                   if kv_heads * n % tensor == 0 and heads % (kv_heads * n) == 0)
+    repeats = next(
+      n
+      for n in range(2, heads // kv_heads + 1)
+      if kv_heads * n % tensor == 0 and heads % (kv_heads * n) == 0
+    )
     k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
     args = (q, k, v, kv_limit, q_segment, kv_segment)
   q_spec, kv_spec = activation_spec('heads', q.shape, mesh), activation_spec('keys', k.shape, mesh)
@@ -78,8 +87,14 @@ def _kernel(impl, mesh, queries):
     impl = {'cpu': 'cpu', 'tpu': 'splash'}.get(platform, 'gpu')
   if impl == 'splash' and queries < SPLASH_MIN_QUERIES:
     impl = 'dense'
-  kernels = {'dense': dense, 'cpu': cpu, 'chunked': chunked, 'gpu': chunked, 'splash': splash_attention,
-             'splash_interpret': functools.partial(splash_attention, interpret=True)}
+  kernels = {
+    'dense': dense,
+    'cpu': cpu,
+    'chunked': chunked,
+    'gpu': chunked,
+    'splash': splash_attention,
+    'splash_interpret': functools.partial(splash_attention, interpret=True),
+  }
   if impl not in kernels:
     raise ValueError(f'attention: no kernel {impl!r}{nearest(impl, kernels)}')
   return kernels[impl]
@@ -96,7 +111,9 @@ def dense(q, k, v, kv_limit, q_segment, kv_segment):
   kv_heads = k.shape[2]
   mask = visible(kv_limit, q_segment, kv_segment)[:, None, None]  # [B, 1, 1, Lq, Lk]
   q = q.reshape(*q.shape[:2], kv_heads, -1, q.shape[3])  # [B, Lq, K, G, D]
-  scores = jnp.einsum('bqkgd,bskd->bkgqs', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  scores = (
+    jnp.einsum('bqkgd,bskd->bkgqs', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  )
   weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1), 0)
   out = jnp.einsum('bkgqs,bskd->bqkgd', weights.astype(v.dtype), v)
   return out.reshape(*out.shape[:2], -1, out.shape[4]).astype(q.dtype)
@@ -123,7 +140,7 @@ def chunked(q, k, v, kv_limit, q_segment, kv_segment, kernel=dense):
 
 
 def cpu(q, k, v, kv_limit, q_segment, kv_segment):
-  """The fast path of a CPU, in float32: 3 times XLA's own at [8, 256, 6, 32] with 2 key/value heads."""
+  """The fast path of a CPU, in float32: 3 times XLA's own at [8, 256, 6, 32] with 2 key heads."""
   if q.shape[1] > CPU_WHOLE:
     return chunked(q, k, v, kv_limit, q_segment, kv_segment, kernel=cpu)
   mask = visible(kv_limit, q_segment, kv_segment)
@@ -138,14 +155,18 @@ def _cpu(q, k, v, mask):
 
 def _cpu_forward(q, k, v, mask):
   heads, kv_heads, size = q.shape[2], k.shape[2], q.shape[3]
-  q = _fold(q, kv_heads) * size ** -0.5  # [B, K, G Lq, D]: groups are more queries of one large product
+  q = (
+    _fold(q, kv_heads) * size**-0.5
+  )  # [B, K, G Lq, D]: groups are more queries of one large product
   k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
   scores = jnp.einsum('bkqd,bksd->bkqs', q, k)
   grouped = scores.reshape(*scores.shape[:2], heads // kv_heads, *mask.shape[1:])
   scores = jnp.where(mask[:, None, None], grouped, MASKED).reshape(scores.shape)
   top = scores.max(axis=-1)
   weights = jnp.exp(scores - top[..., None])
-  total = jnp.einsum('bkqs,s->bkq', weights, jnp.ones(weights.shape[-1]))  # a product: a reduction runs on one core
+  total = jnp.einsum(
+    'bkqs,s->bkq', weights, jnp.ones(weights.shape[-1])
+  )  # a product: a reduction runs on one core
   scale = jnp.where(top > MASKED / 2, 1 / total, 0)  # 0 where the query sees nothing
   out = jnp.einsum('bkqs,bksd->bkqd', weights, v) * scale[..., None]
   return _unfold(out, heads), (q, k, v, out, weights, scale)
@@ -154,12 +175,14 @@ def _cpu_forward(q, k, v, mask):
 def _cpu_backward(saved, dout):
   q, k, v, out, weights, scale = saved
   heads, size = dout.shape[2], dout.shape[3]
-  dout = _fold(dout, k.shape[1]) * scale[..., None]  # weights are not normalised: their scale goes here, once
+  dout = (
+    _fold(dout, k.shape[1]) * scale[..., None]
+  )  # weights are not normalised: their scale goes here, once
   dv = jnp.einsum('bkqs,bkqd->bksd', weights, dout)
   dweights = jnp.einsum('bkqd,bksd->bkqs', dout, v)
   delta = jnp.einsum('bkqd,bkqd->bkq', out, dout)
   dscores = weights * (dweights - delta[..., None])
-  dq = jnp.einsum('bkqs,bksd->bkqd', dscores, k) * size ** -0.5
+  dq = jnp.einsum('bkqs,bksd->bkqd', dscores, k) * size**-0.5
   dk = jnp.einsum('bkqs,bkqd->bksd', dscores, q)
   return _unfold(dq, heads), dk.swapaxes(1, 2), dv.swapaxes(1, 2), None
 
@@ -182,26 +205,37 @@ def _unfold(x, heads):
 
 
 def splash_attention(q, k, v, kv_limit, q_segment, kv_segment, *, interpret: bool = False):
-  """The TPU kernel. Lengths are padded to its blocks; blocks no query of theirs may see are neither read nor run.
+  """The TPU kernel. Lengths are padded to its blocks; blocks that nobody sees are not even read.
 
-  The stock kernel evaluates `mask_function(q_sequence, key index)` inside, and `q_sequence` is a run-time array: given
-  kv_limit there, causal attention becomes the omni mask.
+  The stock kernel evaluates `mask_function(q_sequence, key index)` inside, and `q_sequence` is a
+  run-time array: given kv_limit there, causal attention becomes the omni mask.
   """
   queries, keys = q.shape[1], k.shape[1]
   block_q, block_kv = _block(queries), _block(keys)
   seen = visible(kv_limit, q_segment, kv_segment).any(axis=-1)  # fused by XLA: no [Lq, Lk] array
   kv_limit = jnp.minimum(kv_limit, keys - 1)  # the padding is seen by nobody
   q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-  q, kv_limit, q_segment = (_pad(x, -(-queries // block_q) * block_q) for x in (q, kv_limit, q_segment))
+  q, kv_limit, q_segment = (
+    _pad(x, -(-queries // block_q) * block_q) for x in (q, kv_limit, q_segment)
+  )
   k, v, kv_segment = (_pad(x, -(-keys // block_kv) * block_kv) for x in (k, v, kv_segment))
   sizes = _block_sizes(block_q, block_kv, fused=keys <= SPLASH_FUSED_KEYS)
 
   def row(q, k, v, kv_limit, q_segment, kv_segment):
     forward, backward = _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv)
     kernel = splash.SplashAttentionKernel(
-        forward, None if sizes.use_fused_bwd_kernel else forward, backward, block_sizes=sizes, is_mqa=False,
-        save_residuals=False, mask_value=splash.DEFAULT_MASK_VALUE, attn_logits_soft_cap=None,
-        residual_checkpoint_name=None, mask_function=_at_most, interpret=interpret)
+      forward,
+      None if sizes.use_fused_bwd_kernel else forward,
+      backward,
+      block_sizes=sizes,
+      is_mqa=False,
+      save_residuals=False,
+      mask_value=splash.DEFAULT_MASK_VALUE,
+      attn_logits_soft_cap=None,
+      residual_checkpoint_name=None,
+      mask_function=_at_most,
+      interpret=interpret,
+    )
     return kernel(q, k, v, segment_ids=splash.SegmentIds(q_segment, kv_segment))
 
   out = jax.vmap(row)(*(x.swapaxes(1, 2) for x in (q, k, v)), kv_limit, q_segment, kv_segment)
@@ -221,18 +255,34 @@ def _block(length):
 
 def _block_sizes(block_q, block_kv, fused):
   return splash.BlockSizes(
-      block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
-      block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
-      block_q_dq=None if fused else block_q, block_kv_dq=None if fused else block_kv, use_fused_bwd_kernel=fused)
+    block_q=block_q,
+    block_kv=block_kv,
+    block_kv_compute=block_kv,
+    block_q_dkv=block_q,
+    block_kv_dkv=block_kv,
+    block_kv_dkv_compute=block_kv,
+    block_q_dq=None if fused else block_q,
+    block_kv_dq=None if fused else block_kv,
+    use_fused_bwd_kernel=fused,
+  )
 
 
 def _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv):
-  """(MaskInfo walked key block by key block, MaskInfo walked query block by query block) of one row."""
-  limit, q_ids, kv_ids = kv_limit.reshape(-1, block_q), q_segment.reshape(-1, block_q), kv_segment.reshape(-1, block_kv)
+  """The MaskInfo of one row for kernels that walk keys innermost, and queries innermost."""
+  limit, q_ids, kv_ids = (
+    kv_limit.reshape(-1, block_q),
+    q_segment.reshape(-1, block_q),
+    kv_segment.reshape(-1, block_kv),
+  )
   first_key = jnp.arange(kv_ids.shape[0]) * block_kv
-  run = ((first_key <= limit.max(1)[:, None])
-         & (kv_ids.min(1) <= q_ids.max(1)[:, None]) & (kv_ids.max(1) >= q_ids.min(1)[:, None]))
-  run = run.at[:, 0].set(run[:, 0] | ~run.any(axis=1))  # the kernel divides by a sum of at least one block
+  run = (
+    (first_key <= limit.max(1)[:, None])
+    & (kv_ids.min(1) <= q_ids.max(1)[:, None])
+    & (kv_ids.max(1) >= q_ids.min(1)[:, None])
+  )
+  run = run.at[:, 0].set(
+    run[:, 0] | ~run.any(axis=1)
+  )  # the kernel divides by a sum of at least one block
   table = run.astype(jnp.int32)[None]
   forward = MaskInfo(_next_block(run)[None], None, table, None, kv_limit, None)
   backward = MaskInfo(_next_block(run.T).T[None], None, table, None, kv_limit, None)
@@ -240,7 +290,7 @@ def _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv):
 
 
 def _next_block(run):
-  """The column of the next true entry in reading order, so that the kernel fetches it early and nothing else."""
+  """The column of the next true entry in reading order: what the kernel fetches ahead."""
   flat = run.reshape(-1)
   index = jnp.where(flat, jnp.arange(flat.size), flat.size)
   following = jax.lax.cummin(index, axis=0, reverse=True)

@@ -55,8 +55,9 @@ class Decoder(nn.Module):
   def logits(self, hidden):
     """[..., D] -> float32[..., padded_vocab]; columns past `vocab_size` are the lowest float."""
     d = self.config.decoder
+    hidden = anchor(hidden, 'hidden')  # a run of positions is split over `context` like the whole sequence
     out = self.embedder.attend(hidden) if d.tied else self.lm_head(hidden)
-    out = out.astype(jnp.float32)
+    out = anchor(out, 'logits').astype(jnp.float32)
     if d.padded_vocab == d.vocab_size:
       return out
     return jnp.where(jnp.arange(d.padded_vocab) < d.vocab_size, out, jnp.finfo(jnp.float32).min)

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import Attention, RMSNorm, Span, SwiGLU, dense, modulate, stack
+from tuna_jax.models.layers import (
+  Attention,
+  RMSNorm,
+  Span,
+  SwiGLU,
+  dense,
+  modulate,
+  stack,
+)
 from tuna_jax.sharding import anchor
 
 QK_NORM_EPS = 1e-6
@@ -35,7 +43,8 @@ class FlowBlock(nn.Module):
     c = self.config
     f = c.flow_head
     x = checkpoint_name(anchor(x, 'hidden'), 'block_input')
-    modulation = per_token(dense(6 * f.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), owner)
+    modulation = anchor(dense(6 * f.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images')
+    modulation = per_token(modulation, owner)
     plain = jnp.repeat(jnp.asarray([0, 0, 1, 0, 0, 1], modulation.dtype), f.dim)
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
         jnp.where(in_span[..., None], modulation, plain), 6, axis=-1)
@@ -55,7 +64,7 @@ class FinalLayer(nn.Module):
   def __call__(self, x, time, owner):
     """x [B, V, D], time [B, M, D], owner int[B, V] -> [B, V, C]."""
     c = self.config
-    modulation = dense(2 * c.flow_head.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time))
+    modulation = anchor(dense(2 * c.flow_head.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images')
     shift, scale = jnp.split(per_token(modulation, owner), 2, axis=-1)
     y = modulate(RMSNorm(FINAL_NORM_EPS, name='norm')(x), shift, scale)
     return dense(c.vae.latent_channels, c.dtype, zeros=True, name='linear')(y)

@@ -25,7 +25,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.models import rope
 from tuna_jax.models.decoder import Decoder
 from tuna_jax.models.flow_head import FlowHead
-from tuna_jax.models.layers import Mlp, RMSNorm, Span, dense
+from tuna_jax.models.layers import RMSNorm, Span, dense
 from tuna_jax.models.vision import Vision
 from tuna_jax.sharding import anchor
 
@@ -129,7 +129,7 @@ class Tuna(nn.Module):
     x = self.decoder.embed(batch.tokens)
     if visual:  # text alone has no visual table
       features = self.connector(self.vision(latents, batch.coords, batch.image, batch.grid))
-      time = self.time_embed(t)
+      time = anchor(self.time_embed(t), 'images')
       table = anchor(jnp.concatenate([time, features], axis=1), 'visual')
       x = jnp.where(is_text[..., None], x, _take(table, batch.slot))
     elif self.is_initializing():

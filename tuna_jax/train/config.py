@@ -43,9 +43,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Sizes of the mesh axes; one may be -1 and takes what is left. `slices` of a pod lie on the data axis."""
+  """Sizes of the mesh axes; -1 takes what is left, fsdp before data. `slices` of a pod lie on the data axis."""
 
-  data: int = 1
+  data: int = -1
   fsdp: int = -1
   context: int = 1
   tensor: int = 1
