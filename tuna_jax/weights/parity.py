@@ -3,7 +3,7 @@
 A golden directory holds `index.json`, the .safetensors files it names, and a tiny tokenizer. A case has tensors called
 `w.<official name>` (weights), `in.<sub>.<x>`, `out.<sub>.<x>` and `dbg.<sub>.<x>` (intermediates); the index gives each
 one's shape and type, and for an output `sens_1ulp`: how far the official output itself moves when weights and inputs
-move by 6e-8 (ARCHITECTURE.md 14). `parity_cases.CASES` has one function a kind of case; nothing here knows sizes.
+move by 6e-8 (ARCHITECTURE.md 14). `parity_parts` and `parity_models` have one function a kind of case; nothing here knows sizes.
 
 The bar, with no exceptions: integers equal; floats within 30 x sens_1ulp everywhere, or within 2e-6 in relative L2.
 """
@@ -84,7 +84,8 @@ def run(folder, only: str = '') -> Iterator[Row]:
 
   only: cases whose name begins so. Raises GoldenError where there is no readable index or no case.
   """
-  from tuna_jax.weights.parity_cases import CASES  # it imports Case from here
+  from tuna_jax.weights import parity_models, parity_parts  # they import Case from here
+  cases_of = {**parity_parts.CASES, **parity_models.CASES}
 
   folder = epath.Path(folder)
   cases = read_index(folder)
@@ -95,7 +96,7 @@ def run(folder, only: str = '') -> Iterator[Row]:
     raise GoldenError(f'{folder}: no case begins with {only!r}{nearest(only, names)}')
   with jax.default_matmul_precision('highest'):
     for entry in chosen:
-      yield from _run_case(folder, entry, {name: case for name, case in zip(names, cases)}, CASES)
+      yield from _run_case(folder, entry, {name: case for name, case in zip(names, cases)}, cases_of)
 
 
 def read_index(folder: epath.Path) -> list[dict]:
