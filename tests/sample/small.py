@@ -6,7 +6,13 @@ import jax
 import numpy as np
 
 from tuna_jax import batch as batch_lib
-from tuna_jax.config import DecoderConfig, FlowHeadConfig, TunaConfig, VaeConfig, VisionConfig
+from tuna_jax.config import (
+  DecoderConfig,
+  FlowHeadConfig,
+  TunaConfig,
+  VaeConfig,
+  VisionConfig,
+)
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.models.vae import WanVae

@@ -1,6 +1,5 @@
 """The cached sampler against the whole sequence run again at every step."""
 
-import functools
 
 import jax
 import jax.numpy as jnp

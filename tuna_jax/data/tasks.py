@@ -65,14 +65,16 @@ def editing(tokenizer: Tokenizer, sources: Sequence[Image | Video], text: str, t
 
 
 def conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], visuals: Sequence[Image | Video] = (), *,
-                 system: str | None = None, learn: str = 'answers', header: bool = False) -> Plan:
+                 system: str | None = None, learn: str = 'answers', header: bool = False,
+                 marked: tuple[str, ...] = ('user',)) -> Plan:
   """A chat in Qwen's template, pictures standing at the `<image>` marks of its user turns.
 
   turns: (role, text), role one of user, assistant, system. system: inserted in front if the first turn is not one.
+  marked: the roles whose marks are pictures; with 'assistant', what was drawn earlier in a conversation.
   header: ends with an open assistant turn, for generation. Raises ValueError where marks and pictures do not agree.
   """
   turns = list(turns)
-  marks = sum(text.count(PLACEHOLDER) for role, text in turns if role == 'user')
+  marks = sum(text.count(PLACEHOLDER) for role, text in turns if role in marked)
   if marks > len(visuals):
     raise ValueError(f'{marks} {PLACEHOLDER} marks, {len(visuals)} pictures')
   if marks < len(visuals):
@@ -87,7 +89,7 @@ def conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], visuals
   rest = learn == 'everything'
   for n, (role, text) in enumerate(turns):
     plan.append(Text((*(newline if n else ()), tokenizer.bos, *tokenizer.encode(role + '\n')), rest))
-    pieces = text.split(PLACEHOLDER) if role == 'user' else [text]
+    pieces = text.split(PLACEHOLDER) if role in marked else [text]
     for k, piece in enumerate(pieces):
       if k:
         plan.append(next(visuals))

@@ -1,6 +1,6 @@
 """`Generator`: strings, pictures and arrays in; text, pictures and clips out.
 
-    generator = Generator(config, params, vae_params, tokenizer)
+    generator = open_generator('runs/stage3')
     generator.image('a red ball').save('ball.png')
     generator.text('What is this?', images=['ball.png'])
     generator.edit('ball.png', 'make it blue')
@@ -27,6 +27,7 @@ from tuna_jax.data.segments import Example, Image, Plan, Video, layout
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
+from tuna_jax.models.vae_stream import decode_stream
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import requests
 from tuna_jax.sample import text as writing
@@ -45,7 +46,7 @@ class Drawing:
   points: of the official time grid, points - 1 steps. shift: of that grid towards noise. solver: of `flow.SOLVERS`.
   """
 
-  guidance: Guidance = Guidance()
+  guidance: Guidance = dataclasses.field(default_factory=Guidance)
   points: int = 50
   shift: float = flow.SAMPLE_SHIFT
   solver: str = 'euler'
@@ -73,13 +74,14 @@ class Generator:
   """
 
   def __init__(self, config: TunaConfig, params, vae_params, tokenizer: Tokenizer, *,
-               vae_config: VaeConfig | None = None, tasks: TaskConfig = TaskConfig(), media: MediaConfig = MediaConfig(),
+               vae_config: VaeConfig | None = None, tasks: TaskConfig | None = None, media: MediaConfig | None = None,
                batch_size: int = 16, max_length: int = 32_768):
     if batch_size < 1:
       raise ValueError(f'batch_size={batch_size}: must be at least 1')
     self.config, self.params, self.tokenizer = config, params, tokenizer
     self.vae_config, self.vae_params = vae_config or config.vae, vae_params
-    self.tasks, self.media, self.batch_size, self.max_length = tasks, media, batch_size, max_length
+    self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()
+    self.batch_size, self.max_length = batch_size, max_length
 
   # ---- text
 
@@ -132,12 +134,14 @@ class Generator:
             solver: str = 'euler', report: Report | None = None):
     """Draws a prompt -> Picture, or a list of them for a list of prompts.
 
+    prompt: what to draw; or a conversation as in `text`, whose next assistant turn becomes the picture (a `Picture` may
+      stand in its turns); or a list of either. Guidance then changes the text of the last user turn alone.
     size: 'HxW', 'N' or (height, width), multiples of 16; or a class of `media.BUCKETS`, whose first bucket is taken.
     negative: what guidance moves away from; one for all or one each. seed: picture i uses seed + i, or seed[i].
     guidance: its scale, or a whole `Guidance`. points: of the official grid, points - 1 steps.
     report: called with (velocity evaluations done, how many there are).
     """
-    prompts, many = requests.strings(prompt, 'prompt')
+    prompts, many = requests.conversations(prompt)
     how = _drawing(guidance, points, shift, solver)
     target = self._target(Image, size or self.media.image_size, 1)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
@@ -218,8 +222,14 @@ class Generator:
     return self._by_shape(media, _encode)
 
   def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
+    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]. Clips one by one, a latent frame at a time."""
+    if any(len(x) > 1 for x in latents):
+      return [np.concatenate([np.asarray(f[0]) for f in self.frames(x)]) for x in latents]
     return self._by_shape(latents, _decode)
+
+  def frames(self, latents: np.ndarray) -> Iterator[jax.Array]:
+    """Latents of one clip [T, h, w, C] -> its pictures as they are decoded: uint8 [1, 1 or 4, H, W, 3]."""
+    return decode_stream(self.vae_config, self.vae_params, latents[None])
 
   def _by_shape(self, arrays, fn):
     out: list[Any] = [None] * len(arrays)
@@ -232,10 +242,20 @@ class Generator:
   # ---- prompts
 
   def _generate(self, prompts, negative, target, seed, how, report):
-    if how.guidance.image_scale is not None:
-      raise ValueError('guidance image_scale is for edits: here are no source pictures')
-    plans = [[tasks_lib.generation(self.tokenizer, t, target) for t in (prompt, other)[:how.guidance.branches]]
-             for prompt, other in zip(prompts, requests.each(negative, len(prompts), 'negative'))]
+    """(pixels, infos) of prompts and conversations."""
+    plans = []
+    for prompt, other in zip(prompts, requests.each(negative, len(prompts), 'negative')):
+      if isinstance(prompt, str):
+        if how.guidance.image_scale is not None:
+          raise ValueError('guidance image_scale is for edits: here are no source pictures')
+        branches = [tasks_lib.generation(self.tokenizer, text, target) for text in (prompt, other)]
+      else:
+        turns, visuals, marked = requests.turns_of(prompt, ())
+        without = requests.replace_question(turns, other)
+        media = self._media(visuals)
+        branches = [self._chat(t, v, marked, target) for t, v in ((turns, media), (without, media))]
+        branches.append(self._chat(requests.without_pictures(without), (), marked, target))
+      plans.append(branches[:how.guidance.branches])
     seeds = requests.seeds_of(seed, len(prompts))
     return self.decode(self.draw(plans, seeds, how, report)), _infos(prompts, negative, seeds, how)
 
@@ -249,16 +269,22 @@ class Generator:
     grid: Grid = (1 + (frames - 1) // temporal, height // spatial, width // spatial)
     return kind(np.zeros((*grid, 0), np.float32), True)
 
+  def _chat(self, turns, pieces, marked, *reply) -> Plan:
+    """A conversation with an open assistant turn, in which `reply` stands."""
+    return [*tasks_lib.conversation(
+        self.tokenizer, turns, pieces, system=self.tasks.system, header=True, marked=marked), *reply]
+
+  def _media(self, visuals) -> list[Image | Video]:
+    """Pictures and clips in their nearest buckets, as clean latents."""
+    temporal, _ = strides(self.config)
+    latents = self.encode([requests.read(v, self.media, temporal) for v in visuals])
+    return [(Video if len(x) > 1 else Image)(x) for x in latents]
+
   def _conversations(self, asked, images, room: int) -> list[Example]:
     parsed = [requests.turns_of(request, entry) for request, entry in zip(asked, images)]
-    temporal, _ = strides(self.config)
-    latents = iter(self.encode([requests.read(v, self.media, temporal) for _, visuals in parsed for v in visuals]))
-    examples = []
-    for turns, visuals in parsed:
-      pieces = [(Video if len(x) > 1 else Image)(x) for x in (next(latents) for _ in visuals)]
-      plan = tasks_lib.conversation(self.tokenizer, turns, pieces, system=self.tasks.system, header=True)
-      examples.append(self._check_length(layout(plan, self.tokenizer, strides(self.config)), room))
-    return examples
+    media = iter(self._media([v for _, visuals, _ in parsed for v in visuals]))
+    plans = [self._chat(turns, [next(media) for _ in visuals], marked) for turns, visuals, marked in parsed]
+    return [self._check_length(layout(plan, self.tokenizer, strides(self.config)), room) for plan in plans]
 
   def _check_length(self, example: Example, room: int) -> Example:
     if example.length + room > self.max_length:
@@ -307,7 +333,7 @@ def _drawing(guidance, points, shift, solver) -> Drawing:
 def _infos(prompts, negative, seeds, how: Drawing) -> list[dict[str, Any]]:
   """What the file of each picture remembers."""
   negatives = requests.each(negative, len(prompts), 'negative')
-  return [{'prompt': p, 'negative': n, 'seed': s, **dataclasses.asdict(how)}
+  return [{'prompt': p if isinstance(p, str) else requests.transcript(p), 'negative': n, 'seed': s, **dataclasses.asdict(how)}
           for p, n, s in zip(prompts, negatives, seeds)]
 
 

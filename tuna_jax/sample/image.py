@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -76,7 +77,7 @@ def _noise(seeds, cells, channels):
   return jax.vmap(lambda s: jax.random.normal(jax.random.key(s), (cells, channels), jnp.float32))(seeds)
 
 
-def sample_latents(config: TunaConfig, params, prompts: Batch, grid, noise, *, guidance: Guidance = Guidance(),
+def sample_latents(config: TunaConfig, params, prompts: Batch, grid, noise, *, guidance: Guidance | None = None,
                    points: int = 50, shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report=None):
   """Solves the ODE from `noise` -> float32[R, N, C] latents.
 
@@ -90,17 +91,18 @@ def sample_latents(config: TunaConfig, params, prompts: Batch, grid, noise, *, g
 
   Everything is one compiled program, reused for every prompt of the same padded shape.
   """
-  grid = np.asarray(grid, np.int32)
+  guidance, grid = guidance or Guidance(), np.asarray(grid, np.int32)
   if len(prompts.tokens) != guidance.branches * len(noise):
     raise ValueError(f'{len(prompts.tokens)} prompt rows for {len(noise)} pictures and {guidance.branches} branches')
   numbers = np.float32([guidance.scale, guidance.image_scale or 1.0, *guidance.interval, guidance.rescale])
   global _report
-  _report = report
+  _report = None if report is None else functools.partial(_count, report, itertools.count(1))
   out = _sample(params, prompts, grid, noise, flow.times(points, shift), numbers, config=config,
                 branches=guidance.branches, limited=guidance.limited, rescaled=guidance.rescale > 0, solver=solver,
                 reported=report is not None)
   if report is not None:
     jax.effects_barrier()
+    _report = None
   return out
 
 
@@ -149,12 +151,16 @@ def combine(branches: Sequence[jax.Array], scale, image_scale, rescale=None):
   return out * (rescale * ratio + 1 - rescale)
 
 
-_report = None  # who hears of the steps of the sampler that runs now
+_report = None  # who hears of the steps of the sampler that runs now; the compiled program is the same for all
 
 
-def _tell(evaluation):
+def _count(report, numbers, _):
+  report(next(numbers))
+
+
+def _tell(t):
   if _report is not None:
-    _report(int(evaluation))
+    _report(t)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'reported'))

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pil
 
+from tuna_jax.config import nearest
 from tuna_jax.data import media
 from tuna_jax.data.media import MediaConfig, Size
 from tuna_jax.data.tasks import PLACEHOLDER
 
 FILMS = ('.mp4', '.webm', '.mkv', '.mov', '.avi', '.m4v', '.gif')  # paths read as clips; directories are too
 MAX_SEED = 2**32
+ROLES = ('user', 'assistant', 'system')
 
 Turns = list[tuple[str, str]]
 
@@ -27,7 +29,7 @@ def strings(value, what: str) -> tuple[list[str], bool]:
   texts = list(value) if many else [value]
   for n, text in enumerate(texts):
     if not isinstance(text, str):
-      raise ValueError(f'{what}[{n}]: expected text, found {type(text).__name__}')
+      raise ValueError(f'{what}[{n}]: expected text, found {type(text).__name__}')  # noqa: TRY004
   return texts, many
 
 
@@ -42,34 +44,53 @@ def _is_turn(value) -> bool:
   return isinstance(value, Mapping) or (isinstance(value, tuple) and len(value) == 2)
 
 
-def turns_of(request, visuals) -> tuple[Turns, list]:
-  """(turns with `<image>` marks, pictures and clips in their order) of a question or a list of turns.
+def turns_of(request, visuals) -> tuple[Turns, list, tuple[str, ...]]:
+  """(turns with `<image>` marks, pictures and clips in their order, roles whose marks are pictures) of a request.
 
-  Content may be a list of texts and pictures. Raises ValueError for a request that asks nothing.
+  request: a question or a list of turns, whose content may be a list of texts and pictures. visuals: pictures that
+  stand outside the turns. Raises ValueError for a request that asks nothing.
   """
   if isinstance(request, str):
     request = [('user', request)]
-  turns, inline = [], []
+  turns, inline, marked = [], [], {'user'}
   for turn in request:
     if not _is_turn(turn):
       raise ValueError(f'a turn must be (role, content) or {{"role", "content"}}, found {turn!r}')
     role, content = (turn.get('role'), turn.get('content')) if isinstance(turn, Mapping) else turn
-    if role not in ('user', 'assistant', 'system'):
-      raise ValueError(f'role {role!r}: expected user, assistant or system')
-    pieces = []
-    for piece in content if isinstance(content, (list, tuple)) else [content]:
-      if isinstance(piece, str):
-        pieces.append(piece)
-      else:
-        inline.append(piece)
-        pieces.append(PLACEHOLDER)
-    turns.append((role, ''.join(pieces)))
+    if role not in ROLES:
+      raise ValueError(f'role {role!r}: expected one of {", ".join(ROLES)}{nearest(role, ROLES)}')
+    pieces = list(content) if isinstance(content, (list, tuple)) else [content]
+    pictures = [piece for piece in pieces if not isinstance(piece, str)]
+    if pictures and role == 'system':
+      raise ValueError('a system turn holds text alone')
+    inline += pictures
+    marked |= {role} if pictures else set()
+    turns.append((role, ''.join(piece if isinstance(piece, str) else PLACEHOLDER for piece in pieces)))
   if inline and visuals:
     raise ValueError('pictures stand either inside the turns or in `images`, not both')
   visuals = inline or list(visuals)
   if not visuals and not any(text.strip() for role, text in turns if role == 'user'):
     raise ValueError('an empty question without a picture')
-  return turns, visuals
+  return turns, visuals, tuple(sorted(marked))
+
+
+def replace_question(turns: Turns, text: str) -> Turns:
+  """The turns with the text of the last user turn replaced, its pictures kept."""
+  last = max((n for n, (role, _) in enumerate(turns) if role == 'user'), default=None)
+  if last is None:
+    raise ValueError('a conversation to draw from has a user turn')
+  marks = PLACEHOLDER * turns[last][1].count(PLACEHOLDER)
+  return [*turns[:last], ('user', marks + text), *turns[last + 1:]]
+
+
+def without_pictures(turns: Turns) -> Turns:
+  """The turns without their picture marks."""
+  return [(role, text.replace(PLACEHOLDER, '')) for role, text in turns]
+
+
+def transcript(request) -> str:
+  """A conversation as one line a turn."""
+  return '\n'.join(f'{role}: {text}' for role, text in turns_of(request, ())[0])
 
 
 def per_request(images, count: int, many: bool) -> list[list]:
@@ -117,11 +138,12 @@ def read(source, config: MediaConfig, stride: int) -> np.ndarray:
 
   An array [f, h, w, 3] is a clip whose frames are thinned to `stride` k + 1; a clip in a file gives `config.frames`.
   """
+  source = _plain(source)
   if isinstance(source, np.ndarray) and source.ndim == 4:
     return media.read_video(source, config.video_size, len(source) - (len(source) - 1) % stride)
-  if isinstance(source, (str, os.PathLike)) and (os.path.isdir(source) or os.fspath(source).lower().endswith(FILMS)):
+  if isinstance(source, str) and (os.path.isdir(source) or source.lower().endswith(FILMS)):
     return media.read_video(source, config.video_size, config.frames)
-  return media.read_image(_plain(source), config.image_size)[None]
+  return media.read_image(source, config.image_size)[None]
 
 
 def read_source(source, config: MediaConfig, size: str | None, stride: int) -> np.ndarray:
@@ -141,7 +163,7 @@ def own_size(height: int, width: int, area: int, stride: int) -> Size:
 
 
 def _plain(source) -> Any:
-  """A picture as `media.read_image` takes it: a path, bytes or an array."""
+  """A picture or clip as `media` takes it: a path, bytes or an array."""
   if isinstance(source, Pil.Image):
     file = io.BytesIO()
     source.save(file, 'PNG')

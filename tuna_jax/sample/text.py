@@ -59,7 +59,7 @@ class State(NamedTuple):
 
 
 def generate_text(config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
-                  choice: Choice = Choice(), seeds: Sequence[int] | None = None, live=None) -> list[np.ndarray]:
+                  choice: Choice | None = None, seeds: Sequence[int] | None = None, live=None) -> list[np.ndarray]:
   """Continues every row of `prompts` (from `prompt.collate`) until `eos`.
 
   seeds: one a row, below 2**32; a row's draws depend on its own alone. live: bool[R], rows that are wanted (others are
@@ -73,7 +73,7 @@ def generate_text(config: TunaConfig, params, prompts: Batch, *, eos: int, max_n
 
 
 def stream_text(config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
-                choice: Choice = Choice(), seeds: Sequence[int] | None = None, every: int = 1,
+                choice: Choice | None = None, seeds: Sequence[int] | None = None, every: int = 1,
                 ) -> Iterator[list[np.ndarray]]:
   """As `generate_text`, yielding all ids so far after each `every` tokens."""
   state = start(config, params, prompts, max_new_tokens)
@@ -95,7 +95,7 @@ def start(config: TunaConfig, params, prompts: Batch, max_new_tokens: int, live=
 def advance(config: TunaConfig, params, state: State, until: int, *, eos: int, choice: Choice = Choice(),
             seeds: Sequence[int] | None = None) -> State:
   """Decodes until there are `until` tokens or every row has ended. `state` is used up."""
-  rows = len(state.done)
+  rows, choice = len(state.done), choice or Choice()
   seeds = np.zeros(rows, np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
   numbers = np.float32([choice.temperature, choice.top_k, choice.top_p])
   filtered = choice.temperature > 0 and (choice.top_k > 0 or choice.top_p < 1)

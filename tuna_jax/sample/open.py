@@ -1,0 +1,59 @@
+"""`open_generator`: a run or a weights directory becomes a `Generator`."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+from etils import epath
+
+from tuna_jax import sharding
+from tuna_jax.config import TunaConfig, VaeConfig
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.sample.generate import Generator
+from tuna_jax.train import checkpoint as checkpoint_lib
+from tuna_jax.weights.shapes import tuna_shapes
+
+
+def open_generator(checkpoint: str | os.PathLike, *, vae: str | os.PathLike = '', tokenizer: str | os.PathLike = '',
+                   step: int | None = None, ema: bool = True, mesh: jax.sharding.Mesh | None = None,
+                   **options) -> Generator:
+  """Loads what training or `tuna-jax convert` wrote.
+
+  Args:
+    checkpoint: a run directory, or a weights directory.
+    vae, tokenizer: their directories, where the checkpoint does not say (a run remembers both; weights may hold both).
+    step, ema: of a run: which checkpoint (default the latest), and whether its averages.
+    mesh: places the parameters over its devices; call the generator inside `jax.set_mesh(mesh)` then.
+    options: of `Generator`, such as media, tasks and batch_size; a run's own are the default.
+
+  Raises ValueError naming what is missing or does not fit.
+  """
+  root = epath.Path(checkpoint)
+  config = checkpoint_lib.read_config(str(root))
+  if isinstance(config, VaeConfig):
+    raise ValueError(f'{root}: holds a VAE alone; expected a run or the weights of a model')  # noqa: TRY004
+  if isinstance(config, TunaConfig):
+    model, defaults = config, {}
+    found = {'vae': root / 'vae', 'tokenizer': root}
+  else:
+    model, defaults = config.model, {'tasks': config.data.tasks, 'media': config.data.media}
+    found = {'vae': config.vae, 'tokenizer': root / 'tokenizer'}
+  vae_config, vae_params = checkpoint_lib.load_vae(_existing('vae', vae or found['vae'], 'config.json', root))
+  words = Tokenizer.from_dir(_existing('tokenizer', tokenizer or found['tokenizer'], 'tokenizer.json', root))
+  if words.vocab_size > model.decoder.vocab_size:
+    raise ValueError(f'{tokenizer or root}: {words.vocab_size} tokens, the model has {model.decoder.vocab_size}')
+  abstract = tuna_shapes(model)
+  if mesh is not None:
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding.shardings(abstract, mesh))
+  params = checkpoint_lib.load_weights(str(root), abstract, step=step, ema=ema)
+  return Generator(model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options})
+
+
+def _existing(what: str, directory, file: str, root) -> str:
+  """`directory`, if it holds `file` (a tokenizer may be a qwen.tiktoken)."""
+  folder = epath.Path(directory)
+  if not str(directory) or not any((folder / f).exists() for f in (file, 'qwen.tiktoken')):
+    raise ValueError(f'{root}: no {what} in {str(directory) or "its config"}; give the directory of the {what}')
+  return str(folder)
