@@ -1,0 +1,78 @@
+"""Directories of ours: read lazily whoever wrote them, written whole or not at all."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.weights.small import random_leaves, small_config
+from tuna_jax import tree
+from tuna_jax.config import to_dict
+from tuna_jax.train.checkpoint import Checkpoints
+from tuna_jax.train.config import TrainConfig
+from tuna_jax.train.state import TrainState
+from tuna_jax.weights import store
+from tuna_jax.weights.shapes import tuna_shapes
+from tuna_jax.weights.tensors import CheckpointError, lazies
+
+CONFIG = small_config()
+SHAPES = tuna_shapes(CONFIG)
+LEAVES = random_leaves(SHAPES)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of one saved step in which the decoder is frozen and the averages differ from the parameters."""
+  path = tmp_path_factory.mktemp('run')
+  config = TrainConfig(model=CONFIG, stage='x', steps=1, rows=1, length=8, visual=4, images=1)
+  params = {name: jnp.asarray(value) for name, value in LEAVES.items()}
+  averages = {name: value + 1 for name, value in params.items() if not name.startswith('decoder/')}
+  state = TrainState(jnp.int32(7), tree.unflatten(params), averages, {'count': jnp.int32(7)})
+  checkpoints = Checkpoints(str(path), config)
+  checkpoints.save(state, {'rows': [0], 'position': 0})
+  checkpoints.close()
+  store.write_json(path / 'config.json', {'kind': 'run', 'config': to_dict(config)})
+  return path
+
+
+def test_a_run_gives_its_averages_where_it_has_them(run):
+  stored = store.open_stored(run)
+  assert stored.config == CONFIG and set(stored.params) == set(LEAVES)
+  for name, value in LEAVES.items():
+    want = value if name.startswith('decoder/') else value + 1
+    np.testing.assert_array_equal(stored.params[name][()], want, err_msg=name)
+
+
+def test_a_run_gives_its_parameters_if_asked(run):
+  name = 'connector/fc1/kernel'
+  np.testing.assert_array_equal(store.open_stored(run, ema=False, step=7).params[name][()], LEAVES[name])
+
+
+def test_a_saved_leaf_is_read_by_slices(run):
+  name = 'decoder/layers/mlp/up_proj/kernel'
+  index = (slice(1, 2), slice(3, 9), slice(5, 6))
+  np.testing.assert_array_equal(store.open_stored(run).params[name][index], LEAVES[name][index])
+
+
+def test_a_step_that_was_not_saved_is_named_with_those_that_were(run):
+  with pytest.raises(CheckpointError, match=r'no checkpoint of step 3; it has \[7\]'):
+    store.open_stored(run, step=3)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+  with pytest.raises(RuntimeError), store.new_folder(tmp_path / 'out') as folder:
+    (folder / 'half').write_text('x')
+    raise RuntimeError
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_stored_leaves_must_be_exactly_the_models():
+  leaves = lazies(LEAVES)
+  leaves['connector/fc1/kernl'] = leaves.pop('connector/fc1/kernel')
+  leaves['decoder/norm/scale'] = dataclasses.replace(leaves['decoder/norm/scale'], shape=(65,))
+  with pytest.raises(CheckpointError) as caught:
+    store.check(leaves, SHAPES)
+  for text in ("connector/fc1/kernel: missing; nearest is 'connector/fc1/kernl'", 'connector/fc1/kernl: unused',
+               'decoder/norm/scale: misshapen: found [65], wanted [64]'):
+    assert text in str(caught.value)
