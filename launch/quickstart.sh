@@ -29,27 +29,42 @@ done
 ensure_venv ""
 began=$SECONDS
 
-# step TITLE COMMAND...: runs it and says how long it took.
+runs=runs/quickstart
+[[ $data == shapes ]] || runs=$runs-$data
+size=tiny
+[[ $fast == 0 ]] || runs=$runs-fast size=fast
+times=()
+
+# step TITLE COMMAND...: runs it, says how long it took and notes it for the report.
 step() {
-  local title=$1 start=$SECONDS
+  local title=$1 start=$SECONDS seconds
   shift
   [[ $DRY_RUN == 1 ]] || echo "== $title"
   run "$@"
-  [[ $DRY_RUN == 1 ]] || echo "== $title: $((SECONDS - start)) s"
+  [[ $DRY_RUN == 1 ]] && return
+  seconds=$((SECONDS - start))
+  times+=("$(printf '%-24s %5d s' "$title" "$seconds")")
+  echo "== $title: $seconds s"
+  printf '{"step": "%s", "seconds": %d, "command": "%s"}\n' "$title" "$seconds" "$(quoted "$@")" >>"$runs/steps.jsonl"
 }
 
-runs=runs/quickstart
-[[ $data == shapes ]] || runs=runs/quickstart-$data
-[[ $fast == 0 ]] || runs=$runs-fast
-recipe=()
-[[ $fast == 0 ]] || recipe+=(--fast)
+# stage NUMBER FROM: the config of a stage around the run or part it starts from.
+stage() {
+  step "stage $1" tuna-jax train --config="configs/stage$1.py:$size" --workdir="$runs/stage$1" \
+    --config.init_from="$runs/$2" --config.vae="$runs/vae" --config.tokenizer="$runs/decoder/tokenizer" \
+    --config.data.mixture="$runs/data/mixture.json"
+}
 
 step "data" tuna-jax data "$data" --out="$runs/data"
-step "VAE" tuna-jax pretrain --component=vae --workdir="$runs/vae" "${recipe[@]}"
-step "decoder" tuna-jax pretrain --component=decoder --workdir="$runs/decoder" "${recipe[@]}"
-for stage in 1 2 3; do
-  step "stage $stage" tuna-jax train --config="configs/stage$stage.py:tiny" --workdir="$runs/stage$stage" "${recipe[@]}"
+for part in vae decoder; do
+  step "$part" tuna-jax pretrain --component="$part" --config="configs/$part.py:$size" --workdir="$runs/$part" \
+    --config.data.mixture="$runs/data/mixture.json"
 done
-step "evaluation and report" tuna-jax evaluate --workdir="$runs" --report="$runs/report"
+stage 1 decoder
+stage 2 stage1
+stage 3 stage2
+step "evaluation and report" tuna-jax evaluate --workdir="$runs" --report="$runs/report" --targets="$size"
 
-[[ $DRY_RUN == 1 ]] || echo "== quickstart: $((SECONDS - began)) s in all; open $runs/report/index.html"
+[[ $DRY_RUN == 1 ]] && exit
+printf '== %s\n' "${times[@]}" "$(printf '%-24s %5d s' "quickstart in all" $((SECONDS - began)))"
+echo "== the report: $runs/report/index.html"

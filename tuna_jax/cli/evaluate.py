@@ -1,0 +1,135 @@
+"""Scores a trained model on held-out compositions, each score beside its floor, ceiling and target.
+
+  tuna-jax evaluate --workdir=RUNS [--stage=stage3] [--report=DIR]
+
+RUNS holds the runs stage1, stage2, stage3 (as launch/quickstart.sh leaves them), or is one run itself.
+A model trained on the rendered world gets the score table of the quickstart; one trained on a mixture
+file of your own is judged on that file and on --test_mixture, by default mixture_test.json beside it.
+--report writes a page to look at, index.html, and report.json.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+
+from absl import flags
+
+from tuna_jax.cli import UsageError, app
+from tuna_jax.config import nearest
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the runs, or one run.')
+_STAGE = flags.DEFINE_string('stage', '', 'Which run of --workdir; default the last stage trained.')
+_REPORT = flags.DEFINE_string('report', '', 'Directory for index.html and report.json.')
+_N = flags.DEFINE_integer('n', 200, 'Items a row.', lower_bound=1)
+_TARGETS = flags.DEFINE_enum(
+  'targets', 'tiny', ['tiny', 'fast'], 'Targets of the quickstart, or of the quickstart --fast.'
+)
+_TEST = flags.DEFINE_string('test_mixture', '', 'Mixture file of held-out records of your own.')
+_STEP = flags.DEFINE_integer('step', None, 'The step of the run; default the latest.')
+_EMA = flags.DEFINE_bool('ema', True, 'Use the averages of the run.')
+_POINTS = flags.DEFINE_integer('points', 20, 'Points of the time grid: points - 1 steps.')
+_GUIDANCE = flags.DEFINE_float('guidance', 3.0, 'Scale of guidance by text; 1 is none.')
+_SHIFT = flags.DEFINE_float('shift', 1.0, 'Shift of the time grid towards noise; 1 is none.')
+_SOLVER = flags.DEFINE_string('solver', 'euler', 'euler or heun.')
+_BATCH = flags.DEFINE_integer('batch_size', 100, 'Pictures or answers at once.', lower_bound=1)
+
+STAGES = ('stage3', 'stage2', 'stage1')
+
+
+def main(argv):
+  del argv
+  if not _WORKDIR.value:
+    raise UsageError('--workdir is required: the directory of the runs')
+  run = find_run(_WORKDIR.value, _STAGE.value)
+  import jax
+
+  from tuna_jax.evals import evaluate, report
+  from tuna_jax.evals.results import table
+  from tuna_jax.sample.generate import Drawing
+  from tuna_jax.sample.image import Guidance
+  from tuna_jax.sample.open import open_generator
+  from tuna_jax.train import checkpoint
+
+  began = time.perf_counter()
+  config = checkpoint.read_config(run)
+  how = Drawing(Guidance(_GUIDANCE.value), _POINTS.value, _SHIFT.value, _SOLVER.value)
+  generator = open_generator(run, step=_STEP.value, ema=_EMA.value, batch_size=_BATCH.value)
+  print(f'evaluating {run}', flush=True)
+  say = lambda line: print(line, flush=True)
+  if is_world(config.data.mixture):
+    result = evaluate.evaluate(generator, _N.value, how, _TARGETS.value, say)
+    title = 'A tiny Tuna sees, draws, edits and films'
+  else:
+    test = _TEST.value or os.path.join(os.path.dirname(config.data.mixture), 'mixture_test.json')
+    result = evaluate.evaluate_mixture(generator, config.data.mixture, test, _N.value, how, say)
+    title = f'A tiny Tuna learns from {config.data.mixture}'
+  print(table(result.rows, result.titles))
+  if _REPORT.value:
+    facts = {
+      'run': run,
+      'data': config.data.mixture,
+      'parameters': f'{sum(x.size for x in jax.tree.leaves(generator.params)):,} and '
+      f'{sum(x.size for x in jax.tree.leaves(generator.vae_params)):,} of the VAE',
+      'sampler': f'{how.solver}, {how.points - 1} steps, guidance {how.guidance.scale:g}, shift {how.shift:g}',
+      'weights': 'averaged (EMA)' if _EMA.value else 'as trained',
+      'stage': f'{config.stage}: {config.steps} steps of {config.rows} rows of {config.length} tokens',
+      'learning rate': f'{config.optimizer.lr:g}, {config.optimizer.schedule}, warm-up {config.optimizer.warmup}',
+      'decoder': describe(config.model.decoder),
+      'vision tower': describe(config.model.vision),
+      'flow head': describe(config.model.flow_head),
+      'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}, {os.cpu_count()} cores',
+      'jax': jax.__version__,
+    }
+    command = ' '.join(['tuna-jax', 'evaluate', *sys.argv[1:]])
+    page = report.write(
+      _REPORT.value,
+      result,
+      _WORKDIR.value,
+      title=title,
+      facts=facts,
+      command=command,
+      seconds=time.perf_counter() - began,
+    )
+    print(f'report: {page}')
+
+
+def find_run(workdir: str, stage: str) -> str:
+  """The run to evaluate: `workdir` itself, the named stage below it, or the last one trained."""
+  from etils import epath
+
+  root = epath.Path(workdir)
+  if not stage and (root / 'config.json').exists():
+    return workdir
+  names = [p.name for p in root.iterdir() if (p / 'config.json').exists()] if root.is_dir() else []
+  if stage and stage not in names:
+    raise UsageError(f'--stage={stage}: no such run in {workdir}{nearest(stage, names)}')
+  found = [name for name in ([stage] if stage else STAGES) if name in names]
+  if not found:
+    raise UsageError(f'--workdir={workdir}: no run there; expected {" or ".join(STAGES)}, or a run')
+  return str(root / found[0])
+
+
+def is_world(mixture: str) -> bool:
+  """Whether a mixture is the rendered world: by name, or a file all of whose rows are."""
+  from tuna_jax.data.sources import read_mixture
+
+  return mixture == 'shapes' or all(row.path == 'shapes' for row in read_mixture(mixture))
+
+
+def describe(tower) -> str:
+  """A tower in words."""
+  known = dataclasses.asdict(tower)
+  return ', '.join(
+    f'{known[name]} {what}'
+    for name, what in (
+      ('num_layers', 'layers'),
+      ('dim', 'wide'),
+      ('num_heads', 'heads'),
+      ('num_kv_heads', 'key/value heads'),
+    )
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)
