@@ -2,7 +2,7 @@
 
 Axes:  B rows   L positions   V latent tokens   M images a row
 The compiler's own count sees a scanned layer once and a Pallas kernel as nothing (TPU.md 1), so the
-table here is the only one: `plan` divides it by a chip's peak, `bench` by measured time for the MFU.
+count here is the one to use: `plan` divides it by a chip's peak, `bench` by measured time.
 
   forward    2 x (weights of a matrix) x (tokens through it), and 4 x heads x head_dim x pairs a
              layer of attention
@@ -69,7 +69,9 @@ def train_flops(config: TrainConfig) -> Work:
   layers = dict.fromkeys(PARTS, 0.0)  # what remat runs twice
   for name, leaf in tree.flatten(params).items():
     part = name.partition('/')[0]
-    if name == 'decoder/lm_head/kernel' or (name == 'decoder/embed/embedding' and model.decoder.tied):
+    if name == 'decoder/lm_head/kernel' or (
+      name == 'decoder/embed/embedding' and model.decoder.tied
+    ):
       part = 'logits'
     elif not re.fullmatch('.*/kernel|vision/position_embed/embedding', name):
       continue
@@ -103,4 +105,6 @@ def train_flops(config: TrainConfig) -> Work:
       executed += layers[part] if model.remat in ('block', 'offload') else 0
       executed += forward[part] if part == 'logits' else 0
   rows = config.rows
-  return Work(sum(useful.values()) * rows, executed * rows, {k: v * rows for k, v in useful.items()})
+  return Work(
+    sum(useful.values()) * rows, executed * rows, {k: v * rows for k, v in useful.items()}
+  )

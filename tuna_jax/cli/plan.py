@@ -1,0 +1,51 @@
+"""Compiles a train step for a TPU pod that is not at hand: does it fit, what does it cost.
+
+  tuna-jax plan --config=configs/stage2.py:7b --topology=v6e:16x16 [--slices=2] [--json=FILE]
+
+Needs the TPU compiler (`pip install 'tuna_jax[tpu]'`) and no TPU. --topology is CHIP:DIMS (v5e:4x4,
+v5p:4x4x8, v6e:16x16, tpu7x:4x4x4) or a name such as v6e-256. Prints memory by class, collectives by
+mesh axis, FLOPs, and a roofline with its assumptions. Exits 3 where the step does not fit, and says
+what to change. LIBTPU_INIT_ARGS gives the compiler the flags of a run (launch/presets.sh).
+"""
+
+import dataclasses
+import json
+import os
+import sys
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from tuna_jax.cli import UsageError, app
+
+EXIT_UNFIT = 3
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage and size: FILE:SIZE.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'CHIP:DIMS or CHIP-COUNT of one slice.')
+_SLICES = flags.DEFINE_integer(
+  'slices', None, 'Slices of it; default: mesh.slices of the config.', 1
+)
+_JSON = flags.DEFINE_string('json', None, 'Also write the plan here.')
+
+
+def main(argv):
+  del argv
+  if _CONFIG.value is None or not _TOPOLOGY.value:
+    raise UsageError('plan: --config=FILE:SIZE and --topology=CHIP:DIMS are needed')
+  from configs import common
+  from tuna_jax.train import plan
+
+  config = common.from_config_dict(_CONFIG.value)
+  result = plan.plan(config, _TOPOLOGY.value, _SLICES.value or config.mesh.slices)
+  print(plan.table(result))
+  if _JSON.value:
+    epath.Path(_JSON.value).write_text(json.dumps(dataclasses.asdict(result), indent=2) + '\n')
+  if not result.fits:
+    sys.exit(EXIT_UNFIT)
+
+
+if __name__ == '__main__':
+  # Before a config file imports jax: no accelerator of this machine takes part.
+  os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
+  app.run(main)

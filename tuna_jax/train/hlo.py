@@ -1,0 +1,151 @@
+"""Collectives of a compiled program, by mesh axis, with loop bodies counted as often as they run.
+
+Reads the optimized HLO text: `compiled.as_text()`. Bytes are what one device sends for the
+operation on a ring of n devices: (n - 1) / n of the gathered array for an all-gather, of the array
+before it is scattered for a reduce-scatter, twice that for an all-reduce.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+COLLECTIVES = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+)
+_BITS = {
+  'pred': 8, 's8': 8, 'u8': 8, 'f8e4m3fn': 8, 'f8e5m2': 8, 's16': 16, 'u16': 16, 'f16': 16,
+  'bf16': 16,
+  's32': 32, 'u32': 32, 'f32': 32, 's64': 64, 'u64': 64, 'f64': 64,
+}  # fmt: skip
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(')
+_ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
+_CALLED = re.compile(r'(calls|to_apply|body|branch_computations)=(?:%?([\w.\-]+)|\{([^}]*)\})')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Collective(NamedTuple):
+  """All collectives of one kind over the same mesh axes; bytes are what one device sends."""
+
+  kind: str
+  axes: tuple[str, ...]
+  count: int
+  bytes: int
+
+
+def collectives(text: str, mesh) -> list[Collective]:
+  """The collectives of an HLO module compiled for `mesh`, largest first.
+
+  Raises ValueError for a loop with collectives in it whose trip count the compiler does not know.
+  """
+  entry, bodies = _parse(text)
+  totals: dict = {}
+
+  def total(name):
+    if name not in totals:
+      found = collections.Counter()
+      for line, shape, op in bodies[name]:
+        kind = op.removesuffix('-start')
+        if kind in COLLECTIVES:
+          axes, ways = _axes(line, mesh)
+          if ways > 1:
+            found[kind, axes, 'count'] += 1
+            found[kind, axes, 'bytes'] += _bytes_sent(kind, op, shape, ways)
+        elif not op.endswith(('-done', '-update')):
+          times = _trips(line) if op == 'while' else 1
+          for called in _called(line, bodies):
+            inner = total(called)
+            if inner and times is None:
+              raise ValueError(
+                f'a loop with collectives has no known trip count: {line.strip()[:200]}'
+              )
+            for key, value in inner.items():
+              found[key] += value * times
+      totals[name] = found
+    return totals[name]
+
+  found = total(entry)
+  rows = {(kind, axes) for kind, axes, _ in found}
+  out = [
+    Collective(kind, axes, found[kind, axes, 'count'], found[kind, axes, 'bytes'])
+    for kind, axes in rows
+  ]
+  return sorted(out, key=lambda c: (-c.bytes, c.kind, c.axes))
+
+
+def _parse(text):
+  """(entry computation, {computation: [(line, result type, opcode)]})."""
+  entry, name, bodies = None, None, {}
+  for line in text.splitlines():
+    head = _COMPUTATION.match(line)
+    if head:
+      name = head[2]
+      bodies[name] = []
+      entry = name if head[1] else entry
+      continue
+    instruction = _INSTRUCTION.match(line) if name else None
+    if instruction:
+      bodies[name].append((line, instruction[1], instruction[2]))
+  return entry, bodies
+
+
+def _called(line, bodies):
+  names = []
+  for _, one, several in _CALLED.findall(line):
+    names += [one] if one else [n.strip().lstrip('%') for n in several.split(',')]
+  return [name for name in names if name in bodies]
+
+
+def _trips(line):
+  found = _TRIPS.search(line)
+  return int(found[1]) if found else None
+
+
+def _bytes_sent(kind, op, shape, ways) -> int:
+  sizes = [
+    _BITS[dtype] * int(np.prod([int(n) for n in dims.split(',') if n], dtype=np.int64)) // 8
+    for dtype, dims in _ARRAY.findall(shape)
+    if dtype in _BITS
+  ]
+  if op.endswith('-start') and kind in ('all-gather', 'collective-permute'):
+    # (operands, results, contexts): of a gather the results are the larger half
+    whole = sum(sizes) * ways / (ways + 1) if kind == 'all-gather' else sizes[0]
+  else:
+    whole = sum(sizes)
+  if kind == 'reduce-scatter':
+    whole *= ways
+  share = 1.0 if kind == 'collective-permute' else (ways - 1) / ways
+  return int(whole * share * (2 if kind == 'all-reduce' else 1))
+
+
+def _axes(line, mesh) -> tuple[tuple[str, ...], int]:
+  """(mesh axes the first group of a collective spans, its size)."""
+  shape = tuple(mesh.shape.values())
+  group = _first_group(line, int(np.prod(shape)))
+  coordinates = np.stack(np.unravel_index(group, shape))
+  spans = (coordinates != coordinates[:, :1]).any(axis=1)
+  return tuple(name for name, varies in zip(mesh.shape, spans) if varies), len(group)
+
+
+def _first_group(line, devices) -> np.ndarray:
+  pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', line)
+  if pairs:
+    return np.array([int(pairs[1]), int(pairs[2])])
+  iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line)
+  if iota:
+    numbers = lambda s: [int(n) for n in s.split(',')]
+    ids = np.arange(devices).reshape(numbers(iota[2]))
+    if iota[3]:
+      ids = ids.transpose(numbers(iota[3]))
+    return ids.reshape(numbers(iota[1])).reshape(-1, numbers(iota[1])[-1])[0]
+  listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
+  return np.array([int(n) for n in listed[1].split(',')]) if listed else np.arange(devices)
