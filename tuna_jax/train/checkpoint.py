@@ -33,17 +33,22 @@ from tuna_jax.weights import store
 
 
 class Checkpoints:
-  """The checkpoints of one run; saving is asynchronous, a failure surfaces at the next save or at `close`."""
+  """The checkpoints of one run; saving is asynchronous, a failure surfaces at `check`, `save` or `close`."""
 
   def __init__(self, workdir: str, config: TrainConfig):
-    self._root = epath.Path(workdir)
+    self._root, self._config = epath.Path(workdir), config
     self._root.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
         (self._root / 'checkpoints').absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True, enable_async_checkpointing=True),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep, create=True, enable_async_checkpointing=True,
+            cleanup_tmp_directories=True),  # what a killed process left half written
         item_names=('params', 'ema', 'optimizer', 'data'))
+
+  def write_config(self) -> None:
+    """Writes RUN/config.json; once the config is known to fit what the run holds."""
     if jax.process_index() == 0:
-      write_json(self._root / 'config.json', {'kind': 'run', 'config': to_dict(config)})
+      write_json(self._root / 'config.json', {'kind': 'run', 'config': to_dict(self._config)})
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -61,11 +66,16 @@ class Checkpoints:
         data=ocp.args.JsonSave(_gather(data))))
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """(state, data position) of `step`; `abstract` gives shapes, types and shardings."""
+    """(state, data position) of `step`; `abstract` gives shapes, types and shardings.
+
+    Raises ValueError listing every leaf that is missing, unexpected or of another shape.
+    """
+    wanted = {'params': abstract.params, 'ema': tree.unflatten(abstract.ema),
+              'optimizer': {'step': abstract.step, 'opt_state': tree.flatten(abstract.opt_state)}}
+    for item, leaves in wanted.items():
+      _check_fits(self._root / 'checkpoints' / str(step) / item, leaves)
     got = self._manager.restore(step, args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract.params),
-        ema=ocp.args.StandardRestore(tree.unflatten(abstract.ema)),
-        optimizer=ocp.args.StandardRestore({'step': abstract.step, 'opt_state': tree.flatten(abstract.opt_state)}),
+        **{item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()},
         data=ocp.args.JsonRestore()))
     leaves = got['optimizer']['opt_state']
     opt_state = jax.tree_util.tree_map_with_path(lambda path, _: leaves[tree.name_of(path)], abstract.opt_state)
@@ -75,6 +85,10 @@ class Checkpoints:
   def reached_preemption(self, step: int) -> bool:
     """Whether the cluster announced to all processes that they will be stopped."""
     return self._manager.reached_preemption(step)
+
+  def check(self) -> None:
+    """Raises what went wrong with a save in the background, if anything has."""
+    self._manager.check_for_errors()
 
   def close(self) -> None:
     """Waits for what is being saved; raises what went wrong with it."""
@@ -116,11 +130,11 @@ def load_weights(directory: str, abstract, *, step: int | None = None, ema: bool
   """
   root = epath.Path(directory)
   if isinstance(read_config(directory), TrainConfig):
-    steps = sorted(int(p.name) for p in (root / 'checkpoints').iterdir() if p.name.isdigit())
+    steps = sorted(ocp.utils.checkpoint_steps(root / 'checkpoints'))  # the complete ones
     if not steps or (step is not None and step not in steps):
       raise ValueError(f'{directory}: no checkpoint{"" if step is None else f" of step {step}"}; it has {steps}')
     here = root / 'checkpoints' / str(steps[-1] if step is None else step)
-    params = _restore_item(here / 'params' , abstract)
+    params = _restore_item(here / 'params', abstract)
     if ema:
       found = tree.flatten(_metadata(here / 'ema'))
       flat = tree.flatten(abstract)
@@ -132,17 +146,16 @@ def load_weights(directory: str, abstract, *, step: int | None = None, ema: bool
 
 def abstract_vae(config: VaeConfig):
   """Shapes and types of the VAE's parameters, computing nothing."""
-  import jax.numpy as jnp
   side = config.spatial_stride
-  video = jnp.zeros((1, 1, side, side, 3))
-  return jax.eval_shape(lambda: WanVae(config).init(jax.random.key(0), video))['params']
+  video = jax.ShapeDtypeStruct((1, 1, side, side, 3), 'float32')
+  return jax.eval_shape(WanVae(config).init, jax.random.key(0), video)['params']
 
 
 def load_vae(directory: str):
   """(VaeConfig, parameters) of a VAE's weights directory, on one local device."""
   config = read_config(directory)
   if not isinstance(config, VaeConfig):
-    raise ValueError(f'{directory}: holds a {type(config).__name__}, not a VAE')
+    raise ValueError(f'{directory}: holds a {type(config).__name__}, not a VAE')  # noqa: TRY004
   return config, load_weights(directory, abstract_vae(config))
 
 
@@ -161,6 +174,15 @@ def _metadata(path: epath.Path):
 def _restore_item(path: epath.Path, abstract):
   if not (path / '_METADATA').exists() and path.is_dir():  # written by `tuna-jax convert`: safetensors
     return store.load(store.read_params(path), abstract)
+  _check_fits(path, abstract)
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or device), abstract)
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path.absolute(), abstract)
+
+
+def _check_fits(path: epath.Path, abstract) -> None:
   found, wanted = tree.flatten(_metadata(path)), tree.flatten(abstract)
   faults = [f'{n}: missing in the checkpoint{nearest(n, found)}' for n in wanted if n not in found]
   faults += [f'{n}: not in this model{nearest(n, wanted)}' for n in found if n not in wanted]
@@ -168,11 +190,6 @@ def _restore_item(path: epath.Path, abstract):
              for n in wanted if n in found and tuple(found[n].shape) != tuple(wanted[n].shape)]
   if faults:
     raise ValueError(f'{path}: {len(faults)} leaves do not fit\n' + '\n'.join(faults))
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or device), abstract)
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(path.absolute(), abstract)
 
 
 def _gather(data: dict[str, Any]) -> dict[str, Any]:

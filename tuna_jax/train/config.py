@@ -70,7 +70,7 @@ class TrainConfig:
   length: int
   visual: int
   images: int
-  data: DataConfig = DataConfig()
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
   ntp_coeff: float = 0.2

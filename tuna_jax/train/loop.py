@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import signal
+import threading
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from etils import epath
 
 from tuna_jax import batch as batch_lib
-from tuna_jax import sharding, tree
+from tuna_jax import sharding
 from tuna_jax.config import VaeConfig
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.vae import WanVae, normalize, to_float
-from tuna_jax.train import checkpoint, state as state_lib
+from tuna_jax.train import checkpoint
+from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.metrics import Log
 from tuna_jax.train.state import TrainState
@@ -41,25 +45,31 @@ def encoder(config: VaeConfig, params):
   return lambda pixels: np.asarray(run(params, jax.device_put(pixels, device)))
 
 
-def train(config: TrainConfig, workdir: str) -> TrainState:
-  """Trains to `config.steps`, continuing from the newest checkpoint in `workdir` if there is one.
+def train(config: TrainConfig, workdir: str, devices: Sequence[jax.Device] | None = None) -> TrainState:
+  """Trains to `config.steps` on `devices` (default: all), from the newest checkpoint in `workdir` if there is one.
 
   SIGTERM or Ctrl-C saves after the running step and raises Stopped; the next call goes on with the identical batch.
-  Raises ValueError where a checkpoint, the VAE or the tokenizer does not fit the config.
+  A second Ctrl-C is a KeyboardInterrupt, which waits for a save that is being written and for nothing else.
+  Raises ValueError where a checkpoint, the VAE or the tokenizer does not fit the config, FloatingPointError where the
+  loss or its gradient is no longer finite (the newest checkpoint is of before), and what went wrong with a save.
   """
-  devices = jax.devices()
   m = config.mesh
-  mesh = sharding.make_mesh(m.data, m.fsdp, m.context, m.tensor, devices=devices, num_slices=m.slices)
-  with jax.set_mesh(mesh):
-    return _train(config, workdir, mesh)
+  mesh = sharding.make_mesh(
+      m.data, m.fsdp, m.context, m.tensor, devices=devices or jax.devices(), num_slices=m.slices)
+  with contextlib.ExitStack() as closing:
+    stop = closing.enter_context(_StopSignals())  # closed last: a second SIGTERM must not cut a save short
+    closing.enter_context(jax.set_mesh(mesh))
+    return _train(config, workdir, mesh, stop, closing)
 
 
-def _train(config, workdir, mesh):
+def _train(config, workdir, mesh, stop, closing):
   checkpoints = checkpoint.Checkpoints(workdir, config)
+  closing.callback(checkpoints.close)
   abstract = state_lib.abstract_state(config)
   placed = sharding.shardings(abstract, mesh)
   abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
   pipeline = _pipeline(config, workdir, mesh)
+  closing.callback(pipeline.close)
   latest = checkpoints.latest()
   if latest is not None:
     state, position = checkpoints.restore(latest, abstract)
@@ -67,41 +77,41 @@ def _train(config, workdir, mesh):
     _log.info('continuing %s from step %d', workdir, latest)
   else:
     state = _start(config, abstract, placed)
+  checkpoints.write_config()
   step_fn = jax.jit(functools.partial(train_step, config=config), donate_argnums=0,
                     out_shardings=(placed, None))
   key = jax.random.key(config.seed)
   log = Log(workdir, config.steps, mesh.size)
-  stop = _StopSignals()
+  closing.callback(log.close)
   tokens = config.rows * config.length
   step = int(state.step)
+  stopped = '{}: stopped at step {} of {}; the same command continues'.format
   first = True
-  try:
-    while step < config.steps:
-      began = time.perf_counter()
-      batch = next(pipeline)
-      if first:  # compile apart from the first step's own time
-        step_fn = step_fn.lower(state, batch, key).compile()
-        log.compiled(time.perf_counter() - began)
-        began, first = time.perf_counter(), False
-      with jax.profiler.StepTraceAnnotation('train', step_num=step):
-        state, metrics = step_fn(state, batch, key)
-        metrics = jax.device_get(metrics)
-      step += 1
-      log.step(step, metrics, time.perf_counter() - began, tokens)
-      if not np.isfinite(metrics['loss']):
-        raise FloatingPointError(f'{workdir}: the loss of step {step} is {metrics["loss"]}')
-      asked = stop.asked or checkpoints.reached_preemption(step)
-      if asked or step % config.checkpoint_every == 0 or step == config.steps:
-        checkpoints.save(state, pipeline.state())
-      if asked and step < config.steps:
-        raise Stopped(f'{workdir}: stopped at step {step} of {config.steps}; the same command continues')
-  finally:
-    stop.close()
-    pipeline.close()
-    checkpoints.close()
-    log.close()
-  counts = pipeline.counts()
-  _log.info('%s: %s', workdir, counts)
+  while step < config.steps:
+    began = time.perf_counter()
+    batch = next(pipeline)
+    if first:  # compile apart from the first step's own time
+      step_fn = step_fn.lower(state, batch, key).compile()
+      log.compiled(time.perf_counter() - began)
+      if stop.asked:  # since the start: there is nothing new to save
+        raise Stopped(stopped(workdir, step, config.steps))
+      began, first = time.perf_counter(), False
+    with jax.profiler.StepTraceAnnotation('train', step_num=step):
+      state, metrics = step_fn(state, batch, key)
+      metrics = jax.device_get(metrics)
+    step += 1
+    log.step(step, metrics, time.perf_counter() - began, tokens)
+    if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
+      raise FloatingPointError(
+          f'{workdir}: step {step} has loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]}; '
+          f'the newest checkpoint is of step {checkpoints.latest() or 0}')
+    checkpoints.check()
+    asked = stop.asked or checkpoints.reached_preemption(step)
+    if asked or step % config.checkpoint_every == 0 or step == config.steps:
+      checkpoints.save(state, pipeline.state())
+    if asked and step < config.steps:
+      raise Stopped(stopped(workdir, step, config.steps))
+  _log.info('%s: %s', workdir, pipeline.counts())
   return state
 
 
@@ -129,9 +139,11 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   if config.visual:
     if not config.vae:
       raise ValueError('vae: no directory given, and the run has pictures')
-    found, params = checkpoint.load_vae(config.vae)
-    vae = found
-    encode = encoder(found, params)
+    vae, params = checkpoint.load_vae(config.vae)
+    if vae.latent_channels != config.model.vae.latent_channels:
+      raise ValueError(f'{config.vae}: {vae.latent_channels} latent channels, the model has '
+                       f'{config.model.vae.latent_channels} (model.vae.latent_channels)')
+    encode = encoder(vae, params)
   placed = sharding.batch_sharding(mesh)
   rows = local_rows(mesh, config.rows)
 
@@ -163,16 +175,22 @@ def _shift(index: slice, start: int, rows: int) -> slice:
 
 
 class _StopSignals:
-  """Remembers SIGTERM and SIGINT instead of dying of them; a second Ctrl-C dies."""
+  """Remembers SIGTERM and SIGINT instead of dying of them; a second Ctrl-C dies.
+
+  Among several processes it does nothing: one that stops alone leaves the others waiting in a collective. There jax's
+  own handler tells all of them, and `reached_preemption` is true for all at one step.
+  """
 
   def __init__(self):
     self.asked = False
     self._old = {}
-    try:
+
+  def __enter__(self):
+    # Python takes signals in the main thread only; in another (a notebook's executor) the caller handles them.
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self._old[number] = signal.signal(number, self._note)
-    except ValueError:  # not the main thread (a notebook's executor): the caller handles signals
-      pass
+    return self
 
   def _note(self, number, frame):
     del frame
@@ -180,6 +198,6 @@ class _StopSignals:
       raise KeyboardInterrupt
     self.asked = True
 
-  def close(self):
+  def __exit__(self, *_):
     for number, handler in self._old.items():
       signal.signal(number, handler)
