@@ -115,14 +115,16 @@ def svg(lines: Mapping[str, Points], scale: str, last: float) -> str:
 
 
 def _ticks(low: float, high: float, scale: str) -> list[float]:
+  """Round values between two ends of an axis (of their decimal logarithm, on a log axis)."""
   if scale == 'log':
-    every = [
-      m * 10.0**e for e in range(math.floor(low) - 1, math.ceil(high) + 1) for m in (1, 2, 5)
-    ]
-    ticks = [t for t in every if low <= math.log10(t) <= high]
+    decades = range(math.floor(low) - 1, math.ceil(high) + 1)
+    ticks = [m * 10.0**e for e in decades for m in (1, 2, 5)]
+    ticks = [t for t in ticks if low <= math.log10(t) <= high]
     if len(ticks) > 6:
       ticks = [t for t in ticks if f'{t:e}'.startswith('1.0')]
-    return ticks
+    if len(ticks) >= 2:
+      return ticks
+    low, high = 10.0**low, 10.0**high
   step = 10.0 ** math.floor(math.log10((high - low) / 2))
   step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= 6)
-  return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+  return [round(k * step, 9) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]

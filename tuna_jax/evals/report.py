@@ -56,8 +56,8 @@ def write(
       'target; the dark foot is the floor. The ceiling is what the judge says of true answers and pictures, '
       '&ldquo;VAE&rdquo; what it says of true pictures encoded and decoded.',
     ),
-    _section('Loss', _curves(history), 'Means over hundredths of each run.'),
     *_galleries(evaluation),
+    _section('Loss', _curves(history), 'Means over hundredths of each run.'),
     _section('Steps', _steps(steps)),
     _section('Settings', _facts(facts)),
   ]

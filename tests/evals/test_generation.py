@@ -1,0 +1,25 @@
+"""Pictures that prompts ask for: what ceilings and floors are measured on."""
+
+import pytest
+
+from tuna_jax.data import shapes, speech
+from tuna_jax.evals import generation
+from tuna_jax.evals import shapes as judge
+
+
+@pytest.mark.parametrize('kind', shapes.PROMPTS)
+def test_a_rendered_prompt_is_right_by_the_judge(kind):
+  for i in range(12):
+    record = shapes.prompt(kind, i)
+    assert judge.score_t2i(generation.render(record['prompt'], i), record)
+
+
+def test_what_a_prompt_leaves_open_differs_between_numbers():
+  pictures = {generation.render('a red circle and a blue square', i).tobytes() for i in range(8)}
+  assert len(pictures) > 4
+
+
+def test_a_shuffled_prompt_is_never_the_own_one():
+  texts = [shapes.prompt('count', i)['prompt'] for i in range(100)]  # 42 differ, the rest repeat
+  claims = [speech.parse_caption(t) for t in texts]
+  assert all(a != b for a, b in zip(claims, generation._others(claims)))
