@@ -4,7 +4,7 @@ from configs import common, mixtures
 
 
 def get_config(size: str = 'tiny'):
-  """size: tiny (2b and 7b are assembled from public parts)."""
+  """size: tiny or fast (2b and 7b are assembled from public parts)."""
   config = common.base('decoder', size)
   return common.to_config_dict(common.replace(
       config, visual=0, images=0, flow_coeff=0.0, ntp_coeff=1.0,

@@ -4,7 +4,7 @@ from configs import common, mixtures
 
 
 def get_config(size: str = 'tiny'):
-  """size: tiny, 2b or 7b."""
+  """size: tiny, fast (tiny, in fewer steps), 2b or 7b."""
   config = common.base('stage2', size)
   return common.to_config_dict(common.replace(
       config,

@@ -1,4 +1,4 @@
-"""`Batch`: the one thing that flows. Packed tokens, latent tokens with coordinates, and what joins them.
+r"""`Batch`: the one thing that flows. Packed tokens, latent tokens with coordinates, and what joins them.
 
 Axes:  B rows   L sequence positions   V latent tokens   M images or clips a row   C latent channels
 

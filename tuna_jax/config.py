@@ -12,7 +12,6 @@ import types
 import typing
 from collections.abc import Mapping
 
-
 # Per-channel latent statistics published with the Wan 2.2 VAE (ARCHITECTURE.md 2.5).
 WAN_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
@@ -66,6 +65,11 @@ class FlowHeadConfig(TowerConfig):
   """The flow-matching head. Its width must equal the decoder's (ARCHITECTURE.md 1.1)."""
 
   norm_eps: float = 1e-5
+
+  def __post_init__(self):
+    if self.head_dim % 16:
+      raise ValueError(f'flow_head.head_dim={self.head_dim}: a multiple of 16 is needed, so that frames, rows and '
+                       'columns each rotate whole pairs')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +134,12 @@ class TunaConfig:
 
 
 TINY = TunaConfig(
-    vision=VisionConfig(num_layers=3, dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384, grid=4),
+    vision=VisionConfig(num_layers=2, dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, grid=4),
     decoder=DecoderConfig(
-        num_layers=5, dim=192, num_heads=6, num_kv_heads=2, head_dim=32, mlp_dim=512, vocab_size=384, rope_theta=1e4),
-    flow_head=FlowHeadConfig(num_layers=4, dim=192, num_heads=6, num_kv_heads=2, head_dim=32, mlp_dim=512),
-    vae=VaeConfig(encoder_dim=16, decoder_dim=24, encoder_blocks=1, decoder_blocks=1, latent_mean=(), latent_std=()),
+        num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256, vocab_size=384, rope_theta=1e4),
+    flow_head=FlowHeadConfig(num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256),
+    vae=VaeConfig(
+        encoder_dim=16, decoder_dim=16, encoder_blocks=1, decoder_blocks=1, latent_mean=(), latent_std=()),
     dtype='float32')
 
 _SO400M = VisionConfig(num_layers=26, dim=1152, num_heads=16, num_kv_heads=16, head_dim=72, mlp_dim=4304)

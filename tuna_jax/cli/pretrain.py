@@ -43,5 +43,5 @@ if __name__ == '__main__':
   # The component names its own config file, before the flags are read.
   for part in ('vae', 'decoder'):
     if f'--component={part}' in sys.argv and not any(a.startswith('--config=') for a in sys.argv):
-      sys.argv.append(f'--config=configs/{part}.py:tiny')
+      sys.argv.insert(1, f'--config=configs/{part}.py:tiny')
   app.run(main)

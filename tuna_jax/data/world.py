@@ -35,7 +35,7 @@ from tuna_jax.config import nearest
 SIDE = 64
 FRAMES = 9
 STEP = 4  # pixels a moving thing walks each frame: 32 in all, one quadrant
-JITTER = 1
+JITTER = 0  # pixels; 1 is a harder world, for which the tiny VAE needs about twice the steps
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'cross')
 SIZES = ('small', 'large')
 COLOURS = {
@@ -200,19 +200,19 @@ def mask(shape, size):
     )
 
   if shape == 'circle':
-    r = 12.5 if large else 7.5
+    r = 13.5 if large else 9
     draw.ellipse(corners((-r, -r), (r, r)), fill=255)
   elif shape == 'square':
-    r = 11.5 if large else 6.5
+    r = 12.5 if large else 8
     box(r, r)
   elif shape == 'triangle':
-    r = 13 if large else 8
+    r = 14.5 if large else 10
     draw.polygon(corners((0, -r * 0.9), (r, r * 0.85), (-r, r * 0.85)), fill=255)
   elif shape == 'diamond':
-    r = 14 if large else 8.5
+    r = 15.5 if large else 11
     draw.polygon(corners((0, -r), (r, 0), (0, r), (-r, 0)), fill=255)
   else:
-    long, thick = (13, 4.5) if large else (8, 2.75)
+    long, thick = (14.5, 5.5) if large else (10, 3.5)
     box(long, thick)
     box(thick, long)
   fine = np.asarray(canvas, np.float64) / 255

@@ -31,6 +31,8 @@ _PICTURE_FIELDS = ('image', 'raw_image', 'out_image')
 class VaeTrainConfig:
   """stills, clips: how many of either make a step's batch; every `clip_every`-th step takes clips (0: never).
 
+  edges: weight of the L1 error of differences between neighbouring pixels. choice: stills are the busiest of this many
+  times as many, since blank paper teaches little.
   kl: weight of the KL term beside L1 + squared error of pixels in [-1, 1]. logvar: where the posterior's
   log-variance starts, so that noise does not drown the first steps. ema: decay of the average that is kept.
   measured: pictures and clips the latent statistics are measured on.
@@ -38,14 +40,16 @@ class VaeTrainConfig:
 
   model: VaeConfig
   data: DataConfig
-  steps: int = 2000
-  stills: int = 8
-  clips: int = 2
-  clip_every: int = 4
-  lr: float = 2e-3
+  steps: int = 3600
+  stills: int = 4
+  clips: int = 1
+  clip_every: int = 6
+  lr: float = 1.5e-3
   warmup: int = 20
-  kl: float = 1e-6
-  logvar: float = -5.0
+  edges: float = 1.0
+  choice: int = 3
+  kl: float = 1e-5
+  logvar: float = -6.0
   clip: float = 1.0
   ema: float = 0.99
   seed: int = 0
@@ -67,23 +71,24 @@ class Media:
   def has_clips(self) -> bool:
     return bool(self._clips)
 
-  def batch(self, step: int, count: int, clips: bool) -> np.ndarray:
-    """uint8[count, F, H, W, 3]; unusable records are passed over, and all of them being so is a ValueError."""
+  def batch(self, step: int, count: int, clips: bool, choice: int = 1) -> np.ndarray:
+    """uint8[count, F, H, W, 3], the busiest of `choice` times as many; unusable records are passed over, and all of them being so is a ValueError."""
     rng = np.random.default_rng((self._seed, step, clips))
     out, tries, last = [], 0, ''
-    while len(out) < count:
+    while len(out) < count * choice:
       sources = self._clips if clips else self._stills
       source = sources[rng.integers(len(sources))]
       try:
         record = source[int(rng.integers(len(source)))]
       except ValueError as e:
         tries, last = tries + 1, str(e)
-        if tries > 100 + count:
+        if tries > 100 + count * choice:
           raise ValueError(f'{source.name}: no usable record in {tries} tries; the last: {last}') from e
         continue
       fields = [record[f] for f in _PICTURE_FIELDS if f in record]
       media = record['video'] if clips else fields[int(rng.integers(len(fields)))]
       out.append(media if clips else np.asarray(media).reshape(1, *np.shape(media)[-3:]))
+    out = sorted(out, key=lambda m: m.std(), reverse=True)[:count]
     shapes = {m.shape for m in out}
     if len(shapes) > 1:
       raise ValueError(f'the pictures of a VAE batch differ in size: {sorted(shapes)}; use one bucket')
@@ -99,7 +104,8 @@ def loss_fn(params, pixels, key, *, config: VaeTrainConfig):
   y, moments = WanVae(config.model).apply({'params': params}, x, jax.random.normal(key, shape))
   kl = 0.5 * jnp.mean(jnp.square(moments.mean) + jnp.exp(moments.logvar) - 1 - moments.logvar)
   l1, l2 = jnp.mean(jnp.abs(y - x)), jnp.mean(jnp.square(y - x))
-  return l1 + l2 + config.kl * kl, {'l1': l1, 'psnr': 10 * jnp.log10(4.0 / l2), 'kl': kl}
+  edges = sum(jnp.mean(jnp.abs(jnp.diff(y - x, axis=axis))) for axis in (2, 3))
+  return l1 + l2 + config.edges * edges + config.kl * kl, {'l1': l1, 'psnr': 10 * jnp.log10(4.0 / l2), 'kl': kl}
 
 
 def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
@@ -138,9 +144,9 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   with (root / 'metrics.jsonl').open('w') as records:
     for step in range(config.steps):
       clips = bool(media.has_clips and config.clip_every and step % config.clip_every == config.clip_every - 1)
-      pixels = media.batch(step, config.clips if clips else config.stills, clips)
+      pixels = media.batch(step, config.clips if clips else config.stills, clips, 1 if clips else config.choice)
       state, metrics = update(state, pixels, jax.random.fold_in(key, step))
-      if step % 50 == 49 or step == config.steps - 1:
+      if step % 50 == 0 or step == config.steps - 1:
         values = {name: float(v) for name, v in metrics.items()}
         records.write(json.dumps({'step': step + 1, **values}) + '\n')
         print(f'VAE step {step + 1}/{config.steps}, seconds: {time.perf_counter() - began:.0f}, '
