@@ -27,26 +27,30 @@ CONFIG = TunaConfig(
     vae=VAE, time_frequencies=16, dtype='float32', remat='none')
 
 
-def randomise(params, seed, scale=0.2):
-  """Every leaf moved away from what it starts as."""
-  leaves, tree = jax.tree.flatten(params)
+def randomise(shapes, seed):
+  """Random values for every leaf of a tree of shapes, of a size at which every layer matters."""
   rng = np.random.default_rng(seed)
-  return jax.tree.unflatten(tree, [np.asarray(x) + scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+  def leaf(path, shape):
+    values = rng.normal(size=shape.shape).astype(np.float32)
+    if path[-1].key == 'kernel':
+      return values * (shape.size / shape.shape[-1] / (shape.shape[0] if 'layers' in str(path) else 1)) ** -0.5
+    return 0.2 * values + (path[-1].key == 'scale')
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 @functools.cache
 def params():
   batch = batch_lib.empty(1, 16, 4, 1, CONFIG.vae.latent_channels)
   shapes = jax.eval_shape(Tuna(CONFIG).init, jax.random.key(0), batch, batch.latents, np.ones((1, 1), np.float32))
-  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes['params'])
-  return randomise(zeros, 0)
+  return randomise(shapes['params'], 0)
 
 
 @functools.cache
 def vae_params():
   shapes = jax.eval_shape(WanVae(VAE).init, jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))
-  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes['params'])
-  return randomise(zeros, 1)
+  return randomise(shapes['params'], 1)
 
 
 @functools.cache

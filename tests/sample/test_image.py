@@ -71,3 +71,76 @@ def test_the_cached_sampler_equals_the_naive_one_after_the_whole_ode(task, grid,
   theirs = naive(rows, noise, 3.0, 50, solver)
   assert np.abs(theirs - noise).max() > 0.1  # something was drawn
   assert gap(ours, theirs) < TOLERANCE
+
+
+def test_three_branches_weigh_text_and_pictures_apart():
+  rows = plans('edit', ['a red ball'], (1, 2, 3))
+  tokenizer = small.tokenizer()
+  target = Image(np.zeros((1, 2, 3, CHANNELS), np.float32), True)
+  third = tasks.editing(tokenizer, [], '', target)
+  noise = np.asarray(drawing.noise([1], 6, CHANNELS))
+  three = [*rows, third]
+  # With one scale for both, what stands between the two ends drops out: guidance from nothing at all.
+  joint = cached(three, noise, Guidance(3.0, 3.0), 5)
+  ends = cached([rows[0], third], noise, Guidance(3.0), 5)
+  assert gap(joint, ends) < TOLERANCE
+  assert gap(cached(three, noise, Guidance(3.0, 1.5), 5), joint) > 1e-3
+
+
+def test_outside_the_guidance_interval_the_prompt_stands_alone():
+  rows = plans('t2i', ['a red ball'], (1, 3, 2))
+  noise = np.asarray(drawing.noise([1], 6, CHANNELS))
+  plain = cached(rows[:1], noise, Guidance(1.0), 5)
+  assert gap(cached(rows, noise, Guidance(3.0, interval=(0.9999, 1.0)), 5), plain) < TOLERANCE
+  assert gap(cached(rows, noise, Guidance(3.0, interval=(0.2, 1.0)), 5), plain) > 1e-3
+
+
+def test_full_rescale_gives_the_spread_of_the_conditional_velocity():
+  rng = np.random.default_rng(0)
+  cond, uncond = rng.normal(size=(2, 3, 6, 4)).astype(np.float32)
+  out = drawing.combine([cond, uncond], 5.0, 1.0, 1.0)
+  np.testing.assert_allclose(np.std(out, axis=(1, 2)), np.std(cond, axis=(1, 2)), rtol=1e-5)
+  np.testing.assert_allclose(
+      drawing.combine([cond, uncond], 5.0, 1.0, 0.0), uncond + 5 * (cond - uncond), rtol=1e-5, atol=1e-5)
+
+
+def test_a_smaller_picture_in_a_batch_is_drawn_as_alone():
+  large, little = plans('t2i', ['a red ball'], (1, 3, 2)), plans('t2i', ['make it'], (1, 2, 2))
+  noise = np.array(drawing.noise([1, 2], 6, CHANNELS))
+  examples, grids = zip(*(split(p, small.tokenizer(), strides(small.CONFIG)) for p in (large[0], little[0])))
+  both = drawing.sample_latents(small.CONFIG, small.params(), collate(examples, CHANNELS), grids, noise,
+                                guidance=Guidance(1.0), points=5)
+  alone = cached(little[:1], noise[1:, :4], Guidance(1.0), 5)
+  assert gap(np.asarray(both)[1:, :4], alone) < TOLERANCE
+
+
+def test_a_second_prompt_seed_scale_and_shift_compile_nothing():
+  rows = plans('t2i', ['a red ball', 'make it'], (1, 3, 2))
+  noise = np.asarray(drawing.noise([1, 2], 6, CHANNELS))
+  cached(rows, noise, Guidance(3.0), 50)
+  before = drawing._sample._cache_size()
+  again = cached(plans('t2i', ['what', 'is this'], (1, 2, 3)), noise + 1, Guidance(2.0), 50)
+  assert drawing._sample._cache_size() == before
+  assert np.isfinite(again).all()
+
+
+def test_noise_depends_on_the_pictures_own_seed_alone():
+  both = drawing.noise([3, 4], 6, CHANNELS)
+  np.testing.assert_array_equal(drawing.noise([4], 6, CHANNELS)[0], both[1])
+  assert np.abs(np.asarray(both[0] - both[1])).max() > 0.1
+
+
+def test_every_evaluation_is_reported_once():
+  rows = plans('t2i', ['a red ball'], (1, 3, 2))
+  examples, grids = zip(*(split(p, small.tokenizer(), strides(small.CONFIG)) for p in rows[:1]))
+  heard = []
+  drawing.sample_latents(small.CONFIG, small.params(), collate(examples, CHANNELS), grids, drawing.noise([1], 6, CHANNELS),
+                         guidance=Guidance(1.0), points=4, solver='heun', report=heard.append)
+  assert heard == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize('fields', [{'scale': 0}, {'scale': -2.0}, {'image_scale': 0}, {'interval': (0.5, 0.5)},
+                                    {'rescale': 2}])
+def test_guidance_out_of_range_is_refused_by_name(fields):
+  with pytest.raises(ValueError, match=next(iter(fields))):
+    Guidance(**fields)

@@ -37,7 +37,11 @@ def conversations(value) -> tuple[list, bool]:
   """(requests, whether a list of them was given); a list of turns is one request."""
   if isinstance(value, str) or (isinstance(value, Sequence) and len(value) > 0 and all(map(_is_turn, value))):
     return [value], False
-  return list(value), True
+  requests = list(value)
+  for n, request in enumerate(requests):
+    if not isinstance(request, (str, list)):
+      raise ValueError(f'request {n}: expected text or a list of turns, found {type(request).__name__}')  # noqa: TRY004
+  return requests, True
 
 
 def _is_turn(value) -> bool:

@@ -1,0 +1,119 @@
+"""The generator end to end, on a tiny random model: strings, arrays and pictures in, text and pictures out."""
+
+import functools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.sample import small
+from tuna_jax.data.media import MediaConfig, MediaError
+from tuna_jax.data.tasks import TaskConfig
+from tuna_jax.sample import image as drawing
+from tuna_jax.sample.generate import Generator
+from tuna_jax.sample.image import Guidance
+
+FEW = {'points': 3, 'guidance': 2.0}
+
+
+@functools.cache
+def generator(batch_size=4):
+  return Generator(small.CONFIG, small.params(), small.vae_params(), small.tokenizer(), tasks=TaskConfig(system=None),
+                   media=MediaConfig('32', '32', 5), batch_size=batch_size)
+
+
+def pixels(height=32, width=32, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch_of_many():
+  many = generator().image(['a red ball', 'make it blue', 'what', 'this', 'is', ''], seed=7, **FEW)
+  assert [p.info['seed'] for p in many] == [7, 8, 9, 10, 11, 12]
+  alone = generator().image('make it blue', seed=8, **FEW)
+  # Other shapes round other sums: a level of 255 at most.
+  assert np.abs(np.asarray(alone).astype(int) - np.asarray(many[1])).max() <= 1
+  assert len({p.pixels.tobytes() for p in many}) == 6
+
+
+def test_batches_of_a_long_list_have_one_shape():
+  batches = list(generator()._batches(['x'] * 10, [5] * 10))
+  assert [len(rows) for rows, _, _ in batches] == [4, 4, 4]
+  assert sum(count for _, count, _ in batches) == 10
+  assert [i for rows, count, _ in batches for i in rows[:count]] == list(range(10))
+  before = drawing._sample._cache_size()
+  generator().image(['a red ball'] * 9, size=(16, 32), **FEW)
+  assert drawing._sample._cache_size() == before + 1
+
+
+def test_an_edit_keeps_the_size_of_its_source():
+  out = generator().edit(Image.fromarray(pixels(30, 17)), 'make it blue', **FEW)
+  assert out.pixels.shape == (32, 16, 3)
+  large = generator().edit(pixels(640, 320), 'make it blue', **FEW)
+  assert large.pixels.shape == (48, 16, 3)  # 1,024 pixels at that aspect, in multiples of 16
+  assert generator().edit(pixels(30, 17), 'x', size='32', **FEW).pixels.shape == (32, 32, 3)
+
+
+def test_an_edit_sees_every_source_and_its_instruction():
+  sources = [pixels(seed=1), pixels(seed=2)]
+  base, swapped, told = generator().edit(
+      [sources, sources[::-1], sources], ['make it blue', 'make it blue', 'a red ball'], seed=[1, 1, 1], **FEW)
+  assert (base.pixels != swapped.pixels).any()
+  assert (base.pixels != told.pixels).any()
+
+
+def test_a_video_has_the_frames_it_was_asked_for():
+  clip = generator().video('a red ball', frames=5, size='16', **FEW)
+  assert clip.pixels.shape == (5, 16, 16, 3)
+
+
+def test_questions_take_pictures_clips_and_conversations():
+  g = generator()
+  image, clip = pixels(), np.stack([pixels(seed=n) for n in range(6)])
+  answers = g.text(['what is this', 'what is this', 'is this blue'], [image, pixels(seed=9), [image]], max_new_tokens=6)
+  assert len(answers) == 3
+  assert answers[0] == g.text('what is this', images=[image], max_new_tokens=6)
+  turns = [{'role': 'user', 'content': [image, 'what is this']}, {'role': 'assistant', 'content': 'a red ball'},
+           {'role': 'user', 'content': 'is it blue'}]
+  assert isinstance(g.text(turns, max_new_tokens=6), str)
+  assert isinstance(g.text('what is this', images=[clip], max_new_tokens=6), str)
+  assert isinstance(g.text('what is this', max_new_tokens=6), str)
+  assert ''.join(g.stream('what is this', [image], max_new_tokens=6)) == answers[0]
+
+
+def test_picture_then_text_then_picture_in_one_conversation():
+  g = generator()
+  talk = [('user', 'a red ball')]
+  first = g.image(talk, **FEW)
+  talk += [('assistant', [first]), ('user', 'what is this')]
+  talk += [('assistant', g.text(talk, max_new_tokens=4)), ('user', 'make it blue')]
+  second = g.image(talk, **FEW)
+  other = g.image([*talk[:1], ('assistant', [pixels(seed=5)]), *talk[2:]], **FEW)
+  assert (second.pixels != other.pixels).any()  # the picture drawn before is seen
+
+
+@pytest.mark.parametrize('ask, says', [
+    (lambda g: g.image('x', guidance=0), 'guidance scale=0'),
+    (lambda g: g.image('x', size='40x32'), 'multiples of 16'),
+    (lambda g: g.image('x', points=1), 'points=1'),
+    (lambda g: g.image('x', solver='eular'), "solver 'eular'"),
+    (lambda g: g.image('x', seed=-1), 'seed -1'),
+    (lambda g: g.image('x', guidance=Guidance(2.0, image_scale=2.0)), 'image_scale'),
+    (lambda g: g.image('x ' * 40_000), 'max_length'),
+    (lambda g: g.image(['x', 3]), 'request 1: expected text'),
+    (lambda g: g.video('x', frames=6), 'for example 5 or 9'),
+    (lambda g: g.edit([], 'x'), 'no source'),
+    (lambda g: g.edit([[pixels()]], ['x', 'y']), '2 requests need 2'),
+    (lambda g: g.text(''), 'empty question'),
+    (lambda g: g.text('x', max_new_tokens=0), 'max_new_tokens=0'),
+    (lambda g: g.text([('usr', 'x')]), "role 'usr'.*user"),
+    (lambda g: g.text('x <image>'), 'marks')])
+def test_what_cannot_be_done_is_said_clearly(ask, says):
+  with pytest.raises(ValueError, match=says):
+    ask(generator())
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+  (tmp_path / 'broken.png').write_bytes(b'no picture')
+  for path in ('broken.png', 'absent.png'):
+    with pytest.raises(MediaError, match=path):
+      generator().text('x', images=[str(tmp_path / path)])
