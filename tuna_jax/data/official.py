@@ -3,7 +3,7 @@
 Nothing is trained with these: `tasks.py` and `segments.py` are the clean ones. Parity needs them, and so does whoever
 reads official batches. They differ from ours in that
 
-    B2   image and edit data reserve N positions for N latent cells: the time token takes the first, the last cell is cut
+    B2   image and edit data reserve N positions for N latent cells: the time token takes one, the last cell is cut
     B6   understanding data puts the picture before the conversation and learns system and user turns too
     B7   text alone carries a span without a picture
     B14  clips of another length than 4k + 1 lose their tail

@@ -3,7 +3,8 @@
 A golden directory holds `index.json`, the .safetensors files it names, and a tiny tokenizer. A case has tensors called
 `w.<official name>` (weights), `in.<sub>.<x>`, `out.<sub>.<x>` and `dbg.<sub>.<x>` (intermediates); the index gives each
 one's shape and type, and for an output `sens_1ulp`: how far the official output itself moves when weights and inputs
-move by 6e-8 (ARCHITECTURE.md 14). `parity_parts` and `parity_models` have one function a kind of case; nothing here knows sizes.
+move by 6e-8 (ARCHITECTURE.md 14). One function a kind of case computes the outputs with our modules: `parity_parts`,
+`parity_models`, `parity_samples`. Nothing in them knows a size; `parity_sizes` reads them all from the case.
 
 The bar, with no exceptions: integers equal; floats within 30 x sens_1ulp everywhere, or within 2e-6 in relative L2.
 """
@@ -84,8 +85,12 @@ def run(folder, only: str = '') -> Iterator[Row]:
 
   only: cases whose name begins so. Raises GoldenError where there is no readable index or no case.
   """
-  from tuna_jax.weights import parity_models, parity_parts  # they import Case from here
-  cases_of = {**parity_parts.CASES, **parity_models.CASES}
+  from tuna_jax.weights import (  # they import Case from here
+    parity_models,
+    parity_parts,
+    parity_samples,
+  )
+  kinds = {**parity_parts.CASES, **parity_models.CASES, **parity_samples.CASES}
 
   folder = epath.Path(folder)
   cases = read_index(folder)
@@ -96,7 +101,7 @@ def run(folder, only: str = '') -> Iterator[Row]:
     raise GoldenError(f'{folder}: no case begins with {only!r}{nearest(only, names)}')
   with jax.default_matmul_precision('highest'):
     for entry in chosen:
-      yield from _run_case(folder, entry, {name: case for name, case in zip(names, cases)}, cases_of)
+      yield from _run_case(folder, entry, dict(zip(names, cases)), kinds)
 
 
 def read_index(folder: epath.Path) -> list[dict]:
@@ -150,7 +155,7 @@ def _run_case(folder, entry, entries, cases: Mapping[str, Compute]) -> Iterator[
   faulty = {tensor for tensor, _ in faults}
   try:
     ours = cases[kind](case)
-  except Exception as error:  # whatever a damaged case breaks, the other cases still get their verdicts
+  except Exception as error:  # noqa: BLE001 - whatever a damaged case breaks, the others still get their verdicts
     yield Row(name, '', False, note=_text(error))
     return
   if not any(n.startswith('out.') for n in case.entries) and not ours:
@@ -161,7 +166,8 @@ def _run_case(folder, entry, entries, cases: Mapping[str, Compute]) -> Iterator[
     if tensor in ours:
       yield compare(name, tensor, ours[tensor], case.tensors[tensor], meaning)
     elif tensor.startswith('out.'):
-      yield Row(name, tensor, False, tuple(meaning['shape']), note=f'this kind computes no such output{nearest(tensor, ours)}')
+      note = f'no such output in this kind{nearest(tensor, ours)}'
+      yield Row(name, tensor, False, tuple(meaning['shape']), note=note)
   yield from (value for value in ours.values() if isinstance(value, Row))
 
 

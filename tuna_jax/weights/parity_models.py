@@ -1,4 +1,4 @@
-"""Golden cases of the whole model: forward and gradients, the training wrapper, transport, sampling, text, layouts.
+"""Golden cases of the whole model: weights, forward and gradients, the training wrapper, flow matching.
 
 Axes:  B rows   L positions   V latent cells   n images a row   C latent channels   D width   K grid points
 """
@@ -6,7 +6,6 @@ Axes:  B rows   L positions   V latent cells   n images a row   C latent channel
 from __future__ import annotations
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +13,21 @@ import numpy as np
 from einops import rearrange
 
 from tuna_jax import flow, losses
-from tuna_jax.data import official, tasks
-from tuna_jax.data.segments import Image, Text, Video, layout
-from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.data import official
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.models.vae import WanVae, posterior_sample
-from tuna_jax.sample import image as drawing
-from tuna_jax.sample import text as writing
-from tuna_jax.sample.prompt import collate, split, strides
 from tuna_jax.train import step as train_step_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.weights import parity_sizes as sizes
 from tuna_jax.weights import tables
 from tuna_jax.weights.convert import export
 from tuna_jax.weights.parity import Case, Row
-from tuna_jax.weights.parity_parts import Outputs, arguments_of, common_shape, flow_layers
-
-TOKENIZER = 'tiny_tokenizer'
+from tuna_jax.weights.parity_parts import (
+  Outputs,
+  arguments_of,
+  common_shape,
+  flow_layers,
+)
 
 
 def full_weights(case: Case) -> Outputs:
@@ -41,10 +38,10 @@ def full_weights(case: Case) -> Outputs:
              export(tables.wan_vae(config.vae), sizes.load_vae(config.vae, case.weights)).items()}}
   rows = {}
   for name, tensor in case.weights.items():
-    equal = name in back and np.array_equal(np.asarray(back[name]), np.asarray(tensor))
-    if not equal:
+    if name not in back or not np.array_equal(np.asarray(back[name]), np.asarray(tensor)):
       rows[name] = Row(case.name, f'w.{name}', False, tensor.shape, note='does not come back as it went in')
-  rows[''] = Row(case.name, f'{len(case.weights) - len(rows)} of {len(case.weights)} tensors come back bit-equal', not rows)
+  equal = f'{len(case.weights) - len(rows)} of {len(case.weights)} tensors come back bit-equal'
+  rows[''] = Row(case.name, equal, not rows)
   return rows
 
 
@@ -108,18 +105,18 @@ def full_forward(case: Case) -> Outputs:
     image_masks = np.zeros(batch.tokens.shape, bool)
     image_masks[:rows, :length] = case.given(sub, 'image_masks')
     if grid:
-      x[:rows, :cells] = _cells(case.given(sub, 'image_latents'), rows)
+      x[:rows, :cells] = to_cells(case.given(sub, 'image_latents'), rows)
       t[:rows, :images] = case.given(sub, 't').reshape(rows, images)
       selected = np.take_along_axis(image_masks, batch.place, axis=1) & official.placed(batch)
       if case.has(sub, 'image_labels'):
-        velocity[:rows, :cells] = _cells(case.given(sub, 'image_labels'), rows)
+        velocity[:rows, :cells] = to_cells(case.given(sub, 'image_labels'), rows)
     defined = selected.any() or not grid  # the official loss is not a number elsewhere: gradients of loss_ntp alone
     coefficients = (options['flow_coeff'], options['ntp_coeff']) if defined else (0.0, 1.0)
     gradients, seen = train(params, batch, x, t, velocity, selected, np.float32(coefficients))
     seen = dict(seen)
     if (drawn := seen.pop('velocity')) is not None and grid:
-      out[f'out.{sub}.v_img'] = _grids(drawn[:rows, :cells], images, grid)
-    out.update({f'out.{sub}.{name}': value if value.ndim == 0 else value[:rows, :length] for name, value in seen.items()})
+      out[f'out.{sub}.v_img'] = to_grids(drawn[:rows, :cells], images, grid)
+    out.update({f'out.{sub}.{name}': value[:rows, :length] if value.ndim else value for name, value in seen.items()})
     out.update(_spliced(case, sub, batch, velocity, selected, rows, length))
     out.update(_gradients(case, sub, export(table, gradients), vocab))
   return out
@@ -147,12 +144,12 @@ def _gradients(case: Case, sub: str, gradients, vocab: int) -> Outputs:
   return out
 
 
-def _cells(x, rows: int):
+def to_cells(x, rows: int):
   """[(b n), c, t, h, w] -> [b, (n t h w), c]."""
   return rearrange(x, '(b n) c t h w -> b (n t h w) c', b=rows)
 
 
-def _grids(x, images: int, grid):
+def to_grids(x, images: int, grid):
   """The inverse of `_cells`."""
   return rearrange(x, 'b (n t h w) c -> (b n) c t h w', n=images, t=grid[0], h=grid[1], w=grid[2])
 
@@ -186,30 +183,35 @@ def train_step(case: Case) -> Outputs:
     logits = Tuna(config).apply({'params': params}, out.hidden, method='logits')[..., :config.decoder.vocab_size]
     return {**official_means(sums['ntp'], sums.get('flow'), options), 'logits': logits}
 
-  out = {}
+  layouts = {}
   for sub, s in case.config['subs'].items():
-    tokens, positions = case.given(sub, 'text_tokens'), case.given(sub, 'mp')
+    seen = s['type'] != 'mmu_text'  # its pictures are never looked at
+    grid = case.given(sub, 'draw0').shape[2:] if seen else None
+    layouts[sub] = case.given(sub, 'mp'), grid, case.given(sub, 'text_tokens').shape[1]
+  pictures = {sub: l for sub, l in layouts.items() if l[1]}
+  out = {}
+  for sub, (positions, grid, length) in layouts.items():
     rows, images = positions.shape[:2]
-    if s['type'] == 'mmu_text':  # its pictures are never looked at
-      batch = official.to_batch(tokens, positions, None, config.vae.latent_channels, (*tokens.shape, 0, images))
-      noise, t = np.zeros_like(batch.latents), np.zeros((rows, images), np.float32)
-    else:
-      pixels = _clips(case.given(sub, 'images'), s)
-      clean = np.asarray(encoder(vae_params, official.whole_chunks(pixels), case.given(sub, 'draw0')))
+    shape = common_shape(pictures) if grid else (rows, length, 0, images)
+    batch = official.to_batch(case.given(sub, 'text_tokens'), positions, grid, config.vae.latent_channels, shape)
+    noise, t = np.zeros_like(batch.latents), np.zeros(batch.target.shape, np.float32)
+    if grid:
+      kind, cells = case.config['subs'][sub], images * int(np.prod(grid))
+      pixels = official.whole_chunks(_clips(case.given(sub, 'images'), kind))
+      clean = np.asarray(encoder(vae_params, pixels, case.given(sub, 'draw0')))
       x0 = np.concatenate([case.given(sub, f'draw{1 + 2 * i}') for i in range(rows * images)])
       u = np.concatenate([case.given(sub, f'draw{2 + 2 * i}') for i in range(rows * images)])
-      target = np.zeros((rows, images), bool)
-      target[:, -1] = s['type'] != 'mmu'  # of an edit, the result
-      t = np.asarray(jnp.where(target, flow.time_shift(jax.nn.sigmoid(u), flow.TRAIN_SHIFT).reshape(rows, images), 1.0))
-      x_t, velocity = flow.interpolate(clean, x0, jnp.asarray(t.reshape(-1)))
-      masks = case.given(sub, 'image_masks') * (s['type'] != 'mmu')
-      out.update({f'out.{sub}.clean': clean, f'out.{sub}.xt': x_t, f'out.{sub}.ut': velocity,
-                  f'out.{sub}.t': t.reshape(-1), f'out.{sub}.masks': masks})
-      batch = official.to_batch(tokens, positions, clean.shape[2:], clean.shape[1])
-      batch.latents[:], batch.target[:] = _cells(clean, rows), target
-      noise = _cells(x0, rows)
-    labels, weight = official.to_next_token(case.given(sub, 'text_labels'))
-    seen = run(params, batch._replace(labels=labels, label_weight=weight), noise, t)
+      batch.target[:rows, images - 1] = kind['type'] != 'mmu'  # of an edit, the result
+      drawn = flow.time_shift(jax.nn.sigmoid(u), flow.TRAIN_SHIFT).reshape(rows, images)
+      t[:rows, :images] = jnp.where(batch.target[:rows, :images], drawn, 1.0)
+      own_t = t[:rows, :images].reshape(-1)
+      x_t, velocity = flow.interpolate(clean, x0, jnp.asarray(own_t))
+      out.update({f'out.{sub}.clean': clean, f'out.{sub}.xt': x_t, f'out.{sub}.ut': velocity, f'out.{sub}.t': own_t,
+                  f'out.{sub}.masks': case.given(sub, 'image_masks') * (kind['type'] != 'mmu')})
+      batch.latents[:rows, :cells], noise[:rows, :cells] = to_cells(clean, rows), to_cells(x0, rows)
+    batch.labels[:rows], batch.label_weight[:rows] = official.to_next_token(case.given(sub, 'text_labels'), shape[1])
+    seen = dict(run(params, batch, noise, t))
+    out[f'out.{sub}.logits'] = seen.pop('logits')[:rows, :length]
     out.update({f'out.{sub}.{name}': value for name, value in seen.items()})
   return out
 
@@ -245,190 +247,5 @@ def transport(case: Case) -> Outputs:
   return {**out, 'out.euler_toy': jnp.stack(states)}
 
 
-# ---- sampling
-
-
-def _sampler(config, guidance, points: int, shift: float):
-  """(params, prompts, grid, noise) -> (latents of the sampler itself, x and v at every evaluation)."""
-
-  def run(params, prompts, grid, noise):
-    pictures = len(noise)
-    cache = drawing.prefill(config, params, prompts, noise.shape[1] + 1)
-    target = drawing.target_batch(prompts, np.tile(grid, (guidance.branches, 1)), noise.shape[1])
-    times = flow.times(points, shift)
-
-    def evaluate(x, pair):
-      t, after = pair
-      time = jnp.full((guidance.branches * pictures, 1), t)
-      v = Tuna(config).apply({'params': params}, target, jnp.tile(x, (guidance.branches, 1, 1)), time, cache).velocity
-      v = drawing.combine(jnp.split(v, guidance.branches), guidance.scale, 1.0)
-      return x + (after - t) * v, (x, v)
-
-    steps = jax.lax.scan(evaluate, noise, (times[:-1], times[1:]))[1]
-    return drawing.sample_latents(
-        config, params, prompts, grid, noise, guidance=guidance, points=points, shift=shift), steps
-
-  return lambda params, prompts, grid, noise: sizes.quick_jit(
-      lambda params, prompts, noise: run(params, prompts, grid, noise))(params, prompts, noise)
-
-
-def _sampled(case: Case, sub: str, config, params, decoder, plans, laid, noise) -> Outputs:
-  """The outputs that both samplers share. plans: conditional rows, then the others; noise [R, C, T, h, w]."""
-  s, tokenizer, grid = case.config['subs'][sub], _tokenizer(case), noise.shape[2:]
-  prompts = collate([split(plan, tokenizer, strides(config))[0] for plan in plans], noise.shape[1])
-  sampler = _sampler(config, drawing.Guidance(s['g']), s['steps'], s['shift'])
-  latents, (states, velocities) = sampler(params, prompts, np.int32([grid] * len(noise)), _cells(noise, len(noise)))
-  latents = _grids(latents, 1, grid)
-  values = {
-      'tgrid': flow.times(s['steps'], s['shift']), 'latents': latents,
-      'traj': jnp.stack([_grids(x, 1, grid) for x in states]), 'v': jnp.stack([_grids(v, 1, grid) for v in velocities]),
-      'images': decoder(latents),
-      'text_tokens': np.stack([l.tokens for l in laid]), 'mp': np.stack([l.positions for l in laid])}
-  return {f'out.{sub}.{name}': value for name, value in values.items()}
-
-
-def _decoder(case: Case, config):
-  params = sizes.load_vae(config.vae, case.weights)
-  decode = sizes.quick_jit(lambda params, z: WanVae(config.vae).apply({'params': params}, z, method='decode'))
-  return lambda latents: jnp.clip(rearrange(
-      decode(params, rearrange(latents, 'b c t h w -> b t h w c')), 'b t h w c -> b c t h w'), -1, 1)
-
-
-def sample_t2i(case: Case) -> Outputs:
-  """j: pictures and clips from fixed noise, by our cached sampler."""
-  config = sizes.model_config(case.config['model'], case.weights)
-  params, decoder, tokenizer = sizes.load_tuna(config, case.weights), _decoder(case, config), _tokenizer(case)
-  out = {}
-  for sub, s in case.config['subs'].items():
-    noise = case.given(sub, 'z')
-    cells = int(np.prod(noise.shape[2:]))
-    room = s['L'] - (cells + 1) - 4
-    ids = [_ids(case, sub, f'{branch}{i}')[:room] for branch in ('ids', 'null_ids') for i in range(len(noise))]
-    target = Video(np.zeros((*noise.shape[2:], 0), np.float32), True)
-    plans = [[Text((tokenizer.bos, *row)), target, Text((tokenizer.eos,))] for row in ids]
-    laid = [official.generation(tokenizer, row, cells + 1, s['L']) for row in ids]
-    out.update(_sampled(case, sub, config, params, decoder, plans, laid, noise))
-  return out
-
-
-def sample_edit(case: Case) -> Outputs:
-  """j: an edit from fixed noise; the source is a sample of the posterior (B12)."""
-  config = sizes.model_config(case.config['model'], case.weights)
-  params, decoder, tokenizer = sizes.load_tuna(config, case.weights), _decoder(case, config), _tokenizer(case)
-  encoder, vae_params = sizes.quick_jit(functools.partial(encode, config)), sizes.load_vae(config.vae, case.weights)
-  out = {}
-  for sub, s in case.config['subs'].items():
-    source = encoder(vae_params, rearrange(case.given(sub, 'px'), 'b n c h w -> (b n) 1 h w c'), case.given(sub, 'draw0'))
-    noise = case.given(sub, 'draw3')
-    cells = int(np.prod(noise.shape[2:]))
-    room = s['L'] - 2 * (cells + 1) - 6
-    ids = [_ids(case, sub, f'{branch}0')[:room] for branch in ('ids', 'null_ids')]
-    target = Video(np.zeros((*noise.shape[2:], 0), np.float32), True)
-    picture = Image(np.asarray(rearrange(source, '1 c t h w -> t h w c')))
-    plans = [[Text((tokenizer.bos,)), picture, Text(row), target, Text((tokenizer.eos,))] for row in ids]
-    laid = [official.editing(tokenizer, row, cells + 1, s['L']) for row in ids]
-    out.update(_sampled(case, sub, config, params, decoder, plans, laid, noise))
-    out[f'out.{sub}.src_latent'] = source
-  return out
-
-
-def mmu_generate(case: Case) -> Outputs:
-  """l: greedy text about a picture, by our cached decoding and our own prompt."""
-  config = sizes.model_config(case.config['model'], case.weights)
-  params, tokenizer = sizes.load_tuna(config, case.weights), _tokenizer(case)
-  encoder, vae_params = sizes.quick_jit(functools.partial(encode, config)), sizes.load_vae(config.vae, case.weights)
-  embed = sizes.quick_jit(lambda params, batch: forward(
-      config, params, batch, batch.latents, jnp.ones(batch.grid.shape[:2]))['input_embeds'])
-  out = {}
-  for sub, s in case.config['subs'].items():
-    latents = encoder(vae_params, rearrange(case.given(sub, 'px'), 'b c h w -> b 1 h w c'), case.given(sub, 'draw0'))
-    picture = Image(np.asarray(rearrange(latents, '1 c t h w -> t h w c')))
-    plan = tasks.conversation(tokenizer, [('user', s['prompt'])], [picture], system=tasks.QWEN_SYSTEM, header=True)
-    example = layout(plan, tokenizer, strides(config))
-    prompts = collate([example], config.vae.latent_channels)
-    first = int(np.flatnonzero(example.slot == 0)[0])
-    out[f'out.{sub}.prompt_tokens'] = example.tokens[None]
-    out[f'out.{sub}.mp'] = [[[first, int(example.kv_limit[first]) - first + 1]]]
-    out[f'out.{sub}.input_embeds'] = embed(params, prompts)[:, :example.length]
-    state, steps = writing.start(config, params, prompts, s['n']), []
-    while len(steps) < s['n'] and not bool(state.done.all()):
-      steps.append(np.asarray(state.logits)[0, :config.decoder.vocab_size])
-      state = writing.advance(config, params, state, len(steps), eos=tokenizer.eos)
-    ids = writing.finished(state, tokenizer.eos)[0]
-    best = np.sort(np.stack(steps), axis=1)
-    out.update({f'out.{sub}.tokens': ids, f'out.{sub}.step_logits': np.stack(steps),
-                f'out.{sub}.margin': best[:, -1] - best[:, -2]})
-    wanted = case.config.get('decoded_text', {}).get(sub)
-    if wanted is not None:
-      text = tokenizer.decode(ids)
-      out[f'decoded {sub}'] = Row(case.name, f'decoded_text.{sub}', text == wanted, (), note='' if text == wanted else
-                                  f'{text!r}, not {wanted!r}')
-  return out
-
-
-def _tokenizer(case: Case) -> Tokenizer:
-  """The set's own tokenizer; ValueError where a role has another id than the case says."""
-  tokenizer = Tokenizer.from_dir(case.folder / TOKENIZER)
-  for role, name in (('bos', 'bos_id'), ('eos', 'eos_id'), ('boi', 'boi_id'), ('eoi', 'eoi_id'),
-                     ('img_pad', 'img_pad_id'), ('pad', 'pad_id'), ('image', 'img_id')):
-    wanted = case.config.get('token_ids', {}).get(name, getattr(tokenizer, role))
-    if getattr(tokenizer, role) != wanted:
-      raise ValueError(f'{TOKENIZER}: {name} is {getattr(tokenizer, role)}, the case says {wanted}')
-  return tokenizer
-
-
-def _ids(case: Case, *path: str) -> tuple[int, ...]:
-  """The given ids; none where the case gives none (an empty negative prompt)."""
-  return tuple(case.given(*path).tolist()) if case.has(*path) else ()
-
-
-# ---- layouts
-
-
-def layouts(case: Case) -> Outputs:
-  """k: every formatter on ids, and every data set on records and pictures."""
-  tokenizer, out = _tokenizer(case), {}
-  special = types.SimpleNamespace(
-      **{role.removesuffix('_id'): i for role, i in case.config['token_ids'].items()},
-      image=case.config['token_ids']['img_id'])
-  for sub, s in case.config['subs'].items():
-    values = _prepared(case, sub, s, special) if s['fn'].startswith('prep') else (
-        _item(case, sub, s, tokenizer) if s['fn'].startswith('ds') else _official(_formatted(case, sub, s, special)))
-    out.update({f'out.{sub}.{name}': value for name, value in values.items()})
-  return out
-
-
-def _official(laid: official.Laid) -> dict:
-  return {'text_tokens': laid.tokens, 'text_labels': laid.labels, 'text_mask': laid.text_mask,
-          'image_mask': laid.image_mask, 'mp': laid.positions}
-
-
-def _formatted(case, sub, s, special) -> official.Laid:
-  formatters = {'gen': official.generation, 'edit': official.editing, 'und': official.understanding,
-                **dict.fromkeys(('conv_und', 'conv_text', 'conv_gen'), official.chat)}
-  if s['fn'] not in formatters:
-    raise ValueError(f'{sub}: unknown formatter {s["fn"]!r}; known: {", ".join(formatters)}, prep_*, ds_*')
-  prompt = {'prompt': _ids(case, sub, 'prompt_ids')} if case.has(sub, 'prompt_ids') else {}
-  return formatters[s['fn']](special, _ids(case, sub, 'ids'), s['N'], s['L'], **prompt)
-
-
-def _prepared(case, sub, s, special) -> dict:
-  """Conditional and null rows of a request, texts cut to max_text_len."""
-  room, span = s['max_text_len'], s['N']
-  formatter, length = {'prep_t2i': (official.generation, room + span + 4),
-                       'prep_edit': (official.editing, room + 2 * span + 6)}[s['fn']]
-  cond, null = (formatter(special, _ids(case, sub, name)[:room], span, length) for name in ('ids', 'null_ids'))
-  return {'text_tokens': cond.tokens[None], 'mp': cond.positions[None],
-          'null_tokens': null.tokens[None], 'null_mp': null.positions[None]}
-
-
-def _item(case, sub, s, tokenizer) -> dict:
-  items = {'ds_ti': official.image_item, 'ds_edit': official.edit_item, 'ds_video': official.video_item}
-  pictures = [case.given(sub, f'img{i}') for i in range(len(s['img_hw']))]
-  laid, pixels = items[s['fn']](tokenizer, s['record'], pictures, **s['kw'])
-  return {**_official(laid), 'images': pixels}
-
-
 CASES = {
-    'full_weights': full_weights, 'full_forward': full_forward, 'train_step': train_step, 'transport': transport,
-    'sample_t2i': sample_t2i, 'sample_edit': sample_edit, 'mmu_generate': mmu_generate, 'layout': layouts}
+    'full_weights': full_weights, 'full_forward': full_forward, 'train_step': train_step, 'transport': transport}

@@ -136,7 +136,7 @@ def siglip(case: Case) -> Outputs:
     seen = {'pos': position_weights(batch.coords, size, config.vision.grid) @ params['position_embed']['embedding']}
     for depth in range(config.vision.num_layers + 1):  # a tower of the first layers alone ends where they end
       tower = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_layers=depth))
-      first = {**params, 'layers': jax.tree.map(lambda leaf: leaf[:depth], params['layers'])}
+      first = {**params, 'layers': jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params['layers'])}
       seen[f'layer{depth - 1}'] = Vision(tower).apply(
           {'params': first}, latents, batch.coords, batch.image, batch.grid)
     return {**seen, 'emb': seen['layer-1'], 'hidden': seen[f'layer{config.vision.num_layers - 1}']}
@@ -320,8 +320,9 @@ def flow_head(case: Case) -> Outputs:
 
 def common_shape(subs) -> tuple[int, int, int, int]:
   """(B, L, V, M) that holds every {sub: (positions, grid, length)}."""
-  return tuple(np.max([(len(positions), length, positions.shape[1] * int(np.prod(grid)) if grid else 1, positions.shape[1])
-                       for positions, grid, length in subs.values()], axis=0).tolist())
+  each = [(len(positions), length, positions.shape[1] * int(np.prod(grid or 1)), positions.shape[1])
+          for positions, grid, length in subs.values()]
+  return tuple(np.max(each, axis=0).tolist())
 
 
 def flow_arguments(config, batch, time, *, rotate: bool = True):

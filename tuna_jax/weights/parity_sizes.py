@@ -27,7 +27,9 @@ ONLY = {
     'add_time_embeds': (True,), 'add_aspect_ratio_embeds': (False,), 'mrope_type': ('dit_3drope_mm',),
     'path_type': ('Linear',), 'prediction': ('velocity',), 'snr_type': ('lognorm',), 'do_shift': (True,),
     'und_max_t0': (1.0,), 'dtype': ('float32',)}
-_TOWER = dict(num_layers=1, dim=16, num_heads=1, num_kv_heads=1, head_dim=16, mlp_dim=8)  # where a case has no such tower
+# Stands for a tower that the case does not have.
+_TOWER = {'num_layers': 1, 'dim': 16, 'num_heads': 1, 'num_kv_heads': 1, 'head_dim': 16, 'mlp_dim': 8}
+_VAE = VaeConfig()  # Wan 2.2's own sizes
 
 
 # A case runs once or a few times, so on a CPU the time is all in the compiler: this one is 7 times as fast.
@@ -41,7 +43,7 @@ def quick_jit(function: Callable) -> Callable:
   return jax.jit(function, compiler_options=_QUICK if jax.default_backend() == 'cpu' else None)
 
 
-def tuna(*, vision=None, decoder=None, flow_head=None, vae=VaeConfig(), time_frequencies: int = 256) -> TunaConfig:
+def tuna(*, vision=None, decoder=None, flow_head=None, vae=_VAE, time_frequencies: int = 256) -> TunaConfig:
   """A float32 model with official behaviour; the towers that a case does not have are as small as can be."""
   dim = flow_head.dim if flow_head else decoder.dim if decoder else _TOWER['dim']
   small = {**_TOWER, 'dim': dim}
@@ -54,13 +56,13 @@ def tuna(*, vision=None, decoder=None, flow_head=None, vae=VaeConfig(), time_fre
 
 def vae_config(config: Mapping) -> VaeConfig:
   """z_dim, c_dim, dec_dim, dim_mult, num_res_blocks, temperal_downsample; those absent are Wan 2.2's."""
-  blocks = config.get('num_res_blocks', VaeConfig().encoder_blocks)
+  blocks = config.get('num_res_blocks', _VAE.encoder_blocks)
   return VaeConfig(
-      latent_channels=config.get('z_dim', VaeConfig().latent_channels),
+      latent_channels=config.get('z_dim', _VAE.latent_channels),
       encoder_dim=config['c_dim'], decoder_dim=config['dec_dim'],
-      dim_mult=tuple(config.get('dim_mult', VaeConfig().dim_mult)),
+      dim_mult=tuple(config.get('dim_mult', _VAE.dim_mult)),
       encoder_blocks=blocks, decoder_blocks=blocks + 1,
-      temporal_down=tuple(config.get('temperal_downsample', VaeConfig().temporal_down)),
+      temporal_down=tuple(config.get('temperal_downsample', _VAE.temporal_down)),
       latent_mean=WAN_STD, latent_std=WAN_STD)  # B13
 
 

@@ -1,0 +1,200 @@
+"""Our towers against the public PyTorch ones, at tiny random sizes: outputs, one gradient each, and bfloat16.
+
+`launch/test.sh --live` installs what these need.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.weights.small import small_config
+from tuna_jax.models import rope
+from tuna_jax.models.decoder import Decoder
+from tuna_jax.models.layers import Span
+from tuna_jax.models.vae import WanVae
+from tuna_jax.models.vision import Vision
+from tuna_jax.weights import tables
+from tuna_jax.weights.convert import convert, export
+from tuna_jax.weights.parity_sizes import quick_jit
+from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
+
+pytestmark = pytest.mark.parity
+
+OUTPUT = 2e-6  # relative L2 in float32, the bar of the golden set
+GRADIENT = 1e-5  # a gradient passes every layer twice
+BFLOAT16 = 2.0  # times the error of the reference's own bfloat16
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
+def randomise(model):
+  import torch
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      gain = parameter.ndim == 1 and 'bias' not in name or 'gamma' in name
+      parameter.copy_(torch.randn_like(parameter) * 0.1 + float(gain))
+  return model.eval()
+
+
+def arrays(model):
+  return {name: value.detach().numpy() for name, value in model.state_dict().items()}
+
+
+def difference(found, want):
+  found, want = np.asarray(found), np.asarray(want)
+  assert found.shape == want.shape
+  return np.linalg.norm(found - want) / np.linalg.norm(want)
+
+
+def half(config):
+  return dataclasses.replace(config, dtype='bfloat16')
+
+
+def assert_same(table, run, params, model, name, want):
+  """Outputs agree, and so do the gradients of a random projection with respect to the torch tensor `name`."""
+  import torch
+  assert difference(quick_jit(run)(params), want.detach()) <= OUTPUT
+  projection = np.random.default_rng(1).standard_normal(want.shape, np.float32)
+  (want * torch.from_numpy(projection)).sum().backward()
+  theirs = next(value for key, value in model.named_parameters() if key.endswith(name))
+  gradients = export(table, quick_jit(jax.grad(lambda p: jnp.vdot(run(p), projection)))(params))
+  assert difference(gradients[name], theirs.grad) <= GRADIENT
+
+
+# ---- the decoder
+
+
+def qwen2(tied):
+  """(config, transformers' model, our parameters, ids)."""
+  import transformers
+  config = small_config(tied=tied)
+  d = config.decoder
+  model = randomise(transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+      hidden_size=d.dim, intermediate_size=d.mlp_dim, num_hidden_layers=d.num_layers, num_attention_heads=d.num_heads,
+      num_key_value_heads=d.num_kv_heads, rms_norm_eps=d.norm_eps, vocab_size=d.vocab_size, tie_word_embeddings=tied,
+      rope_parameters={'rope_type': 'default', 'rope_theta': d.rope_theta}, use_sliding_window=False)))
+  params = convert(tables.qwen2(d), arrays(model), {'decoder': tuna_shapes(config)['decoder']})
+  return config, model, params, np.random.default_rng(0).integers(0, d.vocab_size, (2, 12))
+
+
+def decode(config, params, ids):
+  d, variables, one = config.decoder, {'params': params['decoder']}, jnp.ones(ids.shape, jnp.int32)
+  position = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+  span = Span(rope.decoder_rotary(position, d.head_dim, d.rope_theta), position, one, one)
+  hidden, _ = Decoder(config).apply(variables, Decoder(config).apply(variables, ids, method='embed'), span)
+  return Decoder(config).apply(variables, hidden, method='logits')[..., :d.vocab_size]
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_the_decoder_is_qwen2(tied):
+  import torch
+  config, model, params, ids = qwen2(tied)
+  want = model(torch.from_numpy(ids)).logits
+  assert_same(tables.qwen2(config.decoder), lambda params: decode(config, params, ids), params, model,
+              'model.layers.0.self_attn.k_proj.weight', want)
+
+
+def test_bfloat16_costs_the_decoder_at_most_twice_what_it_costs_qwen2():
+  import torch
+  config, model, params, ids = qwen2(tied=True)
+  with torch.no_grad():
+    exact = model(torch.from_numpy(ids)).logits
+    theirs = model.to(torch.bfloat16)(torch.from_numpy(ids)).logits.float()
+  ours = quick_jit(lambda params: decode(half(config), params, ids))(params)
+  assert 0 < difference(ours, exact) <= BFLOAT16 * difference(theirs, exact)
+
+
+# ---- the vision tower
+
+
+def siglip2():
+  """(config, transformers' model, our parameters, latents [B, C, h, w])."""
+  import transformers
+  config = small_config()
+  v, channels = config.vision, config.vae.latent_channels
+  model = randomise(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
+      hidden_size=v.dim, intermediate_size=v.mlp_dim, num_hidden_layers=v.num_layers + 1, image_size=v.grid,
+      patch_size=1, num_channels=channels, num_attention_heads=v.num_heads, layer_norm_eps=v.norm_eps,
+      hidden_act='gelu_pytorch_tanh', attention_dropout=0.0)))
+  params = convert(tables.siglip2(v), arrays(model), {'vision': tuna_shapes(config)['vision']})
+  return config, model, params, np.random.default_rng(0).standard_normal((2, channels, v.grid, v.grid), np.float32)
+
+
+def see(config, params, latents):
+  rows, channels, side, _ = latents.shape
+  cells = latents.reshape(rows, channels, -1).transpose(0, 2, 1)
+  coords = np.broadcast_to(np.indices((1, side, side)).reshape(3, -1).T, (rows, side**2, 3))
+  grid = np.broadcast_to(np.int32([1, side, side]), (rows, 1, 3))
+  return Vision(config).apply({'params': params['vision']}, cells, coords, np.ones(cells.shape[:2], np.int32), grid)
+
+
+def test_the_vision_tower_is_siglip_before_its_last_layer():
+  import torch
+  config, model, params, latents = siglip2()
+  want = model(torch.from_numpy(latents), output_hidden_states=True).hidden_states[-2]
+  assert_same(tables.siglip2(config.vision), lambda params: see(config, params, latents), params, model,
+              'encoder.layers.0.self_attn.q_proj.weight', want)
+
+
+def test_bfloat16_costs_the_vision_tower_at_most_twice_what_it_costs_siglip():
+  import torch
+  config, model, params, latents = siglip2()
+  pixels = torch.from_numpy(latents)
+  with torch.no_grad():
+    exact = model(pixels, output_hidden_states=True).hidden_states[-2]
+    theirs = model.to(torch.bfloat16)(pixels.bfloat16(), output_hidden_states=True).hidden_states[-2].float()
+  ours = quick_jit(lambda params: see(half(config), params, latents).astype(jnp.float32))(params)
+  assert 0 < difference(ours, exact) <= BFLOAT16 * difference(theirs, exact)
+
+
+# ---- the VAE
+
+
+@pytest.fixture(scope='module')
+def wan():
+  """(our config, table, parameters, the model of diffusers in its Wan 2.2 form)."""
+  import diffusers
+  config = dataclasses.replace(small_config().vae, latent_mean=(), latent_std=())
+  model = randomise(diffusers.AutoencoderKLWan(
+      base_dim=config.encoder_dim, decoder_base_dim=config.decoder_dim, z_dim=config.latent_channels,
+      dim_mult=list(config.dim_mult), num_res_blocks=config.encoder_blocks, attn_scales=[],
+      temperal_downsample=list(config.temporal_down), is_residual=True, in_channels=12, out_channels=12, patch_size=2,
+      scale_factor_temporal=config.temporal_stride, scale_factor_spatial=config.spatial_stride))
+  table = tables.diffusers_vae(config)
+  return config, table, convert(table, arrays(model), vae_shapes(config)), model
+
+
+def channels_last(x):
+  return x.permute(0, 2, 3, 4, 1)
+
+
+def test_the_vae_encodes_as_wan_does(wan):
+  import torch
+  config, table, params, model = wan
+  video = np.random.default_rng(0).uniform(-1, 1, (1, 5, 32, 48, 3)).astype(np.float32)
+  model.zero_grad()
+  want = channels_last(model.encode(torch.from_numpy(video.transpose(0, 4, 1, 2, 3))).latent_dist.mean)
+  assert_same(table, lambda params: WanVae(config).apply({'params': params}, video, method='encode').mean, params,
+              model, 'encoder.conv_in.weight', want)
+
+
+def test_the_vae_decodes_as_wan_does(wan):
+  import torch
+  config, table, params, model = wan
+  latents = np.random.default_rng(0).standard_normal((1, 2, 2, 3, config.latent_channels), np.float32)
+  model.zero_grad()
+  want = channels_last(model.decode(torch.from_numpy(latents.transpose(0, 4, 1, 2, 3))).sample)
+  assert 0.1 < np.abs(want.detach().numpy()).mean() < 0.9  # neither dark nor clamped away
+
+  def run(params):
+    return jnp.clip(WanVae(config).apply({'params': params}, latents, method='decode'), -1, 1)
+
+  assert_same(table, run, params, model, 'decoder.mid_block.resnets.0.conv1.weight', want)

@@ -1,0 +1,62 @@
+"""Compares every module with golden tensors of the official one, a verdict an output.
+
+  tuna-jax parity --golden=DIR [--json=FILE] [--only=CASE]
+
+DIR holds index.json and the .safetensors files it names; any sizes will do. A row an output: shape, largest absolute
+error, relative L2 error, the official code's own sensitivity to rounding, verdict. An output passes within 30 times
+that sensitivity or within 2e-6 relative L2, integers when they are equal.
+
+Exit code 0: everything passed. 1: an output failed, or a tensor is missing, extra, misshapen or not finite, or a case
+is of an unknown kind; the rows name it. 2: DIR is no golden set.
+"""
+
+import dataclasses
+import json
+import math
+import time
+
+from absl import flags
+from etils import epath
+
+from tuna_jax.cli import app
+
+_GOLDEN = flags.DEFINE_string('golden', None, 'The directory of golden tensors.', required=True)
+_JSON = flags.DEFINE_string('json', None, 'Also write the rows to this file.')
+_ONLY = flags.DEFINE_string('only', '', 'Run only the cases whose name begins so.')
+
+
+def main(argv):
+  del argv
+  from tuna_jax.weights import parity  # imports jax
+
+  start, rows = time.time(), []
+  print(_line('case', 'output', 'shape', 'max abs', 'rel L2', 'sens 1ulp', 'verdict'))
+  for row in parity.run(_GOLDEN.value, _ONLY.value):
+    rows.append(row)
+    verdict = 'ok' if row.passed else 'FAIL'
+    shape = '' if row.shape is None else 'x'.join(map(str, row.shape)) or 'scalar'
+    print(_line(row.case, row.output, shape, *map(_number, (row.max_abs, row.relative, row.sensitivity)),
+                f'{verdict}  {row.note}'.rstrip()), flush=True)
+  failed = sum(not row.passed for row in rows)
+  cases, seconds = len({row.case for row in rows if row.case}), time.time() - start
+  print(f'{"FAIL" if failed else "PASS"}: {len(rows) - failed} of {len(rows)} rows in {cases} cases, {seconds:.0f} s')
+  if _JSON.value:
+    epath.Path(_JSON.value).write_text(json.dumps({
+        'golden': _GOLDEN.value, 'passed': not failed, 'failed': failed, 'cases': cases, 'seconds': round(seconds, 1),
+        'tolerance': {'sensitivities': parity.SENSITIVITIES, 'relative': parity.RELATIVE},
+        'rows': [{name: None if isinstance(value, float) and not math.isfinite(value) else value
+                  for name, value in dataclasses.asdict(row).items()} for row in rows]}, indent=1) + '\n')
+  return int(failed > 0)
+
+
+def _line(case, output, shape, *rest) -> str:
+  numbers, verdict = rest[:-1], rest[-1]
+  return f'{case:<18} {output:<58} {shape:<16} ' + ' '.join(f'{n:>9}' for n in numbers) + f'  {verdict}'
+
+
+def _number(value) -> str:
+  return '' if value is None else f'{value:.2e}'
+
+
+if __name__ == '__main__':
+  app.run(main)
