@@ -78,8 +78,8 @@ class Generator:
                batch_size: int = 16, max_length: int = 32_768):
     if batch_size < 1:
       raise ValueError(f'batch_size={batch_size}: must be at least 1')
-    self.config, self.params, self.tokenizer = config, params, tokenizer
-    self.vae_config, self.vae_params = vae_config or config.vae, vae_params
+    self.config, self.params, self.tokenizer = config, jax.device_put(params), tokenizer
+    self.vae_config, self.vae_params = vae_config or config.vae, jax.device_put(vae_params)
     self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()
     self.batch_size, self.max_length = batch_size, max_length
 
