@@ -37,40 +37,80 @@ def stage(name: str, size: str = 'tiny', **changes) -> TrainConfig:
   """The shrunk config of a stage with its frozen parts in place; `changes` are fields of TrainConfig."""
   config = shrink(real(name, size))
   folder = assets()
-  config = dataclasses.replace(config, tokenizer=f'{folder}/tokenizer', vae=f'{folder}/vae' if config.visual else '')
+  config = dataclasses.replace(
+    config, tokenizer=f'{folder}/tokenizer', vae=f'{folder}/vae' if config.visual else ''
+  )
   return dataclasses.replace(config, **changes)
 
 
 def shrink(config: TrainConfig) -> TrainConfig:
   """`config` with a model of some ten thousand parameters and rows of one or two examples."""
   data = dataclasses.replace(
-      config.data, media=MediaConfig(image_size='64', video_size='64', frames=5), size=200, threads=1, prefetch=1,
-      encode_batch=4, tasks=dataclasses.replace(config.data.tasks, system=None))
+    config.data,
+    media=MediaConfig(image_size='64', video_size='64', frames=5),
+    size=200,
+    threads=1,
+    prefetch=1,
+    encode_batch=4,
+    tasks=dataclasses.replace(config.data.tasks, system=None),
+  )
   optimizer = dataclasses.replace(config.optimizer, warmup=1)
   visual, images = (64, 4) if config.visual else (0, 0)
   return dataclasses.replace(
-      config, model=model(config.model), data=data, optimizer=optimizer, steps=3, rows=8, length=160, visual=visual,
-      images=images, checkpoint_every=2, keep=3)
+    config,
+    model=model(config.model),
+    data=data,
+    optimizer=optimizer,
+    steps=3,
+    rows=8,
+    length=160,
+    visual=visual,
+    images=images,
+    checkpoint_every=2,
+    keep=3,
+  )
 
 
 def model(config: TunaConfig) -> TunaConfig:
   """`config` at width 32 and two layers, in float32; grouping of heads and the tied head stay."""
+
   def tower(t, **other):
     return dataclasses.replace(
-        t, num_layers=2, dim=32, num_heads=4, num_kv_heads=4 if t.num_kv_heads == t.num_heads else 2, head_dim=16,
-        mlp_dim=48, **other)
+      t,
+      num_layers=2,
+      dim=32,
+      num_heads=4,
+      num_kv_heads=4 if t.num_kv_heads == t.num_heads else 2,
+      head_dim=16,
+      mlp_dim=48,
+      **other,
+    )
 
   decoder: DecoderConfig = tower(config.decoder, vocab_size=384)
   return dataclasses.replace(
-      config, vision=tower(config.vision, grid=4), decoder=decoder, flow_head=tower(config.flow_head), vae=vae(config.vae),
-      time_frequencies=16, dtype='float32')
+    config,
+    vision=tower(config.vision, grid=4),
+    decoder=decoder,
+    flow_head=tower(config.flow_head),
+    vae=vae(config.vae),
+    time_frequencies=16,
+    dtype='float32',
+  )
 
 
 def vae(config: VaeConfig) -> VaeConfig:
   """`config` four channels wide; its strides stay."""
   return dataclasses.replace(
-      config, latent_channels=8, encoder_dim=4, decoder_dim=4, dim_mult=(1,) * len(config.dim_mult), encoder_blocks=1,
-      decoder_blocks=1, latent_mean=(), latent_std=())
+    config,
+    latent_channels=8,
+    encoder_dim=4,
+    decoder_dim=4,
+    dim_mult=(1,) * len(config.dim_mult),
+    encoder_blocks=1,
+    decoder_blocks=1,
+    latent_mean=(),
+    latent_std=(),
+  )
 
 
 @functools.cache
@@ -78,7 +118,9 @@ def assets() -> str:
   """A directory with the frozen parts of a shrunk run: `tokenizer`, and `vae` with random weights."""
   folder = tempfile.mkdtemp(prefix='tuna_jax_assets_')
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  Tokenizer.train(texts(DataConfig(tasks=real('stage2').data.tasks), limit=30), 384).save(f'{folder}/tokenizer')
+  Tokenizer.train(texts(DataConfig(tasks=real('stage2').data.tasks), limit=30), 384).save(
+    f'{folder}/tokenizer'
+  )
   small = vae(VaeConfig())
   checkpoint.save_weights(f'{folder}/vae', randomise(checkpoint.abstract_vae(small), 0), small)
   return folder
@@ -88,7 +130,11 @@ def randomise(abstract, seed: int, scale: float = 0.1):
   """Random numbers in the shape of a tree, ones around norms' scales: what starts at zero would hide faults."""
   rng = np.random.default_rng(seed)
   return jax.tree_util.tree_map_with_path(
-      lambda path, a: (scale * rng.normal(size=a.shape) + name_of(path).endswith('scale')).astype(a.dtype), abstract)
+    lambda path, a: (scale * rng.normal(size=a.shape) + name_of(path).endswith('scale')).astype(
+      a.dtype
+    ),
+    abstract,
+  )
 
 
 def overrides(config: TrainConfig, base: TrainConfig) -> list[str]:
@@ -100,5 +146,7 @@ def overrides(config: TrainConfig, base: TrainConfig) -> list[str]:
 def _flatten(mapping, prefix=''):
   out = {}
   for key, value in mapping.items():
-    out |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+    out |= (
+      _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+    )
   return out

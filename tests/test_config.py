@@ -23,17 +23,39 @@ from tuna_jax.train import checkpoint, state
 
 # ARCHITECTURE.md section 0, in our names.
 COUNTS = {
-    '2b': {'decoder': 1_543_304_192, 'vision': 397_463_200, 'connector': 4_132_992, 'time_embed': 2_755_584,
-           'flow_head/layers': 2_469_893_120, 'flow_head/final': 4_796_976, '': 4_422_346_064},
-    '7b': {'decoder': 7_612_785_152, 'vision': 397_463_200, 'connector': 16_982_144, 'time_embed': 13_769_728,
-           'flow_head/layers': 5_006_362_624, 'flow_head/final': 25_872_944, '': 13_073_235_792},
+  '2b': {
+    'decoder': 1_543_304_192,
+    'vision': 397_463_200,
+    'connector': 4_132_992,
+    'time_embed': 2_755_584,
+    'flow_head/layers': 2_469_893_120,
+    'flow_head/final': 4_796_976,
+    '': 4_422_346_064,
+  },
+  '7b': {
+    'decoder': 7_612_785_152,
+    'vision': 397_463_200,
+    'connector': 16_982_144,
+    'time_embed': 13_769_728,
+    'flow_head/layers': 5_006_362_624,
+    'flow_head/final': 25_872_944,
+    '': 13_073_235_792,
+  },
 }
-VAE_COUNTS = {'encoder': 149_627_776, 'decoder': 555_049_228, 'quant': 9_312, 'post_quant': 2_352, '': 704_688_668}
+VAE_COUNTS = {
+  'encoder': 149_627_776,
+  'decoder': 555_049_228,
+  'quant': 9_312,
+  'post_quant': 2_352,
+  '': 704_688_668,
+}
 VAE_TENSORS = 196
 
 
 def count(params, part):
-  return sum(math.prod(a.shape) for name, a in tree.flatten(params).items() if name.startswith(part))
+  return sum(
+    math.prod(a.shape) for name, a in tree.flatten(params).items() if name.startswith(part)
+  )
 
 
 @pytest.mark.parametrize('size', COUNTS)
@@ -54,8 +76,10 @@ def test_the_vae_has_the_published_tensors():
 
 
 def test_only_7b_has_its_own_language_head():
-  heads = {size: [n for n in tree.names(state.abstract_params(c)) if 'lm_head' in n]
-           for size, c in {'tiny': TINY, '2b': TUNA_2B, '7b': TUNA_7B}.items()}
+  heads = {
+    size: [n for n in tree.names(state.abstract_params(c)) if 'lm_head' in n]
+    for size, c in {'tiny': TINY, '2b': TUNA_2B, '7b': TUNA_7B}.items()
+  }
   assert heads == {'tiny': [], '2b': [], '7b': ['decoder/lm_head/kernel']}
 
 
@@ -82,15 +106,27 @@ def test_every_stage_of_every_size_loads_through_its_config_dict(stage, size):
   assert again == config and hash(again) == hash(config)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'decoder': {**to_dict(TINY.decoder), 'mlp_dimm': 3}}, r"decoder\.mlp_dimm: no such field.*nearest is 'mlp_dim'"),
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (
+      {'decoder': {**to_dict(TINY.decoder), 'mlp_dimm': 3}},
+      r"decoder\.mlp_dimm: no such field.*nearest is 'mlp_dim'",
+    ),
     ({'decoder': {}}, r'decoder\.num_layers: missing'),
-    ({'decoder': {**to_dict(TINY.decoder), 'dim': 128.5}}, r'decoder\.dim: expected int, found float 128.5'),
-    ({'decoder': {**to_dict(TINY.decoder), 'tied': 1}}, r'decoder\.tied: expected bool, found int 1'),
+    (
+      {'decoder': {**to_dict(TINY.decoder), 'dim': 128.5}},
+      r'decoder\.dim: expected int, found float 128.5',
+    ),
+    (
+      {'decoder': {**to_dict(TINY.decoder), 'tied': 1}},
+      r'decoder\.tied: expected bool, found int 1',
+    ),
     ({'decoder': 7}, 'decoder: expected a mapping, found int 7'),
     ({'vae': {'latent_mean': [0.0, 'x']}}, r"vae\.latent_mean\[1\]: expected float, found str 'x'"),
     ({'remat': 'blocks'}, "remat='blocks': expected one of"),
-])
+  ],
+)
 def test_a_wrong_field_is_named_by_its_full_path(change, message):
   with pytest.raises((ValueError, TypeError), match=message):
     from_dict(TunaConfig, {**to_dict(TINY), **change})
@@ -99,7 +135,10 @@ def test_a_wrong_field_is_named_by_its_full_path(change, message):
 def test_integers_serve_as_floats_and_lists_as_tuples():
   mapping = {**to_dict(TINY.vae), 'dim_mult': [1, 2, 4, 4]}
   assert from_dict(VaeConfig, mapping) == TINY.vae
-  assert from_dict(configs.DecoderConfig, {**to_dict(TINY.decoder), 'rope_theta': 10_000}).rope_theta == 1e4
+  assert (
+    from_dict(configs.DecoderConfig, {**to_dict(TINY.decoder), 'rope_theta': 10_000}).rope_theta
+    == 1e4
+  )
 
 
 def test_an_unknown_size_is_named_with_the_nearest():
@@ -116,15 +155,31 @@ def test_widths_that_must_agree_are_checked():
     VaeConfig(latent_mean=(0.0, 1.0))
   with pytest.raises(ValueError, match='rows=8 does not divide into optimizer.accumulate=3'):
     config = shrink.real('stage1')
-    dataclasses.replace(config, rows=8, optimizer=dataclasses.replace(config.optimizer, accumulate=3))
+    dataclasses.replace(
+      config, rows=8, optimizer=dataclasses.replace(config.optimizer, accumulate=3)
+    )
 
 
 def test_stages_differ_in_what_they_say_they_differ_in():
   one, two, three = (shrink.real(s, '2b') for s in shrink.STAGES)
   assert (one.optimizer.lr, two.optimizer.lr, three.optimizer.lr) == (1e-4, 1e-4, 2e-5)
-  assert [dict(c.optimizer.groups).get('decoder/.*') for c in (one, two, three)] == [0.0, None, None]
-  assert [tuple(start for start, _ in c.data.phases) for c in (one, two, three)] == [(0.0,), (0.0, 0.15, 0.3), (0.0,)]
+  assert [dict(c.optimizer.groups).get('decoder/.*') for c in (one, two, three)] == [
+    0.0,
+    None,
+    None,
+  ]
+  assert [tuple(start for start, _ in c.data.phases) for c in (one, two, three)] == [
+    (0.0,),
+    (0.0, 0.15, 0.3),
+    (0.0,),
+  ]
   for c in (one, two, three):
     o = c.optimizer
-    assert (o.b1, o.b2, o.weight_decay, o.clip, c.data.tasks.caption_dropout) == (0.9, 0.95, 0.01, 1.0, 0.1)
+    assert (o.b1, o.b2, o.weight_decay, o.clip, c.data.tasks.caption_dropout) == (
+      0.9,
+      0.95,
+      0.01,
+      1.0,
+      0.1,
+    )
     assert (c.ntp_coeff, c.flow_coeff) == (0.2, 1.0)

@@ -7,31 +7,54 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MODELS = ('attention', 'rope', 'layers', 'vae', 'vae_stream', 'vision', 'decoder', 'flow_head', 'tuna')  # pixels to velocity
+MODELS = (
+  'attention',
+  'rope',
+  'layers',
+  'vae',
+  'vae_stream',
+  'vision',
+  'decoder',
+  'flow_head',
+  'tuna',
+)  # pixels to velocity
 CORE = ('config', 'tree', 'batch')
 
 # What each room may import of ours, itself aside. `models` also go by the order above, see below.
 DOORS = {
-    **dict.fromkeys(CORE, CORE),
-    'sharding': CORE,
-    'flow': ('batch',),
-    'losses': ('batch',),
-    'models': ('config', 'batch', 'sharding'),
-    'data': ('config', 'batch'),
-    'weights': (*CORE, 'models', 'sharding'),
-    'train': (*CORE, 'sharding', 'flow', 'losses', 'models', 'data', 'weights'),
-    'sample': (*CORE, 'sharding', 'flow', 'models', 'data', 'weights'),
-    'evals': (*CORE, 'data', 'sample'),
-    'cli': (*CORE, 'sharding', 'flow', 'losses', 'models', 'data', 'weights', 'train', 'sample', 'evals', 'configs', 'parity'),
-    'configs': ('config', 'data', 'train'),
-    # An instrument, not a part: it holds whole passes, training and sampling included, against the official ones.
-    'parity': (*CORE, 'flow', 'losses', 'models', 'data', 'weights', 'train', 'sample'),
+  **dict.fromkeys(CORE, CORE),
+  'sharding': CORE,
+  'flow': ('batch',),
+  'losses': ('batch',),
+  'models': ('config', 'batch', 'sharding'),
+  'data': ('config', 'batch'),
+  'weights': (*CORE, 'models', 'sharding'),
+  'train': (*CORE, 'sharding', 'flow', 'losses', 'models', 'data', 'weights'),
+  'sample': (*CORE, 'sharding', 'flow', 'models', 'data', 'weights'),
+  'evals': (*CORE, 'data', 'sample'),
+  'cli': (
+    *CORE,
+    'sharding',
+    'flow',
+    'losses',
+    'models',
+    'data',
+    'weights',
+    'train',
+    'sample',
+    'evals',
+    'configs',
+    'parity',
+  ),
+  'configs': ('config', 'data', 'train'),
+  # An instrument, not a part: it holds whole passes, training and sampling included, against the official ones.
+  'parity': (*CORE, 'flow', 'losses', 'models', 'data', 'weights', 'train', 'sample'),
 }
 
 # What stands open beyond that: (module, what it imports), each with its reason.
 OPEN = {
-    # Runs and weights directories are one format, written and read in one place.
-    ('sample.open', 'train.checkpoint'),
+  # Runs and weights directories are one format, written and read in one place.
+  ('sample.open', 'train.checkpoint'),
 }
 
 
@@ -51,8 +74,10 @@ def imports(path: pathlib.Path) -> frozenset[str]:
       found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       assert not node.level, f'{path}: imports are absolute'
-      found |= {f'{node.module}.{alias.name}' if is_package(node.module, alias.name) else node.module
-                for alias in node.names}
+      found |= {
+        f'{node.module}.{alias.name}' if is_package(node.module, alias.name) else node.module
+        for alias in node.names
+      }
   return frozenset(found)
 
 
@@ -82,8 +107,11 @@ def room(module):
 @pytest.mark.parametrize('name', sorted(DOORS))
 def test_a_room_imports_only_through_its_doors(name):
   allowed = {name, *DOORS[name]}
-  wrong = [f'{module} imports {target}' for module, target in sorted(OURS)
-           if room(module) == name and room(target) not in allowed and (module, target) not in OPEN]
+  wrong = [
+    f'{module} imports {target}'
+    for module, target in sorted(OURS)
+    if room(module) == name and room(target) not in allowed and (module, target) not in OPEN
+  ]
   assert not wrong
 
 
@@ -111,12 +139,16 @@ def test_models_take_only_the_anchor_from_sharding():
       if isinstance(node, ast.ImportFrom) and node.module == 'tuna_jax.sharding':
         names = {alias.name for alias in node.names}
         # The kernel is mapped over the mesh's own devices, so it needs the specs behind the anchors.
-        assert names <= ({'activation_spec', 'active_mesh'} if module == 'models.attention' else {'anchor'}), module
+        assert names <= (
+          {'activation_spec', 'active_mesh'} if module == 'models.attention' else {'anchor'}
+        ), module
 
 
 def third_party(name):
   """Modules that import the package `name`."""
-  return {module for module, path in ALL.items() if any(i.split('.')[0] == name for i in imports(path))}
+  return {
+    module for module, path in ALL.items() if any(i.split('.')[0] == name for i in imports(path))
+  }
 
 
 def test_data_never_imports_jax():

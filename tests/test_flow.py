@@ -15,7 +15,9 @@ SAMPLING = 3e-3  # of a quantile of 200,000 draws: under 5 standard errors
 def test_training_times_have_the_published_quantiles():
   t = np.asarray(flow.sample_t(jax.random.key(0), (200_000,)))
   assert t.dtype == np.float32 and 0 < t.min() and t.max() < 1
-  np.testing.assert_allclose(np.quantile(t, list(QUANTILES)), list(QUANTILES.values()), atol=SAMPLING)
+  np.testing.assert_allclose(
+    np.quantile(t, list(QUANTILES)), list(QUANTILES.values()), atol=SAMPLING
+  )
   np.testing.assert_allclose((t.mean(), t.std()), (0.3725, 0.198), atol=SAMPLING)
 
 
@@ -75,7 +77,9 @@ def test_a_straight_path_is_solved_exactly_whatever_the_grid():
 
 def test_euler_is_of_first_order_and_heun_of_second():
   def error(method, points):  # dx/dt = -2 t x, so x(1) = exp(-1)
-    x = flow.solve(lambda x, t: -2 * t * x, jnp.ones(1), np.linspace(0, 1, points, dtype=np.float32), method)
+    x = flow.solve(
+      lambda x, t: -2 * t * x, jnp.ones(1), np.linspace(0, 1, points, dtype=np.float32), method
+    )
     return abs(float(x[0]) - np.exp(-1))
 
   orders = {m: np.log2(error(m, 9) / error(m, 17)) for m in flow.SOLVERS}

@@ -61,7 +61,9 @@ def test_nothing_to_learn_is_zero_with_a_zero_gradient():
   predicted = jnp.ones((B, 5, 3))
 
   def nothing(p):
-    return losses.velocity_error(p, p * 2, jnp.zeros((B, 5), bool), jnp.zeros((B, 5), jnp.int32), TASKS).mean()
+    return losses.velocity_error(
+      p, p * 2, jnp.zeros((B, 5), bool), jnp.zeros((B, 5), jnp.int32), TASKS
+    ).mean()
 
   value, gradient = jax.value_and_grad(nothing)(predicted)
   assert value == 0 and not gradient.any()
@@ -78,7 +80,12 @@ def test_velocity_error_is_a_mean_over_channels_of_selected_tokens():
 
 
 def test_losses_are_float32_whatever_comes_in():
-  found = losses.next_token(lambda h: (h @ HEAD).astype(jnp.bfloat16), HIDDEN, LABELS, WEIGHT, TASK, TASKS)
+  found = losses.next_token(
+    lambda h: (h @ HEAD).astype(jnp.bfloat16), HIDDEN, LABELS, WEIGHT, TASK, TASKS
+  )
   assert found.total.dtype == jnp.float32
   half = jnp.ones((B, 5, 3), jnp.bfloat16)
-  assert losses.velocity_error(half, half, jnp.ones((B, 5)), jnp.zeros((B, 5), jnp.int32), 1).total.dtype == jnp.float32
+  assert (
+    losses.velocity_error(half, half, jnp.ones((B, 5)), jnp.zeros((B, 5), jnp.int32), 1).total.dtype
+    == jnp.float32
+  )

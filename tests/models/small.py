@@ -32,11 +32,16 @@ def media(*shape, seed: int = 0):
 
 # One example of every kind: text, a picture drawn, a picture asked about, an edit, a clip.
 PLANS = {
-    'text': [Text(ids(9, 0), loss=True)],
-    't2i': [Text(ids(6, 1)), Image(media(1, 2, 3, seed=1), target=True), Text(ids(2, 2))],
-    'vqa': [Text(ids(3, 3)), Image(media(1, 3, 2, seed=2)), Text(ids(7, 4), loss=True)],
-    'edit': [Text(ids(2, 5)), Image(media(1, 2, 2, seed=3)), Text(ids(4, 6)), Image(media(1, 2, 2, seed=4), target=True)],
-    't2v': [Text(ids(5, 7)), Video(media(3, 2, 2, seed=5), target=True)],
+  'text': [Text(ids(9, 0), loss=True)],
+  't2i': [Text(ids(6, 1)), Image(media(1, 2, 3, seed=1), target=True), Text(ids(2, 2))],
+  'vqa': [Text(ids(3, 3)), Image(media(1, 3, 2, seed=2)), Text(ids(7, 4), loss=True)],
+  'edit': [
+    Text(ids(2, 5)),
+    Image(media(1, 2, 2, seed=3)),
+    Text(ids(4, 6)),
+    Image(media(1, 2, 2, seed=4), target=True),
+  ],
+  't2v': [Text(ids(5, 7)), Video(media(3, 2, 2, seed=5), target=True)],
 }
 
 
@@ -44,11 +49,17 @@ def example(name: str) -> Example:
   return layout(PLANS[name], _Tokens, (4, 16), task=list(PLANS).index(name))
 
 
-def batch(*rows: tuple[str, ...], length: int = LENGTH, cells: int = CELLS, images: int = IMAGES) -> Batch:
+def batch(
+  *rows: tuple[str, ...], length: int = LENGTH, cells: int = CELLS, images: int = IMAGES
+) -> Batch:
   """The named examples side by side, latents filled in."""
-  packed = pack([[example(name) for name in row] for row in rows], (len(rows), length, cells, images, C))
+  packed = pack(
+    [[example(name) for name in row] for row in rows], (len(rows), length, cells, images, C)
+  )
   for placed in packed.media:
-    packed.batch.latents[placed.row, placed.start:placed.start + placed.cells] = placed.media.reshape(-1, C)
+    packed.batch.latents[placed.row, placed.start : placed.start + placed.cells] = (
+      placed.media.reshape(-1, C)
+    )
   return packed.batch
 
 
@@ -66,7 +77,9 @@ def params(config: TunaConfig = CONFIG):
 @functools.cache
 def forward(config: TunaConfig = CONFIG, flow: bool = True):
   """jitted (batch, latents, t, cache) -> Output with `params`."""
+
   @jax.jit
   def run(batch, latents, t, cache=None):
     return Tuna(config).apply({'params': params(config)}, batch, latents, t, cache, flow=flow)
+
   return run

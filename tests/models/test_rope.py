@@ -23,16 +23,23 @@ def flow(position=POSITION, coords=COORDS, text=NO, visual=NO):
 
 def test_scores_depend_on_distances_alone():
   shifted = (POSITION + 11, COORDS + 5)
-  np.testing.assert_allclose(scores(rope.decoder_rotary(POSITION, SIZE, 1e4)),
-                             scores(rope.decoder_rotary(shifted[0], SIZE, 1e4)), atol=1e-4)
+  np.testing.assert_allclose(
+    scores(rope.decoder_rotary(POSITION, SIZE, 1e4)),
+    scores(rope.decoder_rotary(shifted[0], SIZE, 1e4)),
+    atol=1e-4,
+  )
   for kind in ('text', 'visual'):
-    np.testing.assert_allclose(scores(flow(**{kind: YES})), scores(flow(*shifted, **{kind: YES})), atol=1e-4)
+    np.testing.assert_allclose(
+      scores(flow(**{kind: YES})), scores(flow(*shifted, **{kind: YES})), atol=1e-4
+    )
     assert not np.allclose(scores(flow(**{kind: YES})), scores(flow()), atol=0.1)
 
 
 def test_rotating_keeps_lengths():
   for rotary in (rope.decoder_rotary(POSITION, SIZE, 1e4), flow(text=YES), flow(visual=YES)):
-    np.testing.assert_allclose(np.linalg.norm(rope.rotate(X[0], rotary), axis=-1), np.linalg.norm(X[0], axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(
+      np.linalg.norm(rope.rotate(X[0], rotary), axis=-1), np.linalg.norm(X[0], axis=-1), rtol=1e-5
+    )
 
 
 def test_the_decoder_rotates_halves_forward():
@@ -45,8 +52,12 @@ def test_the_decoder_rotates_halves_forward():
 def test_latent_tokens_rotate_adjacent_pairs_backward():
   unit = np.zeros((1, 1, 1, SIZE), np.float32)
   unit[..., 0] = 1  # the first pair turns by the frame number
-  rotary = rope.flow_rotary(np.array([[9]]), np.array([[[2, 0, 0]]]), np.zeros((1, 1), bool), np.ones((1, 1), bool), SIZE)
-  np.testing.assert_allclose(rope.rotate(unit, rotary)[0, 0, 0, :2], [np.cos(2), -np.sin(2)], atol=1e-6)
+  rotary = rope.flow_rotary(
+    np.array([[9]]), np.array([[[2, 0, 0]]]), np.zeros((1, 1), bool), np.ones((1, 1), bool), SIZE
+  )
+  np.testing.assert_allclose(
+    rope.rotate(unit, rotary)[0, 0, 0, :2], [np.cos(2), -np.sin(2)], atol=1e-6
+  )
 
 
 def test_time_tokens_are_not_rotated():
@@ -83,4 +94,4 @@ def test_angles_are_float32_and_the_result_keeps_its_type():
   assert rotary.cos.dtype == jnp.float32
   assert rope.rotate(jnp.asarray(X[0], jnp.bfloat16), rotary).dtype == jnp.bfloat16
   exact = 2007 * 1e6 ** (-np.arange(0, SIZE, 2) / SIZE)
-  np.testing.assert_allclose(rotary.cos[0, 2, :SIZE // 2], np.cos(exact), atol=2e-4)
+  np.testing.assert_allclose(rotary.cos[0, 2, : SIZE // 2], np.cos(exact), atol=2e-4)

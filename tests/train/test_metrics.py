@@ -20,13 +20,24 @@ def metrics(loss=1.5):
       total[NAMES.index(task)], count[NAMES.index(task)] = t, c
     return Sum(total, count)
 
-  return {'loss': np.float32(loss), 'grad_norm': np.float32(0.5),
-          'ntp': sums(caption=(6.0, 3.0), vqa=(1.0, 1.0)), 'flow': sums(t2i=(8.0, 16.0))}
+  return {
+    'loss': np.float32(loss),
+    'grad_norm': np.float32(0.5),
+    'ntp': sums(caption=(6.0, 3.0), vqa=(1.0, 1.0)),
+    'flow': sums(t2i=(8.0, 16.0)),
+  }
 
 
 def test_losses_are_told_by_task_and_absent_tasks_are_not():
   assert scalars(metrics()) == {
-      'loss': 1.5, 'grad_norm': 0.5, 'ntp/all': 1.75, 'ntp/caption': 2.0, 'ntp/vqa': 1.0, 'flow/all': 0.5, 'flow/t2i': 0.5}
+    'loss': 1.5,
+    'grad_norm': 0.5,
+    'ntp/all': 1.75,
+    'ntp/caption': 2.0,
+    'ntp/vqa': 1.0,
+    'flow/all': 0.5,
+    'flow/t2i': 0.5,
+  }
 
 
 def test_a_loss_that_is_off_is_absent():
@@ -48,7 +59,10 @@ def test_a_step_is_one_line_in_the_shape_scripts_grep(log):
   folder, printed = log
   lines = (folder / 'log.txt').read_text().splitlines()
   assert len(lines) == 2 and all(line in printed for line in lines)
-  assert re.match(r'completed step: 1, seconds: 0.500, Tokens/s/device: 2048, loss: 1.5000, grad_norm: 0.5000, ', lines[0])
+  assert re.match(
+    r'completed step: 1, seconds: 0.500, Tokens/s/device: 2048, loss: 1.5000, grad_norm: 0.5000, ',
+    lines[0],
+  )
   assert 'ntp/caption: 2.0000' in lines[0] and 'flow/t2i: 0.5000' in lines[0]
 
 
@@ -59,7 +73,11 @@ def test_compile_time_is_told_apart(log):
 def test_curves_lie_on_disk_and_in_tensorboard(log):
   folder, _ = log
   records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  assert [r['step'] for r in records] == [1, 2] and records[0]['loss'] == 1.5 and np.isnan(records[1]['loss'])
+  assert (
+    [r['step'] for r in records] == [1, 2]
+    and records[0]['loss'] == 1.5
+    and np.isnan(records[1]['loss'])
+  )
   assert records[0]['tokens_per_second_per_device'] == 2048
   assert any((folder / 'tensorboard').iterdir())
 

@@ -10,7 +10,10 @@ import pytest
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import OptimizerConfig
 
-PARAMS = {'decoder': {'kernel': jnp.ones(3), 'bias': jnp.ones(2)}, 'vision': {'kernel': jnp.ones(4)}}
+PARAMS = {
+  'decoder': {'kernel': jnp.ones(3), 'bias': jnp.ones(2)},
+  'vision': {'kernel': jnp.ones(4)},
+}
 LEAVES = {'decoder/kernel': jnp.ones(3), 'decoder/bias': jnp.ones(2), 'vision/kernel': jnp.ones(4)}
 PLAIN = OptimizerConfig(lr=0.1, warmup=0, weight_decay=0.0, clip=1e9)
 
@@ -23,28 +26,43 @@ def step(config, gradients, leaves=LEAVES, multiples=None, steps=10):
 
 def test_a_group_of_zero_leaves_the_table_of_what_trains():
   groups = (('decoder/.*', 0.0), ('.*/kernel', 0.5))
-  assert optimizer.trainable(PARAMS, dataclasses.replace(PLAIN, groups=groups)) == {'vision/kernel': 0.5}
+  assert optimizer.trainable(PARAMS, dataclasses.replace(PLAIN, groups=groups)) == {
+    'vision/kernel': 0.5
+  }
 
 
-@pytest.mark.parametrize('groups, message', [
+@pytest.mark.parametrize(
+  'groups, message',
+  [
     ((('decoder/.*', 1.0),), 'vision/kernel: no optimizer.groups row covers it'),
-    ((('decoders/.*', 0.0), ('.*', 1.0)), "'decoders/.*': this optimizer.groups row selects nothing; nearest is 'decoder"),
+    (
+      (('decoders/.*', 0.0), ('.*', 1.0)),
+      "'decoders/.*': this optimizer.groups row selects nothing; nearest is 'decoder",
+    ),
     ((('.*', 0.0),), 'every leaf is frozen'),
-])
+  ],
+)
 def test_a_table_that_does_not_fit_names_the_fault(groups, message):
   with pytest.raises(ValueError, match=message):
     optimizer.trainable(PARAMS, dataclasses.replace(PLAIN, groups=groups))
 
 
 def test_the_first_adam_step_is_the_rate_times_the_sign_and_the_groups_multiple():
-  updates = step(PLAIN, jax.tree.map(lambda a: -3 * a, LEAVES), multiples={**dict.fromkeys(LEAVES, 1.0), 'decoder/bias': 0.5})
+  updates = step(
+    PLAIN,
+    jax.tree.map(lambda a: -3 * a, LEAVES),
+    multiples={**dict.fromkeys(LEAVES, 1.0), 'decoder/bias': 0.5},
+  )
   np.testing.assert_allclose(updates['decoder/kernel'], 0.1, rtol=1e-5)
   np.testing.assert_allclose(updates['decoder/bias'], 0.05, rtol=1e-5)
 
 
 def test_weight_decay_touches_kernels_and_embeddings_only():
   config = dataclasses.replace(PLAIN, weight_decay=0.01)
-  leaves = {name: jnp.full(2, 5.0) for name in ('a/kernel', 'decoder/embed/embedding', 'a/bias', 'norm/scale')}
+  leaves = {
+    name: jnp.full(2, 5.0)
+    for name in ('a/kernel', 'decoder/embed/embedding', 'a/bias', 'norm/scale')
+  }
   updates = step(config, jax.tree.map(jnp.zeros_like, leaves), leaves)
   np.testing.assert_allclose(updates['a/kernel'], -0.1 * 0.01 * 5, rtol=1e-5)
   np.testing.assert_allclose(updates['decoder/embed/embedding'], -0.1 * 0.01 * 5, rtol=1e-5)
@@ -52,7 +70,9 @@ def test_weight_decay_touches_kernels_and_embeddings_only():
 
 
 def test_gradients_are_clipped_by_their_common_norm():
-  config = dataclasses.replace(PLAIN, clip=1.0, eps=1.0)  # a large eps, so that Adam keeps the size visible
+  config = dataclasses.replace(
+    PLAIN, clip=1.0, eps=1.0
+  )  # a large eps, so that Adam keeps the size visible
   gradients = jax.tree.map(lambda a: 100.0 * a, LEAVES)
   norm = 100.0 * 3  # nine ones
   expected = (100 / norm) / (100 / norm + 1.0)
@@ -67,8 +87,12 @@ def test_schedules():
     return [float(s(n)) for n in (0, 5, 10, 55, 100, 1000)]
 
   np.testing.assert_allclose(rates(warmup=10), [0, 1, 2, 2, 2, 2])
-  np.testing.assert_allclose(rates(warmup=10, schedule='linear', final_lr=0.5), [0, 1, 2, 1.5, 1, 1])
-  np.testing.assert_allclose(rates(warmup=10, schedule='cosine', final_lr=0.5), [0, 1, 2, 1.5, 1, 1], rtol=1e-6)
+  np.testing.assert_allclose(
+    rates(warmup=10, schedule='linear', final_lr=0.5), [0, 1, 2, 1.5, 1, 1]
+  )
+  np.testing.assert_allclose(
+    rates(warmup=10, schedule='cosine', final_lr=0.5), [0, 1, 2, 1.5, 1, 1], rtol=1e-6
+  )
   np.testing.assert_allclose(rates(warmup=0)[:2], [2, 2])
 
 

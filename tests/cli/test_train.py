@@ -1,0 +1,146 @@
+"""`tuna-jax train` in processes: it stops when asked, with 75, and the same command continues."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests import shrink
+from tuna_jax.train import checkpoint, state
+
+TIMEOUT_S = 300
+
+
+def config(**changes):
+  return shrink.stage('stage1', **{'steps': 60, 'checkpoint_every': 10**6, **changes})
+
+
+def command(config, workdir, *more):
+  return [
+    sys.executable,
+    '-m',
+    'tuna_jax.cli.train',
+    '--config=configs/stage1.py:tiny',
+    f'--workdir={workdir}',
+    *shrink.overrides(config, shrink.real('stage1')),
+    *more,
+  ]
+
+
+def start(*arguments, devices=1, **environment):
+  environment = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', **environment}
+  return subprocess.Popen(
+    arguments,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=shrink.ROOT,
+    env=os.environ | environment,
+  )
+
+
+def finish(process):
+  """(exit code, stdout, stderr); the process is gone afterwards."""
+  try:
+    out, err = process.communicate(timeout=TIMEOUT_S)
+  finally:
+    process.kill()
+  return process.returncode, out, err
+
+
+def wait_for(process, text):
+  """Reads stdout up to a line that has `text`."""
+  for line in process.stdout:
+    if text in line:
+      return
+  raise AssertionError(f'{text!r} never came; stderr: {process.stderr.read()}')
+
+
+def weights(workdir, config):
+  return checkpoint.load_weights(str(workdir), state.abstract_params(config.model), ema=False)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that nobody disturbed: (its directory, stdout, stderr)."""
+  workdir = tmp_path_factory.mktemp('whole')
+  code, out, err = finish(start(*command(config(), workdir)))
+  assert code == 0, err
+  return workdir, out, err
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_exits_75_and_the_same_command_ends_where_it_would_have(
+  whole, tmp_path, number
+):
+  process = start(*command(config(), tmp_path))
+  wait_for(process, 'completed step: 1')
+  process.send_signal(number)
+  code, _, err = finish(process)
+  assert code == 75 and 'the same command continues' in err, err
+  assert len(err.strip().splitlines()) == 1, err
+  code, out, err = finish(start(*command(config(), tmp_path)))
+  assert code == 0, err
+  assert 'completed step: 1,' not in out and 'completed step: 60,' in out
+  jax.tree.map(
+    np.testing.assert_array_equal, weights(tmp_path, config()), weights(whole[0], config())
+  )
+
+
+def test_a_run_prints_its_steps_and_nothing_else(whole):
+  _, out, err = whole
+  lines = out.strip().splitlines()
+  assert lines[0].startswith('compiled in ') and len(lines) == 61
+  assert all(line.startswith(f'completed step: {i}, ') for i, line in enumerate(lines[1:], 1))
+  assert not err.strip(), err
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ([], '--config=FILE:SIZE and --workdir=DIR are needed'),
+    (
+      ['--config=configs/stage1.py:tiny', '--workdir=x', '--config.optimizer.lrr=1'],
+      "--config.optimizer.lrr: no such field; nearest is 'optimizer.lr'",
+    ),
+    (['--config=configs/stage1.py:tiny', '--workdir={tmp}/x'], 'tokenizer: no directory given'),
+  ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+  arguments = [a.format(tmp=tmp_path) for a in arguments]
+  code, _, err = finish(start(sys.executable, '-m', 'tuna_jax.cli.train', *arguments))
+  assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
+  with socket.create_server(('', 0)) as server:
+    address = f'localhost:{server.getsockname()[1]}'
+  shared = dataclasses.replace(config(), steps=400)
+  pair = [
+    start(
+      *command(
+        shared, tmp_path, f'--coordinator={address}', '--num_processes=2', f'--process_id={i}'
+      )
+    )
+    for i in range(2)
+  ]
+  wait_for(pair[0], 'completed step: 2')
+  pair[1].send_signal(signal.SIGTERM)  # one is told; both must stop at one step
+  ended = [finish(process) for process in pair]
+  assert [code for code, _, _ in ended] == [75, 75], ended
+  steps = sorted(
+    int(p.name) for p in (pathlib.Path(tmp_path) / 'checkpoints').iterdir() if p.name.isdigit()
+  )
+  assert len(steps) == 1 and 2 <= steps[0] < 400
+  alone = dataclasses.replace(shared, steps=steps[0] + 1)
+  # Schedules and phases reach to the last step, so only what does not depend on it is compared: it goes on.
+  code, out, err = finish(start(*command(alone, tmp_path)))
+  assert code == 0 and f'completed step: {steps[0] + 1},' in out, err

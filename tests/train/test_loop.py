@@ -1,0 +1,285 @@
+"""Each stage's real config, shrunk, trains, saves, resumes, hands over and samples; a run may be stopped anywhere."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests import shrink
+from tests.models import small
+from tuna_jax import flow, tree
+from tuna_jax.models.tuna import Tuna
+from tuna_jax.train import checkpoint, loop, state
+
+
+def train(config, workdir):
+  return loop.train(config, str(workdir), jax.devices()[:1])
+
+
+def records(workdir):
+  """The logged losses: [(step, {name: value})], timings left out."""
+  rows = [
+    json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
+  ]
+  return [(r['step'], {k: v for k, v in r.items() if k == 'loss' or '/' in k}) for r in rows]
+
+
+def equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+class Chain:
+  """The three stages one after another, each trained when first asked for."""
+
+  def __init__(self, folder, size):
+    self._folder, self._size = folder, size
+    self.run = functools.cache(self._run)
+
+  def config(self, stage):
+    before = {'stage1': '', 'stage2': 'stage1', 'stage3': 'stage2'}[stage]
+    return shrink.stage(stage, self._size, init_from=str(self.run(before)[0]) if before else '')
+
+  def _run(self, stage):
+    workdir = self._folder / stage
+    return workdir, train(self.config(stage), workdir)
+
+
+@pytest.fixture(scope='module')
+def chain(tmp_path_factory):
+  return Chain(tmp_path_factory.mktemp('chain'), 'tiny')
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+  return Chain(tmp_path_factory.mktemp('published'), '2b')
+
+
+def resumes(chain, stage, tmp_path):
+  workdir, final = chain.run(stage)
+  shutil.copytree(workdir, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '3')  # as if it had died in step 3
+  again = train(chain.config(stage), tmp_path / 'run')
+  assert [step for step, _ in records(tmp_path / 'run')] == [1, 2, 3, 3]
+  first, second = records(tmp_path / 'run')[-2:]
+  assert first == second and np.isfinite(first[1]['loss'])
+  equal(again, final)
+  positions = [
+    json.loads(next((w / 'checkpoints' / '3' / 'data').glob('metadata*')).read_text())
+    for w in (workdir, tmp_path / 'run')
+  ]
+  assert positions[0] == positions[1]
+
+
+@pytest.mark.parametrize('stage', shrink.STAGES)
+def test_a_stage_resumes_with_the_identical_batch_and_loss(chain, stage, tmp_path):
+  resumes(chain, stage, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', shrink.STAGES)
+def test_a_stage_of_a_published_size_resumes_likewise(published, stage, tmp_path):
+  resumes(published, stage, tmp_path)
+
+
+def test_stage_one_leaves_the_decoder_as_it_was(chain):
+  _, final = chain.run('stage1')
+  fresh = jax.jit(functools.partial(state.init_params, chain.config('stage1').model))(
+    jax.random.key(0)
+  )
+  equal(final.params['decoder'], fresh['decoder'])
+  moved = [
+    n
+    for n, leaf in tree.flatten(final.params).items()
+    if not n.startswith('decoder/')
+    and (np.asarray(leaf) != np.asarray(tree.flatten(fresh)[n])).any()
+  ]
+  assert 'connector/fc1/kernel' in moved and 'flow_head/final/linear/kernel' in moved
+
+
+def test_a_stage_starts_from_the_averages_of_the_one_before(chain, tmp_path):
+  _, before = chain.run('stage1')
+  config = dataclasses.replace(chain.config('stage2'), steps=0)
+  equal(train(config, tmp_path).params, state.weights(before))
+
+
+def test_a_missing_leaf_stops_the_hand_over_and_is_named(chain, tmp_path):
+  _, before = chain.run('stage1')
+  flat = tree.flatten(before.params)
+  del flat['connector/fc1/bias']
+  config = chain.config('stage2')
+  checkpoint.save_weights(str(tmp_path / 'holed'), tree.unflatten(flat), config.model)
+  with pytest.raises(ValueError, match='connector/fc1/bias: missing in the checkpoint'):
+    train(dataclasses.replace(config, init_from=str(tmp_path / 'holed')), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'config.json').exists()  # nothing claims to be a run
+
+
+def test_the_last_stage_draws_and_writes(chain):
+  workdir, _ = chain.run('stage3')
+  config = checkpoint.read_config(str(workdir))
+  params = checkpoint.load_weights(str(workdir), state.abstract_params(config.model))
+  batch = small.batch(('t2i',), ('edit',))
+  model = Tuna(config.model)
+
+  @jax.jit
+  def sample(noise):
+    drawn = np.take_along_axis(batch.target, np.maximum(batch.image - 1, 0), axis=1)[..., None]
+
+    def velocity(x, t):
+      times = jax.numpy.where(batch.target, t, 1.0)
+      x = jax.numpy.where(drawn, x, batch.latents)
+      return model.apply({'params': params}, batch, x, times).velocity * drawn
+
+    return flow.solve(velocity, noise, flow.times(3))
+
+  x = sample(np.random.default_rng(0).normal(size=batch.latents.shape).astype(np.float32))
+  assert x.shape == batch.latents.shape and np.isfinite(x).all()
+
+
+def test_a_finished_run_is_not_trained_again(chain):
+  workdir, final = chain.run('stage1')
+  before = records(workdir)
+  equal(train(chain.config('stage1'), workdir), final)
+  assert records(workdir) == before
+
+
+def test_the_config_of_another_model_does_not_overwrite_the_runs(chain, tmp_path):
+  workdir, _ = chain.run('stage1')
+  shutil.copytree(workdir, tmp_path / 'run')
+  config = chain.config('stage1')
+  wider = dataclasses.replace(
+    config.model, vision=dataclasses.replace(config.model.vision, mlp_dim=64)
+  )
+  with pytest.raises(ValueError, match='vision/layers/mlp/fc1/kernel: shape'):
+    train(dataclasses.replace(config, model=wider), tmp_path / 'run')
+  assert checkpoint.read_config(str(tmp_path / 'run')) == config
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'tokenizer': ''}, 'tokenizer: no directory given'),
+    ({'vae': ''}, 'vae: no directory given, and the run has pictures'),
+    ({'init_from': '/nowhere'}, '/nowhere: no config.json there'),
+  ],
+)
+def test_a_part_that_is_not_there_is_named(change, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    train(shrink.stage('stage2', **change), tmp_path)
+
+
+def test_a_vae_of_other_channels_is_refused(tmp_path):
+  config = shrink.stage('stage2')
+  wide = dataclasses.replace(
+    config.model, vae=dataclasses.replace(config.model.vae, latent_channels=16)
+  )
+  with pytest.raises(
+    ValueError, match=r'8 latent channels, the model has 16 \(model.vae.latent_channels\)'
+  ):
+    train(dataclasses.replace(config, model=wide), tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(chain, tmp_path):
+  _, before = chain.run('stage1')
+  params = jax.tree.map(np.asarray, before.params)
+  params['connector']['fc2']['bias'] = params['connector']['fc2']['bias'] * np.float32('nan')
+  config = chain.config('stage2')
+  checkpoint.save_weights(str(tmp_path / 'bad'), params, config.model)
+  with pytest.raises(
+    FloatingPointError, match='step 1 has loss nan .* newest checkpoint is of step 0'
+  ):
+    train(dataclasses.replace(config, init_from=str(tmp_path / 'bad')), tmp_path / 'run')
+  assert not [p for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.name.isdigit()]
+
+
+# ---- stopping
+
+
+class Sender:
+  """Sends this process signals from a thread, each as soon as its condition holds."""
+
+  def __init__(self, *plan):
+    self._thread = threading.Thread(target=self._send, args=(plan,), daemon=True)
+    self._thread.start()
+
+  def _send(self, plan):
+    for number, ready in plan:
+      deadline = time.monotonic() + 120
+      while not ready() and time.monotonic() < deadline:
+        time.sleep(0.001)
+      os.kill(os.getpid(), number)
+
+  def join(self):
+    self._thread.join()
+
+
+def lines(workdir):
+  path = workdir / 'log.txt'
+  return lambda: path.exists() and path.stat().st_size > 0
+
+
+def stoppable(chain, **changes):
+  return dataclasses.replace(
+    chain.config('stage1'), steps=40, **{'checkpoint_every': 10**6, **changes}
+  )
+
+
+def test_a_signal_before_the_first_step_saves_nothing_and_says_so(chain, tmp_path):
+  config = stoppable(chain)
+  sender = Sender(
+    (signal.SIGTERM, (tmp_path / 'config.json').exists)
+  )  # written just before the compile
+  with pytest.raises(loop.Stopped, match='stopped at step 0 of 40; the same command continues'):
+    train(config, tmp_path)
+  sender.join()
+  assert not (tmp_path / 'metrics.jsonl').read_text()
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_save_or_between_steps_leaves_a_run_that_continues(chain, tmp_path, number):
+  config = stoppable(chain, checkpoint_every=1)
+
+  def saving():
+    return any('tmp' in p.name for p in (tmp_path / 'checkpoints').glob('*'))
+
+  (tmp_path / 'checkpoints').mkdir()
+  sender = Sender((number, saving))
+  with pytest.raises(loop.Stopped, match='the same command continues'):
+    train(config, tmp_path)
+  sender.join()
+  step = records(tmp_path)[-1][0]
+  assert (
+    max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()) == step < 40
+  )
+
+
+def test_the_first_ctrl_c_is_remembered_and_the_second_ends():
+  with loop._StopSignals() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.asked
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)  # again and again, without harm
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_thread_leaves_signals_to_its_caller():
+  seen = []
+
+  def run():
+    with loop._StopSignals() as stop:
+      seen.append((stop.asked, signal.getsignal(signal.SIGTERM)))
+
+  thread = threading.Thread(target=run)
+  thread.start()
+  thread.join()
+  assert seen == [(False, signal.SIG_DFL)]

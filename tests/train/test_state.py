@@ -1,0 +1,54 @@
+"""What the train state holds, and what it does not."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests import shrink
+from tuna_jax import tree
+from tuna_jax.train import state
+
+
+@pytest.mark.parametrize('size', ['tiny', '2b'])
+def test_frozen_leaves_own_no_optimizer_state_and_no_average(size):
+  config = shrink.real('stage1', size)
+  abstract = state.abstract_state(config)
+  assert any(n.startswith('decoder/') for n in tree.names(abstract.params))
+  assert abstract.ema and not [n for n in abstract.ema if n.startswith('decoder/')]
+  assert not [n for n in tree.names(abstract.opt_state) if 'decoder/' in n]
+  moments = [n for n in tree.names(abstract.opt_state) if n.endswith('vision/patch_embed/kernel')]
+  assert len(moments) == 2
+
+
+def test_everything_trains_in_the_later_stages():
+  for stage in ('stage2', 'stage3'):
+    abstract = state.abstract_state(shrink.real(stage, '7b'))
+    assert list(abstract.ema) == tree.names(abstract.params)
+
+
+def test_the_vae_is_not_in_the_state():
+  abstract = state.abstract_state(shrink.real('stage2'))
+  assert {n.partition('/')[0] for n in tree.names(abstract.params)} == {
+    'connector',
+    'decoder',
+    'flow_head',
+    'time_embed',
+    'vision',
+  }
+
+
+def test_evaluation_weights_are_averages_where_averaged():
+  config = shrink.shrink(shrink.real('stage1'))
+  params = shrink.randomise(state.abstract_params(config.model), 0)
+  made = state.from_params(params, config)
+  made = made._replace(ema=jax.tree.map(lambda a: a + 1, made.ema))
+  found, before = tree.flatten(state.weights(made)), tree.flatten(params)
+  for name, leaf in found.items():
+    np.testing.assert_allclose(leaf, before[name] + (name in made.ema))
+  assert int(made.step) == 0
+
+
+def test_selecting_and_merging_go_by_name():
+  params = {'a': {'x': 1, 'y': 2}, 'b': {'x': 3}}
+  assert state.select(params, ['b/x', 'a/y']) == {'b/x': 3, 'a/y': 2}
+  assert state.merge(params, {'a/y': 9}) == {'a': {'x': 1, 'y': 9}, 'b': {'x': 3}}

@@ -1,0 +1,96 @@
+"""The tiny VAE's training: stills and clips, measured latents, a directory that others load."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import vae as vae_config
+from tests import shrink
+from tuna_jax.data.media import MediaConfig
+from tuna_jax.models.vae import WanVae, normalize, to_float
+from tuna_jax.train import checkpoint, vae
+
+
+def config(**changes):
+  real = vae_config.from_config_dict(importlib.import_module('configs.vae').get_config())
+  data = dataclasses.replace(
+    real.data, size=50, media=MediaConfig(image_size='64', video_size='64', frames=5)
+  )
+  return dataclasses.replace(
+    real,
+    model=shrink.vae(real.model),
+    data=data,
+    steps=2,
+    stills=2,
+    clips=1,
+    clip_every=2,
+    measured=32,
+    **changes,
+  )
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('vae')
+  return workdir, *vae.train_vae(config(), str(workdir))
+
+
+def test_it_ends_with_a_directory_that_loads(trained):
+  workdir, model, params = trained
+  found, loaded = checkpoint.load_vae(str(workdir))
+  assert found == model
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  assert json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])['step'] == 2
+
+
+def test_its_latents_are_measured_on_the_training_data(trained):
+  _, model, params = trained
+  media = vae.Media(config().data, config().seed)
+  pixels = [media.batch(0, 32, False), media.batch(0, 8, True)]
+  cells = []
+  for x in pixels:
+    mean = jax.jit(
+      lambda x: WanVae(model).apply({'params': params}, to_float(x), method='encode').mean
+    )(x)
+    cells.append(np.asarray(normalize(model, mean)).reshape(-1, model.latent_channels))
+  cells = np.concatenate(cells)
+  np.testing.assert_allclose(cells.mean(0), 0, atol=1e-2)
+  np.testing.assert_allclose(cells.std(0), 1, atol=1e-2)
+
+
+def test_a_finished_vae_is_not_trained_again(trained):
+  workdir, model, _ = trained
+  before = (workdir / 'metrics.jsonl').read_text()
+  assert vae.train_vae(config(), str(workdir))[0] == model
+  assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_reconstruction_gives_pixels_of_the_same_shape(trained):
+  _, model, params = trained
+  pixels = vae.Media(config().data, 0).batch(0, 2, False)
+  found = vae.reconstruct(model, params, pixels)
+  assert found.dtype == np.uint8 and found.shape == pixels.shape
+
+
+def test_pixels_are_a_function_of_seed_and_step():
+  one, two = vae.Media(config().data, 0), vae.Media(config().data, 0)
+  two.batch(0, 2, True)
+  np.testing.assert_array_equal(one.batch(3, 2, False), two.batch(3, 2, False))
+  assert (one.batch(3, 2, False) != one.batch(4, 2, False)).any()
+  assert one.batch(0, 2, True).shape == (2, 5, 64, 64, 3) and one.batch(0, 2, False).shape == (
+    2,
+    1,
+    64,
+    64,
+    3,
+  )
+
+
+def test_a_mixture_without_pictures_is_refused():
+  data = dataclasses.replace(config().data, phases=((0.0, (('text', 1.0),)),))
+  with pytest.raises(ValueError, match='shapes: no source of pictures'):
+    vae.Media(data, 0)
