@@ -209,7 +209,7 @@ def mask(shape, size):
     r = 14.5 if large else 10
     draw.polygon(corners((0, -r * 0.9), (r, r * 0.85), (-r, r * 0.85)), fill=255)
   elif shape == 'diamond':
-    r = 15.5 if large else 11
+    r = 14.8 if large else 11
     draw.polygon(corners((0, -r), (r, 0), (0, r), (-r, 0)), fill=255)
   else:
     long, thick = (14.5, 5.5) if large else (10, 3.5)

@@ -22,6 +22,20 @@ LOGVAR_RANGE = (-30.0, 20.0)
 _conv_init = nn.initializers.lecun_normal()
 
 
+def _still_init(zeros: bool):
+  """Init of a causal kernel as that of its last tap: a clip starts as its frames, a still picture by itself."""
+  def init(key, shape, dtype=jnp.float32):
+    last = jnp.zeros(shape[1:], dtype) if zeros else _conv_init(key, shape[1:], dtype)
+    return jnp.zeros(shape, dtype).at[-1].set(last)
+  return init
+
+
+def _copy_init(key, shape, dtype=jnp.float32):
+  """Init of a kernel over frames as a copy of the last one, into each output frame."""
+  del key
+  return jnp.zeros(shape, dtype).at[-1, 0, 0].set(jnp.tile(jnp.eye(shape[-2], dtype=dtype), shape[-1] // shape[-2]))
+
+
 class Moments(NamedTuple):
   """Posterior before normalisation: mean and log-variance, each [B, T, h, w, C]."""
 
@@ -81,8 +95,7 @@ class CausalConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     taps = 3
-    init = nn.initializers.zeros_init() if self.zeros else _conv_init
-    kernel = self.param('kernel', init, (taps, 3, 3, x.shape[-1], self.features))
+    kernel = self.param('kernel', _still_init(self.zeros), (taps, 3, 3, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     frames = x.shape[1]
     y = _conv2d(x, kernel[-1])
@@ -100,7 +113,7 @@ class TimeConv(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param('kernel', _conv_init, (3, 1, 1, x.shape[-1], self.features))
+    kernel = self.param('kernel', _copy_init, (3, 1, 1, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     out = (x.shape[1] - 3) // self.stride + 1
     last = self.stride * (out - 1) + 1

@@ -29,7 +29,8 @@ _PICTURE_FIELDS = ('image', 'raw_image', 'out_image')
 
 @dataclasses.dataclass(frozen=True)
 class VaeTrainConfig:
-  """stills, clips: how many of either make a step's batch; every `clip_every`-th step takes clips (0: never).
+  """stills, clips: how many of either make a step's batch. Clips come late, since they cost several times as much and
+  start from what stills taught: after the share `clips_from` of the steps, `clip_share` of them take clips.
 
   edges: weight of the L1 error of differences between neighbouring pixels. choice: stills are the busiest of this many
   times as many, since blank paper teaches little.
@@ -40,10 +41,11 @@ class VaeTrainConfig:
 
   model: VaeConfig
   data: DataConfig
-  steps: int = 3600
+  steps: int = 2900
   stills: int = 4
   clips: int = 1
-  clip_every: int = 6
+  clips_from: float = 0.9
+  clip_share: float = 0.75
   lr: float = 1.5e-3
   warmup: int = 20
   edges: float = 1.0
@@ -143,7 +145,8 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   began = time.perf_counter()
   with (root / 'metrics.jsonl').open('w') as records:
     for step in range(config.steps):
-      clips = bool(media.has_clips and config.clip_every and step % config.clip_every == config.clip_every - 1)
+      clips = media.has_clips and step >= config.clips_from * config.steps and (
+          int((step + 1) * config.clip_share) > int(step * config.clip_share))
       pixels = media.batch(step, config.clips if clips else config.stills, clips, 1 if clips else config.choice)
       state, metrics = update(state, pixels, jax.random.fold_in(key, step))
       if step % 50 == 0 or step == config.steps - 1:
