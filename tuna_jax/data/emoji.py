@@ -25,7 +25,7 @@ from PIL import Image
 from tuna_jax.data import media
 
 SIDE = 64
-TASKS = ('t2i', 'caption', 'vqa')
+TASKS = ('t2i', 'caption', 'vqa', 'text')
 SPLITS = ('train', 'test')
 
 
@@ -189,11 +189,16 @@ def _records(path: str, label: str, kind: str, style: str, by_label: list[str]) 
   asked = label if draw % 2 else other
   talk = [('<image>\nWhat is this?', label), ('Who drew it?', style), ('Which group is it of?', kind),
           (f'Is it "{asked}"?', 'yes' if asked == label else 'no')]
-  conversations = [turn for question, answer in talk
-                   for turn in ({'from': 'human', 'value': question}, {'from': 'gpt', 'value': answer})]
+  words = [(f'Which group is "{label}" of?', kind), (f'Name one of the group {kind}.', label)]
   return {'t2i': {'image': path, 'caption': f'{label}, drawn by {style}'},
           'caption': {'image': path, 'caption': label},
-          'vqa': {'image': path, 'conversations': conversations}}
+          'vqa': {'image': path, 'conversations': _talk(talk)},
+          'text': {'conversations': _talk(words)}}  # what a decoder reads before it has eyes
+
+
+def _talk(pairs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+  return [turn for question, answer in pairs
+          for turn in ({'from': 'human', 'value': question}, {'from': 'gpt', 'value': answer})]
 
 
 def _share(name: str) -> float:
