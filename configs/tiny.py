@@ -15,9 +15,9 @@ from tuna_jax.train.config import MeshConfig, TrainConfig
 STEPS = {
     'tiny': {
         'decoder': (200, 3e-3, 20),
-        'stage1': (320, 3e-3, 30),
-        'stage2': (1000, 3e-3, 30),
-        'stage3': (180, 8e-4, 10),
+        'stage1': (300, 3e-3, 30),
+        'stage2': (950, 3e-3, 30),
+        'stage3': (150, 8e-4, 10),
     },
     'fast': {
         'decoder': (80, 3e-3, 10),

@@ -36,7 +36,7 @@ def test_the_decoder_learns_its_tokenizer_first(tmp_path):
 def test_the_vae_is_a_weights_directory(tmp_path):
   real = vae_config.from_config_dict(vae_config.get_config())
   config = dataclasses.replace(
-    real, model=shrink.vae(real.model), steps=1, stills=2, clip_every=0, measured=32
+    real, model=shrink.vae(real.model), steps=1, stills=2, clips_from=1.0, measured=32
   )
   code, out, err = run('--component=vae', f'--workdir={tmp_path}', *shrink.overrides(config, real))
   assert code == 0 and 'VAE step 1/1' in out, err

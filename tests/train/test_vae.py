@@ -27,7 +27,8 @@ def config(**changes):
     steps=2,
     stills=2,
     clips=1,
-    clip_every=2,
+    clips_from=0.0,
+    clip_share=0.5,
     measured=32,
     **changes,
   )

@@ -30,7 +30,8 @@ _PICTURE_FIELDS = ('image', 'raw_image', 'out_image')
 @dataclasses.dataclass(frozen=True)
 class VaeTrainConfig:
   """stills, clips: how many of either make a step's batch. Clips come late, since they cost several times as much and
-  start from what stills taught: after the share `clips_from` of the steps, `clip_share` of them take clips.
+  start from what stills taught: after the share `clips_from` of the steps, `clip_share` of them take clips, and the
+  learning rate rises once more.
 
   edges: weight of the L1 error of differences between neighbouring pixels. choice: stills are the busiest of this many
   times as many, since blank paper teaches little.
@@ -41,10 +42,10 @@ class VaeTrainConfig:
 
   model: VaeConfig
   data: DataConfig
-  steps: int = 2900
+  steps: int = 2500
   stills: int = 4
   clips: int = 1
-  clips_from: float = 0.9
+  clips_from: float = 0.86
   clip_share: float = 0.75
   lr: float = 1.5e-3
   warmup: int = 20
@@ -120,8 +121,12 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
     return checkpoint.load_vae(workdir)
   root.mkdir(parents=True, exist_ok=True)
   media = Media(config.data, config.seed)
-  transformation = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(
-      optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup, config.steps, 0.02 * config.lr), b2=0.99))
+  late = round(config.clips_from * config.steps) if media.has_clips else config.steps
+  rise = optax.warmup_cosine_decay_schedule
+  rate = optax.join_schedules(
+      [rise(0.0, config.lr, config.warmup, max(late, config.warmup + 1), 0.05 * config.lr),
+       rise(0.05 * config.lr, 0.5 * config.lr, 10, max(config.steps - late, 11), 0.01 * config.lr)], [late])
+  transformation = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate, b2=0.99))
 
   @jax.jit
   def init(key):
