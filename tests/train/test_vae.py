@@ -10,6 +10,7 @@ import pytest
 
 from configs import vae as vae_config
 from tests import shrink
+from tuna_jax.data import world
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.models.vae import WanVae, normalize, to_float
 from tuna_jax.train import checkpoint, vae
@@ -82,13 +83,15 @@ def test_pixels_are_a_function_of_seed_and_step():
   two.batch(0, 2, True)
   np.testing.assert_array_equal(one.batch(3, 2, False), two.batch(3, 2, False))
   assert (one.batch(3, 2, False) != one.batch(4, 2, False)).any()
-  assert one.batch(0, 2, True).shape == (2, 5, 64, 64, 3) and one.batch(0, 2, False).shape == (
-    2,
-    1,
-    64,
-    64,
-    3,
-  )
+  assert one.batch(0, 2, True).shape == (2, world.FRAMES, 64, 64, 3)
+  assert one.batch(0, 2, False).shape == (2, 1, 64, 64, 3)
+
+
+def test_the_busiest_stills_are_kept():
+  media = vae.Media(config().data, 0)
+  many, few = media.batch(5, 6, False), media.batch(5, 2, False, 3)
+  spread = sorted((x.std() for x in many), reverse=True)
+  np.testing.assert_allclose([x.std() for x in few], spread[:2])
 
 
 def test_a_mixture_without_pictures_is_refused():
