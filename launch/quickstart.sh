@@ -34,7 +34,8 @@ began=$SECONDS
 runs=runs/quickstart
 [[ $data == shapes ]] || runs=$runs-$data
 size=tiny
-[[ $fast == 0 ]] || runs=$runs-fast size=fast
+items=200
+[[ $fast == 0 ]] || runs=$runs-fast size=fast items=50
 times=()
 own=()
 [[ $data == shapes ]] || own+=(--config.length=192) # four questions about a picture, in pieces of words
@@ -67,7 +68,7 @@ done
 stage 1 decoder
 stage 2 stage1
 stage 3 stage2
-step "evaluation and report" tuna-jax evaluate --workdir="$runs" --report="$runs/report" --targets="$size"
+step "evaluation and report" tuna-jax evaluate --workdir="$runs" --report="$runs/report" --targets="$size" --n="$items"
 
 [[ $DRY_RUN == 1 ]] && exit
 printf '== %s\n' "${times[@]}" "$(printf '%-24s %5d s' "quickstart in all" $((SECONDS - began)))"
