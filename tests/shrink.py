@@ -1,7 +1,7 @@
 """The one way a real stage config becomes small enough to test.
 
-`stage('stage2', '2b')` keeps all that makes the stage what it is (what trains, mixture and phases, losses, schedule and
-its order, decay, clipping) and shrinks widths, depths, rows, lengths, pictures and the number of steps.
+`stage('stage2', '2b')` keeps all that makes the stage what it is (what trains, mixture and phases,
+losses, schedule, decay, clipping) and shrinks widths, depths, rows, lengths, pictures and steps.
 """
 
 import atexit
@@ -34,7 +34,7 @@ def real(name: str, size: str = 'tiny') -> TrainConfig:
 
 
 def stage(name: str, size: str = 'tiny', **changes) -> TrainConfig:
-  """The shrunk config of a stage with its frozen parts in place; `changes` are fields of TrainConfig."""
+  """The shrunk config of a stage, frozen parts in place; `changes` are fields of TrainConfig."""
   config = shrink(real(name, size))
   folder = assets()
   config = dataclasses.replace(
@@ -115,7 +115,7 @@ def vae(config: VaeConfig) -> VaeConfig:
 
 @functools.cache
 def assets() -> str:
-  """A directory with the frozen parts of a shrunk run: `tokenizer`, and `vae` with random weights."""
+  """A directory with the frozen parts of a shrunk run: `tokenizer`, and a random `vae`."""
   folder = tempfile.mkdtemp(prefix='tuna_jax_assets_')
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   Tokenizer.train(texts(DataConfig(tasks=real('stage2').data.tasks), limit=30), 384).save(
@@ -127,7 +127,7 @@ def assets() -> str:
 
 
 def randomise(abstract, seed: int, scale: float = 0.1):
-  """Random numbers in the shape of a tree, ones around norms' scales: what starts at zero would hide faults."""
+  """Random numbers in the shape of a tree, scales around 1; what starts at 0 would hide faults."""
   rng = np.random.default_rng(seed)
   return jax.tree_util.tree_map_with_path(
     lambda path, a: (scale * rng.normal(size=a.shape) + name_of(path).endswith('scale')).astype(

@@ -1,4 +1,4 @@
-"""Doors between rooms (DESIGN.md 2), read from the imports of every module, those inside functions included."""
+"""Doors between rooms (DESIGN.md 2), read from all imports, those inside functions included."""
 
 import ast
 import functools
@@ -47,7 +47,8 @@ DOORS = {
     'parity',
   ),
   'configs': ('config', 'data', 'train'),
-  # An instrument, not a part: it holds whole passes, training and sampling included, against the official ones.
+  # An instrument, not a part: it holds whole passes, training and sampling included, against
+  # the official ones.
   'parity': (*CORE, 'flow', 'losses', 'models', 'data', 'weights', 'train', 'sample'),
 }
 
@@ -67,7 +68,7 @@ def modules():
 
 @functools.cache
 def imports(path: pathlib.Path) -> frozenset[str]:
-  """Every module that the file imports, absolute: 'jax.numpy', 'tuna_jax.models.rope', 'configs.common'."""
+  """Every module that the file imports, absolute: 'jax.numpy', 'tuna_jax.models.rope'."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
@@ -138,7 +139,7 @@ def test_models_take_only_the_anchor_from_sharding():
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.ImportFrom) and node.module == 'tuna_jax.sharding':
         names = {alias.name for alias in node.names}
-        # The kernel is mapped over the mesh's own devices, so it needs the specs behind the anchors.
+        # The kernel is mapped over the mesh, so it needs the specs behind the anchors.
         assert names <= (
           {'activation_spec', 'active_mesh'} if module == 'models.attention' else {'anchor'}
         ), module

@@ -141,6 +141,6 @@ def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
   )
   assert len(steps) == 1 and 2 <= steps[0] < 400
   alone = dataclasses.replace(shared, steps=steps[0] + 1)
-  # Schedules and phases reach to the last step, so only what does not depend on it is compared: it goes on.
+  # Another number of steps is another schedule, so the result is not compared: it goes on.
   code, out, err = finish(start(*command(alone, tmp_path)))
   assert code == 0 and f'completed step: {steps[0] + 1},' in out, err

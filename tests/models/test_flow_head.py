@@ -25,37 +25,21 @@ def run():
   hidden, time = (rng.normal(size=(1, n, F.dim)).astype(np.float32) for n in (LENGTH, 2))
   module = FlowHead(small.CONFIG)
 
-  def forward(params, hidden, time):
+  def both(head, hidden, time):
     rotary = rope.flow_rotary(
       INDEX, np.zeros((1, LENGTH, 3), np.int32), SLOT < 0, SLOT >= 2, F.head_dim
     )
     span = Span(rotary, LIMIT, np.ones_like(INDEX), np.ones_like(INDEX))
-    return module.apply(
-      params,
-      hidden,
-      span,
-      time,
-      OWNER,
-      SLOT >= 0,
-      PLACE,
-      IMAGE,
-      mutable=['intermediates'],
-      capture_intermediates=lambda m, _: m.name == 'layers',
-    )
+    features, _ = head.layers(hidden, (span, time, OWNER, SLOT >= 0), None)
+    return head(hidden, span, time, OWNER, SLOT >= 0, PLACE, IMAGE)[0], features
 
-  def init(key):
-    rotary = rope.flow_rotary(
-      INDEX, np.zeros((1, LENGTH, 3), np.int32), SLOT < 0, SLOT >= 2, F.head_dim
-    )
-    span = Span(rotary, LIMIT, np.ones_like(INDEX), np.ones_like(INDEX))
-    return module.init(key, hidden, span, time, OWNER, SLOT >= 0, PLACE, IMAGE)
-
-  params = shrink.randomise(jax.eval_shape(init, jax.random.key(0)), 2)
-  apply = jax.jit(forward)
+  shapes = jax.eval_shape(lambda key: module.init(key, hidden, time, method=both), jax.random.key(0))
+  params = shrink.randomise(shapes, 2)
+  apply = jax.jit(lambda hidden, time: module.apply(params, hidden, time, method=both))
 
   def call(hidden=hidden, time=time):
-    (velocity, _), state = apply(params, hidden, time)
-    return np.asarray(velocity), np.asarray(state['intermediates']['layers']['__call__'][0][0])
+    """(velocity, hidden states after the last block)."""
+    return tuple(map(np.asarray, apply(hidden, time)))
 
   call.hidden, call.time = hidden, time
   return call

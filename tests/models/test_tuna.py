@@ -31,7 +31,7 @@ def cells(batch, row, segment):
 
 @pytest.fixture(scope='module')
 def packed():
-  """Row 0 holds an edit and a question; row 1 the question alone; row 2 the edit alone, behind nothing."""
+  """Row 0 holds an edit and a question; row 1 the question alone; row 2 the edit alone."""
   batch = small.batch(('edit', 'vqa'), ('vqa',), ('edit',))
   t = small.times(batch)
   t[2, :2] = t[0, :2]
@@ -128,7 +128,7 @@ def test_a_model_is_not_initialised_by_a_batch_of_text_alone():
 
 
 def part(batch: Batch, low: int, high: int) -> Batch:
-  """Positions [low, high) of a one-row batch as the batch of one cached call; spans must not be cut."""
+  """Positions [low, high) of a one-row batch as one cached call; spans must not be cut."""
   seq = slice(low, high)
   images = batch.grid.shape[1]
   slot = batch.slot[0, seq]
@@ -155,7 +155,7 @@ def part(batch: Batch, low: int, high: int) -> Batch:
 
 
 def cached(batch, t, cuts, flow):
-  """(hidden, velocity) of calls over [0, cuts[0]), [cuts[0], cuts[1]), ... joined, and the last cache."""
+  """(hidden, velocity, last cache) of calls over [0, cuts[0]), [cuts[0], cuts[1]), ... joined."""
   apply = small.forward(flow=flow)
   cache = init_cache(small.CONFIG, 1, small.LENGTH, flow=flow)
   hidden, velocity, image = [], [], 0

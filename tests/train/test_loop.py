@@ -1,4 +1,7 @@
-"""Each stage's real config, shrunk, trains, saves, resumes, hands over and samples; a run may be stopped anywhere."""
+"""Each stage's real config, shrunk, trains, saves, resumes, hands over and samples.
+
+A run may be stopped anywhere and loses nothing.
+"""
 
 import dataclasses
 import functools
@@ -95,12 +98,14 @@ def test_stage_one_leaves_the_decoder_as_it_was(chain):
   fresh = jax.jit(functools.partial(state.init_params, chain.config('stage1').model))(
     jax.random.key(0)
   )
-  equal(final.params['decoder'], fresh['decoder'])
+  jax.tree.map(  # two compilations draw the same numbers to the last bit or two
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), final.params['decoder'], fresh['decoder']
+  )
   moved = [
     n
     for n, leaf in tree.flatten(final.params).items()
     if not n.startswith('decoder/')
-    and (np.asarray(leaf) != np.asarray(tree.flatten(fresh)[n])).any()
+    and not np.allclose(leaf, tree.flatten(fresh)[n], atol=1e-5)
   ]
   assert 'connector/fc1/kernel' in moved and 'flow_head/final/linear/kernel' in moved
 
@@ -233,7 +238,7 @@ def stoppable(chain, **changes):
 
 
 def test_a_signal_before_the_first_step_saves_nothing_and_says_so(chain, tmp_path):
-  config = stoppable(chain)
+  config, before = stoppable(chain), signal.getsignal(signal.SIGTERM)
   sender = Sender(
     (signal.SIGTERM, (tmp_path / 'config.json').exists)
   )  # written just before the compile
@@ -241,7 +246,7 @@ def test_a_signal_before_the_first_step_saves_nothing_and_says_so(chain, tmp_pat
     train(config, tmp_path)
   sender.join()
   assert not (tmp_path / 'metrics.jsonl').read_text()
-  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -263,17 +268,18 @@ def test_a_signal_in_a_save_or_between_steps_leaves_a_run_that_continues(chain, 
 
 
 def test_the_first_ctrl_c_is_remembered_and_the_second_ends():
+  before = signal.getsignal(signal.SIGINT)
   with loop._StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.asked
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)  # again and again, without harm
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_thread_leaves_signals_to_its_caller():
-  seen = []
+  seen, before = [], signal.getsignal(signal.SIGTERM)
 
   def run():
     with loop._StopSignals() as stop:
@@ -282,4 +288,4 @@ def test_a_thread_leaves_signals_to_its_caller():
   thread = threading.Thread(target=run)
   thread.start()
   thread.join()
-  assert seen == [(False, signal.SIG_DFL)]
+  assert seen == [(False, before)]
