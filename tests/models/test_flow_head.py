@@ -33,7 +33,8 @@ def run():
     features, _ = head.layers(hidden, (span, time, OWNER, SLOT >= 0), None)
     return head(hidden, span, time, OWNER, SLOT >= 0, PLACE, IMAGE)[0], features
 
-  shapes = jax.eval_shape(lambda key: module.init(key, hidden, time, method=both), jax.random.key(0))
+  key = jax.random.key(0)
+  shapes = jax.eval_shape(lambda: module.init(key, hidden, time, method=both))
   params = shrink.randomise(shapes, 2)
   apply = jax.jit(lambda hidden, time: module.apply(params, hidden, time, method=both))
 

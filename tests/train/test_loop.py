@@ -99,7 +99,9 @@ def test_stage_one_leaves_the_decoder_as_it_was(chain):
     jax.random.key(0)
   )
   jax.tree.map(  # two compilations draw the same numbers to the last bit or two
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), final.params['decoder'], fresh['decoder']
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    final.params['decoder'],
+    fresh['decoder'],
   )
   moved = [
     n
