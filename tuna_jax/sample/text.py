@@ -27,7 +27,7 @@ class Choice:
   """How a token is chosen: greedy at temperature 0; otherwise drawn from what top_k and top_p leave.
 
   top_k: the k best (those equal to the k-th included); 0 is all. top_p: the fewest best tokens that hold this share of
-  the probability, at least one; 1 is all.
+  the probability left, at least one; 1 is all.
   """
 
   temperature: float = 0.0
@@ -115,7 +115,7 @@ def finished(state: State, eos: int) -> list[np.ndarray]:
 def keep(logits, top_k, top_p):
   """float32[R, W] with what top_k and top_p leave out at -inf; both may be traced."""
   best = jnp.sort(logits, axis=-1)[:, ::-1]
-  k = jnp.where(top_k > 0, top_k, logits.shape[-1]).astype(jnp.int32)
+  k = jnp.where(top_k > 0, jnp.minimum(top_k, logits.shape[-1]), logits.shape[-1]).astype(jnp.int32)
   kth = jnp.take_along_axis(best, jnp.broadcast_to(k - 1, (len(best), 1)), axis=-1)
   best = jnp.where(best >= kth, best, -jnp.inf)
   probability = jax.nn.softmax(best, axis=-1)
