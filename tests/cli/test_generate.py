@@ -21,7 +21,7 @@ def run(verb, *arguments):
 
 @pytest.mark.parametrize('arguments, says', [
     (['t2i', 'x'], '--checkpoint is required'),
-    (['t2j', 'x'], "nearest is 't2i'"),
+    (['eddit', 'x'], "nearest is 'edit'"),
     (['t2i', '--checkpoint=w'], 'missing argument PROMPT'),
     (['edit', 'x', '--checkpoint=w'], '--image is required'),
     (['t2i', 'x', '--checkpoint=w', '--image=a.png'], 'did you mean `generate edit`'),

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app as absl_app
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from tuna_jax.cli import config_files
@@ -133,6 +134,9 @@ def _join():
 
 
 def _guard(main, program, argv):
+  if not flags.FLAGS['verbosity'].present:
+    # absl.app says INFO by default, and libraries beneath us talk a page about every checkpoint.
+    absl_logging.set_verbosity(absl_logging.WARNING)
   try:
     return main(argv)
   except Exception as error:
