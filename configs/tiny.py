@@ -34,7 +34,7 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
   rows, length = 16, 128
   visual, images = (80, 5) if config.visual else (0, 0)
   data = dataclasses.replace(
-      config.data, media=MediaConfig(image_size='64', video_size='64', frames=9), threads=1, prefetch=2, encode_batch=32,
+      config.data, media=MediaConfig(image_size='64', video_size='64', frames=9), threads=1, prefetch=2, encode_batch=8,
       tasks=dataclasses.replace(config.data.tasks, system=None, questions=(speech.DESCRIBE,),
                                 video_questions=(speech.DESCRIBE_CLIP,)))
   optimizer = dataclasses.replace(
