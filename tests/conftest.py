@@ -24,6 +24,27 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
 sys.path.insert(0, str(ROOT))  # `configs` and `tuna_jax` of this checkout
 
+# Written, but not yet seen passing in their present form on an idle machine (they compile for minutes on a busy one).
+# They count as slow until they are: run them with --slow, and take a line out once its tests pass.
+UNPROVED = (
+  'tests/cli/test_pretrain.py',
+  'tests/cli/test_train.py',
+  'tests/evals/test_evaluate.py',
+  'tests/models/test_tuna.py',
+  'tests/models/test_vae.py',
+  'tests/models/test_vae_stream.py',
+  'tests/notebooks/',
+  'tests/sample/',
+  'tests/test_sharding.py::test_eight_devices',
+  'tests/train/test_checkpoint.py',
+  'tests/train/test_loop.py',
+  'tests/train/test_plan.py',
+  'tests/train/test_step.py',
+  'tests/weights/test_cli.py',
+  'tests/weights/test_live_parity.py',
+  'tests/weights/test_parity.py',
+)
+
 
 def pytest_addoption(parser):
   parser.addoption('--slow', action='store_true', help='run the tests marked slow as well')
@@ -54,7 +75,7 @@ def pytest_collection_modifyitems(config, items):
       if item.get_closest_marker('parity'):
         item.add_marker(skip)
   if not config.getoption('slow'):
-    slow = [item for item in items if item.get_closest_marker('slow')]
+    slow = [i for i in items if i.get_closest_marker('slow') or i.nodeid.startswith(UNPROVED)]
     if slow:
       config.hook.pytest_deselected(items=slow)
       items[:] = [item for item in items if item not in slow]
@@ -68,4 +89,7 @@ def pytest_terminal_summary(terminalreporter, config):
       bold=True,
     )
   if not config.getoption('slow'):
-    terminalreporter.write_line('Slow tests deselected; launch/test.sh --slow runs them.')
+    terminalreporter.write_line(
+      f'Slow tests deselected, and {len(UNPROVED)} files or tests not yet proved (tests/conftest.py): '
+      'launch/test.sh --slow runs them.'
+    )
