@@ -74,10 +74,13 @@ def _palette():
 def _covered(depth):
   """bool [64, 64]: pixels that some colour of the world, mixed with white, covers by COVER."""
   _, inks = _palette()
-  cover = np.einsum('hwc,kc->hwk', depth, inks) / np.sum(inks * inks, 1)
-  error = np.linalg.norm(depth[:, :, None] - np.clip(cover, 0, 1)[..., None] * inks, axis=-1)
+  cover = depth @ inks.T / np.sum(inks * inks, 1)
+  covered = (cover >= COVER).any(-1)  # elsewhere the best colour does not matter
+  depth, cover = depth[covered], cover[covered]
+  error = np.linalg.norm(depth[:, None] - np.clip(cover, 0, 1)[..., None] * inks, axis=-1)
   best = np.argmin(error, -1)
-  return np.take_along_axis(cover, best[..., None], -1)[..., 0] >= COVER
+  covered[covered] = np.take_along_axis(cover, best[:, None], -1)[:, 0] >= COVER
+  return covered
 
 
 def _name(depth, own, window):
