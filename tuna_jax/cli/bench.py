@@ -1,21 +1,25 @@
-"""Times sampling and decoding against what the official code computes, and counts FLOPs.
+"""Times sampling and decoding against what the official code computes, and the train step.
 
   tuna-jax bench sample [--task=t2i,edit] [--points=5] [--json=FILE]
   tuna-jax bench sample --size=2b --norun --points=50
   tuna-jax bench decode [--new_tokens=64]
+  tuna-jax bench train --config=configs/stage2.py:2b [--steps=5] [--peak_tflops=989]
 
 sample  one picture three ways in one process, same weights and noise: naive (the padded sequence and
         the language head at every step, as the official code does), trimmed (nothing after the
         target, no language head), cached (prompt and sources once, then the target alone).
 decode  greedy text with and without the key/value cache.
+train   steps of a stage on every device of the run, full rows of random data: tokens/s, TFLOP/s a device
+        and MFU = useful FLOPs / (seconds x devices x peak); remat and padding are not useful.
 
-FLOPs: 2 for a multiply-add, matrix products and attention only; every query times every key it is
+FLOPs of sample and decode: 2 for a multiply-add, matrix products and attention only; every query times every key it is
 given; without the VAE. Weights are random.
 """
 
 import json
 
 from absl import flags
+from ml_collections import config_flags
 
 from tuna_jax import config as configs
 from tuna_jax.cli import UsageError, app
@@ -33,11 +37,19 @@ _PROMPT = flags.DEFINE_integer('prompt_tokens', 64, 'Tokens of the prompt.', low
 _NEW = flags.DEFINE_integer('new_tokens', 64, 'decode: tokens to decode.', lower_bound=1)
 _ROWS = flags.DEFINE_integer('rows', 4, 'decode: conversations at once.', lower_bound=1)
 _RUN = flags.DEFINE_bool('run', True, 'sample: run it; --norun counts FLOPs only.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'train: stage and size, FILE:SIZE.')
+_STEPS = flags.DEFINE_integer('steps', 5, 'train: steps to time, after two that are not.', 1)
+_PEAK = flags.DEFINE_float(
+  'peak_tflops', None, 'train: bf16 TFLOP/s of a device; default: its data sheet, where known.'
+)
 _JSON = flags.DEFINE_string('json', None, 'Write all numbers to this file as well.')
+_join = app.define_distributed()
 
 
 def main(argv):
   what = argv[1]
+  if what == 'train':
+    return train()
   import jax
 
   from tuna_jax.sample import bench
@@ -65,9 +77,53 @@ def main(argv):
       config, rows=_ROWS.value, prompt_tokens=_PROMPT.value, new_tokens=_NEW.value
     )
     print(decode_table(found['decode'], _SIZE.value))
+  _write(found)
+
+
+def train():
+  """`bench train`, in every process of the run."""
+  if _CONFIG.value is None:
+    raise UsageError('bench train: --config=FILE:SIZE is needed')
+  _join()
+  import jax
+
+  from configs import common
+  from tuna_jax.train import bench
+
+  peak = _PEAK.value * 1e12 if _PEAK.value else None
+  found = bench.bench(common.from_config_dict(_CONFIG.value), _STEPS.value, peak)
+  if jax.process_index() == 0:
+    print(train_table(found))
+    _write(found)
+
+
+def _write(found):
   if _JSON.value:
     with open(_JSON.value, 'w', encoding='utf-8') as f:
       json.dump(found, f, indent=1)
+
+
+def train_table(result) -> str:
+  """What `bench train` prints."""
+  mesh = ' x '.join(f'{name} {size}' for name, size in result['mesh'].items())
+  lines = [
+    (f'{result["stage"]} on {result["devices"]} x {result["device"]}, mesh {mesh}: {result["rows"]} rows '
+    f'of {result["tokens_in_a_row"]:,} tokens'),
+    f'compiled in {result["compile_seconds"]:.1f} s',
+    f'{"seconds a step":24}{result["seconds"]:14.4f}',
+    f'{"tokens/s":24}{result["tokens_per_second"]:14,.0f}',
+    f'{"TFLOP/s a device":24}{result["flops_per_device"] / 1e12:14.4f}',
+  ]
+  if result['peak_bytes']:
+    lines.append(f'{"memory of a device, GiB":24}{result["peak_bytes"] / 2**30:14.2f}')
+  if result['mfu'] is None:
+    return '\n'.join([*lines, 'MFU: no published peak of this device is known; give --peak_tflops'])
+  return '\n'.join([
+    *lines,
+    f'{"MFU, %":24}{100 * result["mfu"]:14.2f}',
+    (f'MFU = useful FLOPs / (seconds x devices x peak) = {result["useful_flops"]:.4g} / '
+    f'({result["seconds"]:.4g} x {result["devices"]} x {result["peak_flops"]:.4g})'),
+  ])
 
 
 def sample_table(result, size: str) -> str:
@@ -103,4 +159,4 @@ def decode_table(result, size: str) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main, positional=('sample|decode',))
+  app.run(main, positional=('sample|decode|train',))

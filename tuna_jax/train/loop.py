@@ -25,7 +25,7 @@ from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.metrics import Log
 from tuna_jax.train.state import TrainState
-from tuna_jax.train.step import train_step
+from tuna_jax.train.step import jit_step
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ def _train(config, workdir, mesh, stop, closing):
   else:
     state = _start(config, abstract, placed)
   checkpoints.write_config()
-  step_fn = jax.jit(functools.partial(train_step, config=config), donate_argnums=0,
-                    out_shardings=(placed, None))
+  step_fn = jit_step(config, placed)
   key = jax.random.key(config.seed)
   log = Log(workdir, config.steps, mesh.size)
   closing.callback(log.close)

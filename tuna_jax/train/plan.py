@@ -9,7 +9,6 @@ Nothing here was measured on a TPU.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import re
@@ -17,45 +16,18 @@ import resource
 import time
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
-from tuna_jax.config import nearest
 from tuna_jax.train import flops, hlo
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
-from tuna_jax.train.step import train_step
+from tuna_jax.train.step import jit_step
+from tuna_jax.train.topology import CHIPS, DCN, devices_of, topology_name
 
 GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """Published figures of one chip. ring: bytes/s a device sends along one axis of the torus."""
-
-  bf16_flops: float
-  hbm_bandwidth: float
-  ring: float
-  devices: int = 1  # that jax sees
-
-
-# cloud.google.com/tpu/docs (peak, memory); jax-ml.github.io/scaling-book (links, both directions).
-CHIPS = {
-  'v4': Chip(275e12, 1.228e12, 9.0e10),
-  'v5e': Chip(197e12, 8.2e11, 9.0e10),
-  'v5p': Chip(459e12, 2.765e12, 1.8e11),
-  'v6e': Chip(918e12, 1.64e12, 1.8e11),
-  'tpu7x': Chip(2307e12, 7.38e12, 1.8e11, devices=2),
-}
-DCN = 6.25e9  # bytes/s a chip between slices: 200 Gbit/s a host of four chips
-_FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
-_SOLID = {
-  4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8',
-  512: '8x8x8',
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,53 +64,6 @@ class Plan:
   compiler_flags: str
 
 
-def topology_name(name: str) -> str:
-  """`v6e:16x16` as libtpu wants it, also from `v6e-256`, `v5litepod-16` or `v5p-128` (cores).
-
-  Raises ValueError naming the known chips or sizes.
-  """
-  if ':' in name:
-    chip = name.partition(':')[0]
-    if chip not in CHIPS:
-      raise ValueError(
-        f'topology {name!r}: no chip {chip!r}{nearest(chip, CHIPS)}; known: {list(CHIPS)}'
-      )
-    return name
-  chip, _, size = name.replace('v5litepod', 'v5e').partition('-')
-  if chip not in CHIPS or not size.isdigit():
-    raise ValueError(
-      f'topology {name!r}: expected CHIP:DIMS, such as v6e:16x16, or CHIP-COUNT, such as v6e-256'
-    )
-  flat = chip in ('v5e', 'v6e')
-  table, chips = (_FLAT, int(size)) if flat else (_SOLID, int(size) // 2)
-  if chips not in table:
-    known = [f'{chip}-{n if flat else 2 * n}' for n in table]
-    raise ValueError(
-      f'topology {name!r}: expected one of {known}, or the dimensions, such as {chip}:{table[16]}'
-    )
-  return f'{chip}:{table[chips]}'
-
-
-def devices_of(topology: str, slices: int = 1) -> list:
-  """Abstract devices of a topology. ValueError if libtpu is missing or does not know it."""
-  chip = topology.partition(':')[0]
-  options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
-  if slices > 1:
-    options['num_slices'] = slices
-  try:
-    return topologies.get_topology_desc(topology, 'tpu', **options).devices
-  except ImportError as error:
-    raise ValueError("the TPU compiler is not installed: pip install 'tuna_jax[tpu]'") from error
-  except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-    if (
-      'libtpu' in str(error) and 'not' in str(error).lower() and 'topolog' not in str(error).lower()
-    ):
-      raise ValueError(
-        f"the TPU compiler did not load ({error}): pip install 'tuna_jax[tpu]'"
-      ) from error
-    raise ValueError(f'topology {topology!r}: the TPU compiler refuses it: {error}') from error
-
-
 def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
   """Compiles the train step of `config` for `slices` slices of `topology` and accounts for it.
 
@@ -151,7 +76,8 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
   m = config.mesh
   mesh = sharding.make_mesh(m.data, m.fsdp, m.context, m.tensor, devices=devices, num_slices=slices)
   arguments, placed = step_arguments(config, mesh)
-  lowered, lower_seconds = _timed(lambda: lower(config, mesh, arguments, placed))
+  with jax.set_mesh(mesh):
+    lowered, lower_seconds = _timed(lambda: jit_step(config, placed).lower(*arguments))
   error = compiled = None
   began = time.perf_counter()
   try:
@@ -224,15 +150,6 @@ def step_arguments(config: TrainConfig, mesh):
     jax.tree.map(struct, batch, sharding.batch_sharding(mesh)),
     struct(key, NamedSharding(mesh, P())),
   ), placed
-
-
-def lower(config: TrainConfig, mesh, arguments, placed):
-  """The train step as `train.loop` jits it, lowered for the devices of `mesh`."""
-  step = jax.jit(
-    functools.partial(train_step, config=config), donate_argnums=0, out_shardings=(placed, None)
-  )
-  with jax.set_mesh(mesh):
-    return step.lower(*arguments)
 
 
 def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:

@@ -69,6 +69,11 @@ def loss_fn(leaves, params, batch: Batch, noise, t, counts, *, config: TrainConf
   return total_loss(sums, counts, config), sums
 
 
+def jit_step(config: TrainConfig, placed: TrainState):
+  """`train_step` as every caller compiles it: the old state is donated, the new one lies where `placed` says."""
+  return jax.jit(functools.partial(train_step, config=config), donate_argnums=0, out_shardings=(placed, None))
+
+
 def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   """One optimizer step -> (state, metrics).
 
