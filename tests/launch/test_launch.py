@@ -1,9 +1,11 @@
 """The launch scripts: what they would run, word for word, and what they do when a process falls."""
 
+import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -192,6 +194,31 @@ def test_a_signal_lets_the_child_save_and_starts_nothing_again(tmp_path, sent, c
   assert process.wait(timeout=20) == code
   assert (tmp_path / 'saved').read_text() == 'yes'
   assert lives(tmp_path) == 1
+
+
+def test_two_local_processes_train_two_steps_as_one_process_does(tmp_path):
+  from tests import shrink  # here: this file also runs as a script
+
+  config = shrink.stage('stage1', steps=2, checkpoint_every=10**6)
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+  losses = []
+  for processes in (2, 1):
+    environment = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={2 // processes}'}
+    done = subprocess.run(
+      [
+        'bash', str(LAUNCH / 'local.sh'), f'--name=by-{processes}', f'--out={tmp_path}', f'--port={port}',
+        f'--processes={processes}', '--retries=0', '--', sys.executable, '-m', 'tuna_jax.cli.train',
+        '--config=configs/stage1.py:tiny', *shrink.overrides(config, shrink.real('stage1')),
+      ],
+      capture_output=True, text=True, check=False, timeout=300, env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / f'by-{processes}' / 'metrics.jsonl').read_text().splitlines()
+    losses.append([json.loads(line)['loss'] for line in lines])
+    assert (tmp_path / f'by-{processes}' / 'checkpoints' / '2').is_dir()
+  assert len(losses[0]) == 2
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # the same rows, summed in another order
 
 
 def test_every_gpu_flag_is_known_to_this_jaxlib():

@@ -66,3 +66,90 @@ ENTRY %main (p: f32[8,16]) -> f32[16,16] {
   assert hlo.collectives(text, mesh) == [
     hlo.Collective('all-gather', ('fsdp',), 1, 16 * 16 * 4 // 2)
   ]
+
+
+def test_a_fusion_that_a_gather_runs_beside_does_not_count_it_again():
+  gather = (
+    'f32[16,16]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh[\'a\'=4,\'b\'=2] {\'b\'}, dimensions={0}'
+  )
+  text = f"""HloModule m
+
+%first (p: f32[8,16]) -> f32[16,16] {{
+  %p = f32[8,16]{{1,0}} parameter(0)
+  ROOT %g.1 = {gather}
+}}
+
+%beside (p: f32[8,16]) -> f32[16,16] {{
+  %p = f32[8,16]{{1,0}} parameter(0)
+  ROOT %g.2 = {gather}
+}}
+
+ENTRY %main (p: f32[8,16]) -> f32[16,16] {{
+  %p = f32[8,16]{{1,0}} parameter(0)
+  %async-collective-start = f32[16,16]{{1,0}} fusion(%p), kind=kCustom, calls=%first
+  %fusion.1 = f32[16,16]{{1,0}} fusion(%p), kind=kOutput, calls=%beside
+  ROOT %async-collective-done = f32[16,16]{{1,0}} fusion(%p), kind=kCustom, calls=%beside
+}}
+"""
+  mesh = sharding.make_mesh(**MESH)
+  assert hlo.collectives(text, mesh) == [
+    hlo.Collective('all-gather', ('tensor',), 1, 16 * 16 * 4 // 2)
+  ]
+
+
+def test_a_sum_of_which_a_slice_is_kept_is_a_scatter():
+  text = """HloModule m
+
+%all-reduce-scatter.1 (p: f32[16,16]) -> f32[8,16] {
+  %p = f32[16,16]{1,0} parameter(0)
+  %sum = f32[16,16]{1,0} all-reduce(%p), channel_id=1, replica_groups=[4,2]<=[2,2,2]T(0,2,1), to_apply=%add
+  ROOT %slice = f32[8,16]{1,0} slice(%sum), slice={[0:8], [0:16]}
+}
+
+ENTRY %main (p: f32[16,16]) -> f32[8,16] {
+  %p = f32[16,16]{1,0} parameter(0)
+  ROOT %f = f32[8,16]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+  mesh = sharding.make_mesh(**MESH)
+  assert hlo.collectives(text, mesh) == [
+    hlo.Collective('reduce-scatter', ('fsdp',), 1, 16 * 16 * 4 // 2)
+  ]
+
+
+RING = """HloModule m
+
+%condition (s: (u32[], f32[8,16])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(7)
+  %s = (u32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%s), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+
+%body (s: (u32[], f32[8,16])) -> (u32[], f32[8,16]) {
+  %one = u32[]{:T(128)} constant(1)
+  %s = (u32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%s), index=0
+  %x = f32[8,16]{1,0} get-tuple-element(%s), index=1
+  %y = f32[8,16]{1,0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
+  %j = u32[]{:T(128)} add(%i, %one)
+  %k = u32[]{:T(128)} STEP
+  ROOT %t = (u32[]{:T(128)}, f32[8,16]{1,0}) tuple(%k, %y)
+}
+
+ENTRY %main (p: (u32[], f32[8,16])) -> (u32[], f32[8,16]) {
+  %p = (u32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
+  ROOT %w = (u32[]{:T(128)}, f32[8,16]{1,0}) while(%p), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize('step,times', [('copy(%j)', 7), ('add(%j, %one)', 4)])
+def test_a_loop_of_the_compilers_own_is_counted_by_its_condition(step, times):
+  (found,) = hlo.collectives(RING.replace('STEP', step), sharding.make_mesh(**MESH))
+  assert found == hlo.Collective('collective-permute', ('tensor',), times, times * 8 * 16 * 4)
+
+
+def test_a_loop_of_unknown_length_is_refused():
+  with pytest.raises(ValueError, match='no known trip count: ROOT %w'):
+    hlo.collectives(RING.replace('STEP', 'multiply(%j, %j)'), sharding.make_mesh(**MESH))

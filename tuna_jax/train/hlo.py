@@ -28,6 +28,7 @@ _BITS = {
 }  # fmt: skip
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(')
+_NAME = re.compile(r'\s+(?:ROOT )?%([\w.\-]+) = ')
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(calls|to_apply|body|branch_computations)=(?:%?([\w.\-]+)|\{([^}]*)\})')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -48,6 +49,7 @@ def collectives(text: str, mesh) -> list[Collective]:
   Raises ValueError for a loop with collectives in it whose trip count the compiler does not know.
   """
   entry, bodies = _parse(text)
+  spread = _spread_channels(bodies)
   totals: dict = {}
 
   def total(name):
@@ -57,11 +59,14 @@ def collectives(text: str, mesh) -> list[Collective]:
         kind = op.removesuffix('-start')
         if kind in COLLECTIVES:
           axes, ways = _axes(line, mesh)
-          if ways > 1:
+          if ways > 1 and spread.get(_channel(line), name) == name:
+            whole = _whole_bytes(kind, op, shape, ways)
+            if name.startswith('all-reduce-scatter'):  # how a TPU writes one: a sum, then a slice of it
+              kind = 'reduce-scatter'
             found[kind, axes, 'count'] += 1
-            found[kind, axes, 'bytes'] += _bytes_sent(kind, op, shape, ways)
+            found[kind, axes, 'bytes'] += _sent(kind, whole, ways)
         elif not op.endswith(('-done', '-update')):
-          times = _trips(line) if op == 'while' else 1
+          times = _trips(line, bodies) if op == 'while' else 1
           for called in _called(line, bodies):
             inner = total(called)
             if inner and times is None:
@@ -105,24 +110,79 @@ def _called(line, bodies):
   return [name for name in names if name in bodies]
 
 
-def _trips(line):
+def _trips(line, bodies):
+  """How often a while loop runs; None where its text does not tell."""
   found = _TRIPS.search(line)
-  return int(found[1]) if found else None
+  if found:
+    return int(found[1])
+  # The compiler's own loops, a product in steps around a ring, say only `while (i < n) i += step`.
+  condition, body = (
+    {named[1]: text for text, _, _ in bodies[part] if (named := _NAME.match(text))}
+    for part in re.search(r'condition=%?([\w.\-]+), body=%?([\w.\-]+)', line).groups()
+  )
+
+  def counter(name, lines):  # (element of the loop's state, what was added to it) or (None, constant)
+    op, operands = re.search(r' ([a-z][\w\-]*)\(([^()]*)\)', lines[name]).groups()
+    operands = operands.replace('%', '').split(', ')
+    if op == 'get-tuple-element':
+      return int(re.search(r'index=(\d+)', lines[name])[1]), 0
+    if op == 'constant':
+      return None, int(operands[0])
+    if op == 'copy':
+      return counter(operands[0], lines)
+    if op == 'add':
+      (a, m), (b, n) = (counter(operand, lines) for operand in operands)
+      return (b if a is None else a), m + n
+    raise LookupError(op)
+
+  try:
+    compare = next(text for text in condition.values() if 'ROOT' in text)
+    left, right = re.search(r' compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT', compare).groups()
+    (element, _), (_, bound) = counter(left, condition), counter(right, condition)
+    root = next(text for text in body.values() if 'ROOT' in text)
+    state = re.findall(r'%([\w.\-]+)', re.search(r' tuple\((.*?)\)(,|$)', root)[1])
+    same, step = counter(state[element], body)
+  except (AttributeError, LookupError, TypeError):
+    return None
+  return -(-bound // step) if same == element and step > 0 else None
 
 
-def _bytes_sent(kind, op, shape, ways) -> int:
+def _channel(line):
+  found = re.search(r'channel_id=(\d+)', line)
+  return found and found[1]
+
+
+def _spread_channels(bodies) -> dict[str, str]:
+  """{channel: the computation that starts it} of collectives that run beside other fusions.
+
+  A TPU writes such a one several times: where it starts, in each fusion beside it, and where it ends.
+  """
+  return {
+    _channel(inner): called
+    for body in bodies.values()
+    for line, _, _ in body
+    if re.match(r'\s+(?:ROOT )?%async-collective-start', line)
+    for called in _called(line, bodies)
+    for inner, _, op in bodies[called]
+    if op in COLLECTIVES
+  }
+
+
+def _whole_bytes(kind, op, shape, ways) -> float:
+  """Bytes of what is gathered, summed or exchanged."""
   sizes = [
     _BITS[dtype] * int(np.prod([int(n) for n in dims.split(',') if n], dtype=np.int64)) // 8
     for dtype, dims in _ARRAY.findall(shape)
     if dtype in _BITS
   ]
-  if op.endswith('-start') and kind in ('all-gather', 'collective-permute'):
-    # (operands, results, contexts): of a gather the results are the larger half
-    whole = sum(sizes) * ways / (ways + 1) if kind == 'all-gather' else sizes[0]
-  else:
-    whole = sum(sizes)
-  if kind == 'reduce-scatter':
-    whole *= ways
+  if op.endswith('-start') and kind == 'collective-permute':
+    return sizes[0]  # (operand, result, contexts)
+  if op.endswith('-start') and kind == 'all-gather':
+    return sum(sizes) * ways / (ways + 1)  # (operands, results): the results are the larger half
+  return sum(sizes) * (ways if kind == 'reduce-scatter' else 1)
+
+
+def _sent(kind, whole, ways) -> int:
   share = 1.0 if kind == 'collective-permute' else (ways - 1) / ways
   return int(whole * share * (2 if kind == 'all-reduce' else 1))
 
@@ -140,6 +200,19 @@ def _first_group(line, devices) -> np.ndarray:
   pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', line)
   if pairs:
     return np.array([int(pairs[1]), int(pairs[2])])
+  named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
+  if named:  # mesh['a'=2,'b'=8] {'b':(2)4}: along b, the 4 beside each other in the middle of 2 x 4 x 1
+    chosen = {
+      name: (int(before or 1), int(size or 0))
+      for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named[2])
+    }
+    cut, first = [], []
+    for name, size in re.findall(r"'([^']+)'=(\d+)", named[1]):
+      before, ways = chosen.get(name, (1, 1))
+      ways = ways or int(size)
+      cut += [before, ways, int(size) // before // ways]
+      first += [0, slice(None), 0]
+    return np.arange(devices).reshape(cut)[tuple(first)].reshape(-1)
   iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line)
   if iota:
     numbers = lambda s: [int(n) for n in s.split(',')]
@@ -148,4 +221,8 @@ def _first_group(line, devices) -> np.ndarray:
       ids = ids.transpose(numbers(iota[3]))
     return ids.reshape(numbers(iota[1])).reshape(-1, numbers(iota[1])[-1])[0]
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
-  return np.array([int(n) for n in listed[1].split(',')]) if listed else np.arange(devices)
+  if listed:
+    return np.array([int(n) for n in listed[1].split(',')])
+  if 'replica_groups={}' in line or 'replica_groups' not in line:
+    return np.arange(devices)
+  raise ValueError(f'replica groups in a form that is not known: {line.strip()[:200]}')
