@@ -32,7 +32,7 @@ from tuna_jax.tree import name_of
 AXES = ('data', 'fsdp', 'context', 'tensor')
 ROWS = ('data', 'fsdp')  # what rows of a batch are split over
 WIDTH = ('fsdp', 'context')  # what the width of a parameter is split over
-MAX_FSDP = 128  # the vision width is 1152 = 128 x 9, the vocabulary a multiple of 128
+MAX_FSDP = 128  # the vision width is 1152 = 128 x 9
 
 
 class Place(NamedTuple):
@@ -63,8 +63,8 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _ROW),
   ('(connector|time_embed)/fc1/kernel', _COLUMN),
   ('(connector|time_embed)/fc2/kernel', _ROW),
-  # By rows of the vocabulary, which is padded to a multiple of 128.
-  ('decoder/embed/embedding', Place(P(('tensor', 'fsdp'), 'context'), ('context', 'tensor'))),
+  # Along the width, so that a look-up is exchanged and never summed over devices (`LOOKED_UP`).
+  ('decoder/embed/embedding', Place(P('tensor', ('context', 'fsdp')), ('context', 'tensor'))),
   ('decoder/lm_head/kernel', _COLUMN),
   ('flow_head/(layers|final)/adaln/kernel', _COLUMN),
   ('flow_head/final/linear/kernel', Place(P(WIDTH, None))),
@@ -75,6 +75,8 @@ RULES: tuple[tuple[str, Place], ...] = (
 
 ANCHORS = {
   'tokens': P(ROWS, 'context'),  # [B, L]
+  'looked_up': P('data', None, ('context', 'fsdp')),  # [B, L, D] as an embedding table gives it
+  'looked_up_rows': P(ROWS, None, 'context'),
   'hidden': P(ROWS, 'context', None),  # [B, L, D]
   'visual': P(ROWS, 'context', None),  # [B, V or M + V, D]
   'heads': P(ROWS, 'context', 'tensor', None),  # [B, L, H, d]
@@ -84,6 +86,9 @@ ANCHORS = {
   'logits': P(ROWS, 'context', 'tensor'),  # [B, L, vocabulary]
   'rows': P(ROWS),  # [B]
 }
+# From a table cut along the width to rows and positions: each step moves one mesh axis, an exchange
+# of a row's share. In one step the compiler gathers the rows of all devices instead.
+LOOKED_UP = ('looked_up', 'looked_up_rows', 'hidden')
 
 
 def make_mesh(

@@ -200,11 +200,11 @@ def _first_group(line, devices) -> np.ndarray:
   pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', line)
   if pairs:
     return np.array([int(pairs[1]), int(pairs[2])])
-  named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
+  named = re.search(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}', line)
   if named:  # mesh['a'=2,'b'=8] {'b':(2)4}: along b, the 4 beside each other in the middle of 2 x 4 x 1
     chosen = {
       name: (int(before or 1), int(size or 0))
-      for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named[2])
+      for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named[3])
     }
     cut, first = [], []
     for name, size in re.findall(r"'([^']+)'=(\d+)", named[1]):
@@ -212,17 +212,24 @@ def _first_group(line, devices) -> np.ndarray:
       ways = ways or int(size)
       cut += [before, ways, int(size) // before // ways]
       first += [0, slice(None), 0]
-    return np.arange(devices).reshape(cut)[tuple(first)].reshape(-1)
-  iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line)
+    return _ids(named[2], devices).reshape(cut)[tuple(first)].reshape(-1)
+  iota = re.search(r'replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', line)
   if iota:
-    numbers = lambda s: [int(n) for n in s.split(',')]
-    ids = np.arange(devices).reshape(numbers(iota[2]))
-    if iota[3]:
-      ids = ids.transpose(numbers(iota[3]))
-    return ids.reshape(numbers(iota[1])).reshape(-1, numbers(iota[1])[-1])[0]
+    return _ids(iota[2], devices).reshape(-1, int(iota[1].split(',')[-1]))[0]
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
   if listed:
     return np.array([int(n) for n in listed[1].split(',')])
   if 'replica_groups={}' in line or 'replica_groups' not in line:
     return np.arange(devices)
   raise ValueError(f'replica groups in a form that is not known: {line.strip()[:200]}')
+
+
+def _ids(order, devices) -> np.ndarray:
+  """The devices in the order `[2,4,2]T(1,0,2)`: cut so, and transposed so; None is 0, 1, 2 ..."""
+  ids = np.arange(devices)
+  if order:
+    dims, axes = re.fullmatch(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', order).groups()
+    ids = ids.reshape([int(n) for n in dims.split(',')])
+    if axes:
+      ids = ids.transpose([int(n) for n in axes.split(',')])
+  return ids
