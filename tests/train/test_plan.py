@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from tuna_jax import config, sharding
-from tuna_jax.train import flops, plan
+from tuna_jax.train import flops, plan, topology
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 
@@ -26,7 +26,7 @@ def run(size='7b', **changes):
   ],
 )
 def test_familiar_names_become_dimensions(given, wanted):
-  assert plan.topology_name(given) == wanted
+  assert topology.topology_name(given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_familiar_names_become_dimensions(given, wanted):
 )
 def test_an_unknown_topology_is_answered_with_known_ones(name, said):
   with pytest.raises(ValueError, match=said):
-    plan.topology_name(name)
+    topology.topology_name(name)
 
 
 @pytest.mark.parametrize('size,useful,executed', [('2b', 51e12, 67e12), ('7b', 145e12, 191e12)])

@@ -46,6 +46,10 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  # Before a config file imports jax: no accelerator of this machine takes part.
-  os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
+  # Before a config file imports jax: no accelerator of this machine takes part. The last two keep libtpu from
+  # complaining that it is on no TPU host; the topology asked for does not depend on them.
+  os.environ.update(
+    JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    TPU_WORKER_HOSTNAMES='localhost', TPU_ACCELERATOR_TYPE='v5litepod-4',
+  )  # fmt: skip
   app.run(main)

@@ -242,7 +242,8 @@ def _roofline(config, mesh, chip, slices, work, found, memory):
   )
   assumptions = (
     f'compute: executed FLOPs at the published peak, {chip.bf16_flops / 1e12:.0f} bf16 TFLOP/s',
-    'attention: one causal example a row with equal visual spans; packing needs less',
+    (f'rows are full: {config.length:,} positions and {config.visual:,} latent tokens, one causal '
+    'example with equal visual spans; padding and packing need less'),
     (f'hbm: the train state read and written once at {chip.hbm_bandwidth / 1e12:.2f} TB/s, no '
     'activations'),
     f'links: each mesh axis is one ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
