@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tests import shrink
 from tests.models import small
 from tuna_jax import config, sharding, tree
+from tuna_jax.train import plan
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.step import jit_step, train_step
 
@@ -242,3 +243,13 @@ def test_eight_devices_take_the_step_of_one(name, sizes):
     np.testing.assert_allclose(
       leaf, want[leaf_name], atol=EQUAL * np.abs(want[leaf_name]).max(), rtol=0, err_msg=leaf_name
     )
+
+
+def test_the_same_step_lowers_for_several_gpus():
+  c = stage('stage2')
+  c = dataclasses.replace(c, model=dataclasses.replace(c.model, attention='gpu', dtype='bfloat16'))
+  mesh = sharding.make_mesh(2, 2, 1, 2)
+  arguments, placed = plan.step_arguments(c, mesh)
+  with jax.set_mesh(mesh):
+    lowered = jit_step(c, placed).trace(*arguments).lower(lowering_platforms=('cuda',))
+  assert 'sharding' in lowered.as_text()
