@@ -16,7 +16,7 @@ from tuna_jax.train import checkpoint, state
 from tuna_jax.train.checkpoint import Checkpoints
 
 CONFIG = shrink.shrink(shrink.real('stage1'))
-DATA = {'step': 5, 'seed': 0, 'rows': [0, 8], 'batch': 8, 'next': [[3, -1]] * 8}
+DATA = {'step': 5, 'seed': 0, 'rows': list(range(8)), 'batch': 8, 'next': [[3, -1]] * 8}
 MESHES = {'8': {'fsdp': 8}, '4x2': {'fsdp': 4, 'tensor': 2}, '1': {'fsdp': 1}}
 
 

@@ -106,20 +106,21 @@ class Pipeline:
   encode: uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]; runs in the background thread, so it must use only local
     devices. None is allowed where no task has pictures.
   strides: (temporal, spatial) of the VAE.   sizes: (B, L, V, M, C), B over all hosts.
-  rows: this host's rows, default all.   steps: length of the run, needed where a phase starts at a share of it.
+  rows: the numbers of this host's rows, rising, default all; the chips of a pod's host need not hold a run of them.
+  steps: length of the run, needed where a phase starts at a share of it.
   put: called on each numpy Batch in the background thread, for placement on devices.
   encoder_name: says which encoder this is, where latents are kept in `latent_cache_dir`.
   """
 
   def __init__(self, config: DataConfig, tokenizer: Tokenizer, *, encode: latents_lib.Encode | None,
-               strides: tuple[int, int], sizes: tuple[int, int, int, int, int], seed: int, rows: range | None = None,
+               strides: tuple[int, int], sizes: tuple[int, int, int, int, int], seed: int, rows: Sequence[int] | None = None,
                steps: int | None = None, put: Callable[[batch_lib.Batch], Any] | None = None,
                encoder_name: str = ''):
     self._config, self._tokenizer, self._encode = config, tokenizer, encode
     self._strides, self._sizes, self._seed, self._put = strides, tuple(sizes), seed, put
-    self._rows = range(sizes[0]) if rows is None else rows
-    if self._rows.step != 1 or not (0 <= self._rows.start < self._rows.stop <= sizes[0]):
-      raise ValueError(f'rows={self._rows}: expected a run of rows within 0..{sizes[0] - 1}')
+    self._rows = list(range(sizes[0]) if rows is None else rows)
+    if not self._rows or self._rows != sorted(set(self._rows) & set(range(sizes[0]))):
+      raise ValueError(f'rows={self._rows}: expected rising numbers within 0..{sizes[0] - 1}')
     self._context = Context(tokenizer, config.tasks)
     self._cache = latents_lib.LatentCache(config.latent_cache_mb << 20, config.latent_cache_dir, encoder_name)
     self.sources = open_sources(config)
@@ -161,28 +162,28 @@ class Pipeline:
 
   def state(self) -> dict[str, Any]:
     """Where the iterator stands after the last batch handed out: plain integers, JSON-able. `restore` takes it back."""
-    return {'step': self._step, 'seed': self._seed, 'rows': [self._rows.start, self._rows.stop],
+    return {'step': self._step, 'seed': self._seed, 'rows': self._rows,
             'batch': self._sizes[0], 'next': self._next.tolist()}
 
   def restore(self, state: Mapping[str, Any]) -> None:
     """Continues after `state` with the identical next batch.
 
-    The state may be of this host's rows or of any range around them (`merge_states`). Raises ValueError where it
+    The state may be of this host's rows or of more (`merge_states`). Raises ValueError where it
     belongs to another seed, batch size or look-ahead.
     """
     for name, have in (('seed', self._seed), ('batch', self._sizes[0])):
       if state[name] != have:
         raise ValueError(f'data position: it was saved with {name}={state[name]}, this run has {have}')
-    start, stop = state['rows']
-    if not (start <= self._rows.start and self._rows.stop <= stop):
-      raise ValueError(f'data position: it holds rows {start}..{stop - 1}, this host reads '
-                       f'{self._rows.start}..{self._rows.stop - 1}')
+    at = {row: i for i, row in enumerate(state['rows'])}
+    absent = [row for row in self._rows if row not in at]
+    if absent:
+      raise ValueError(f'data position: it holds {len(at)} rows, and not row {absent[0]}, which this host reads')
     rows = np.array(state['next'], np.int64)
-    if rows.shape != (stop - start, self._fresh().shape[1]):
+    if rows.shape != (len(at), self._fresh().shape[1]):
       raise ValueError(f'data position: saved with look_ahead={rows.shape[-1] - 2}, this run has '
                        f'{self._config.look_ahead}')
     self._drain()
-    self._step, self._next = state['step'], rows[self._rows.start - start:self._rows.stop - start]
+    self._step, self._next = state['step'], rows[[at[row] for row in self._rows]]
     self._head = (self._step, self._next)
     self._kept.clear()
 
@@ -340,13 +341,16 @@ def texts(config: DataConfig, limit: int = 2000) -> list[str]:
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """One state of all rows from the states of all hosts. Raises ValueError if they differ in step or leave a gap."""
-  states = sorted(states, key=lambda s: s['rows'])
-  first = dict(states[0])
-  for a, b in itertools.pairwise(states):
-    if a['rows'][1] != b['rows'][0] or any(a[k] != b[k] for k in ('step', 'seed', 'batch')):
-      raise ValueError(f'data positions do not join: rows {a["rows"]} at step {a["step"]}, {b["rows"]} at {b["step"]}')
-  return {**first, 'rows': [states[0]['rows'][0], states[-1]['rows'][1]],
-          'next': list(itertools.chain.from_iterable(s['next'] for s in states))}
+  first, by_row = states[0], {}
+  for state in states:
+    if any(state[k] != first[k] for k in ('step', 'seed', 'batch')):
+      raise ValueError(f'data positions do not join: one is of step {first["step"]}, one of {state["step"]}')
+    by_row.update(zip(state['rows'], state['next'], strict=True))
+  absent = set(range(first['batch'])) - set(by_row)
+  if absent:
+    raise ValueError(f'data positions do not join: none holds row {min(absent)}')
+  rows = sorted(by_row)
+  return {**first, 'rows': rows, 'next': [by_row[row] for row in rows]}
 
 
 class _Phase:

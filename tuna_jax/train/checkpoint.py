@@ -204,4 +204,4 @@ def _gather(data: dict[str, Any]) -> dict[str, Any]:
   room[:len(blob)] = blob
   gathered = multihost_utils.process_allgather(room)
   states = [json.loads(bytes(row[:n]).decode()) for row, n in zip(gathered, sizes)]
-  return merge_states(list({tuple(s['rows']): s for s in states}.values()))
+  return merge_states(states)

@@ -146,11 +146,16 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   placed = sharding.batch_sharding(mesh)
   rows = local_rows(mesh, config.rows)
 
+  def local(index: slice) -> slice:
+    """Where the rows of one device, a run of the whole batch, stand among those of this process."""
+    low, high, _ = index.indices(config.rows)
+    return slice(rows.index(low), rows.index(high - 1) + 1)
+
   def put(batch: batch_lib.Batch) -> batch_lib.Batch:
     def one(array, where):
       shape = (config.rows, *array.shape[1:])
       return jax.make_array_from_callback(
-          shape, where, lambda index: array[_shift(index[0], rows.start, config.rows), *index[1:]])
+          shape, where, lambda index: array[local(index[0]), *index[1:]])
     return batch_lib.Batch(*(one(a, s) for a, s in zip(batch, placed)))
 
   return Pipeline(
@@ -158,19 +163,17 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
       seed=config.seed, rows=rows, steps=config.steps, put=put, encoder_name=config.vae)
 
 
-def local_rows(mesh, rows: int) -> range:
-  """The rows of a batch of `rows` that this process's devices hold. ValueError where they do not divide."""
+def local_rows(mesh, rows: int) -> list[int]:
+  """The rows of a batch of `rows` that this process's devices hold. ValueError where they do not divide.
+
+  On a pod they need not be a run: the mesh follows the links between chips, not the hosts.
+  """
   where = sharding.batch_sharding(mesh).segment
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % ways:
     raise ValueError(f'rows={rows} does not divide over data x fsdp = {ways}')
-  held = [i[0].indices(rows) for i in where.addressable_devices_indices_map((rows, mesh.shape['context'])).values()]
-  return range(min(h[0] for h in held), max(h[1] for h in held))
-
-
-def _shift(index: slice, start: int, rows: int) -> slice:
-  low, high, _ = index.indices(rows)
-  return slice(low - start, high - start)
+  held = where.addressable_devices_indices_map((rows, mesh.shape['context'])).values()
+  return sorted({row for index in held for row in range(*index[0].indices(rows))})
 
 
 class _StopSignals:
