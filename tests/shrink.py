@@ -23,6 +23,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.train import checkpoint
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.tree import name_of
+from tuna_jax.weights.shapes import vae_shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAGES = ('stage1', 'stage2', 'stage3')
@@ -122,7 +123,7 @@ def assets() -> str:
     f'{folder}/tokenizer'
   )
   small = vae(VaeConfig())
-  checkpoint.save_weights(f'{folder}/vae', randomise(checkpoint.abstract_vae(small), 0), small)
+  checkpoint.save_weights(f'{folder}/vae', randomise(vae_shapes(small), 0), small)
   return folder
 
 

@@ -19,7 +19,7 @@ from tuna_jax.config import (
   from_dict,
   to_dict,
 )
-from tuna_jax.train import checkpoint, state
+from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
 
 # ARCHITECTURE.md section 0, in our names.
 COUNTS = {
@@ -61,7 +61,7 @@ def count(params, part):
 @pytest.mark.parametrize('size', COUNTS)
 def test_parameter_counts_equal_the_published_table(size):
   config = configs.size(size)
-  params = state.abstract_params(config)
+  params = tuna_shapes(config)
   d = config.decoder
   padding = (d.padded_vocab - d.vocab_size) * d.dim * (1 if d.tied else 2)
   for part, published in COUNTS[size].items():
@@ -70,14 +70,14 @@ def test_parameter_counts_equal_the_published_table(size):
 
 
 def test_the_vae_has_the_published_tensors():
-  params = checkpoint.abstract_vae(VaeConfig())
+  params = vae_shapes(VaeConfig())
   assert {part: count(params, part) for part in VAE_COUNTS} == VAE_COUNTS
   assert len(jax.tree.leaves(params)) == VAE_TENSORS
 
 
 def test_only_7b_has_its_own_language_head():
   heads = {
-    size: [n for n in tree.names(state.abstract_params(c)) if 'lm_head' in n]
+    size: [n for n in tree.names(tuna_shapes(c)) if 'lm_head' in n]
     for size, c in {'tiny': TINY, '2b': TUNA_2B, '7b': TUNA_7B}.items()
   }
   assert heads == {'tiny': [], '2b': [], '7b': ['decoder/lm_head/kernel']}

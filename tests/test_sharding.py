@@ -20,13 +20,14 @@ from tuna_jax import config, sharding, tree
 from tuna_jax.train import plan
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.step import jit_step, train_step
+from tuna_jax.weights.shapes import tuna_shapes
 
 EQUAL = 1e-5  # relative to the largest entry: float32 sums in another order
 
 
 def abstract(size):
   """Parameters of a named size as ShapeDtypeStructs."""
-  return state_lib.abstract_params(config.size(size))
+  return tuna_shapes(config.size(size))
 
 
 def pod(*sizes):
@@ -191,7 +192,7 @@ def inputs(c):
   examples = (('edit', 'vqa'), ('t2i', 'text'), ('t2v',), ('vqa', 't2i')) if c.visual else (('text',) * 3,)
   rows = [examples[r % len(examples)] for r in range(c.rows)]
   batch = small.batch(*rows, length=c.length, cells=c.visual, images=c.images)
-  return shrink.randomise(state_lib.abstract_params(c.model), 0), batch
+  return shrink.randomise(tuna_shapes(c.model), 0), batch
 
 
 @functools.cache

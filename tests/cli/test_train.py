@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tests import shrink
-from tuna_jax.train import checkpoint, state
+from tuna_jax.train import checkpoint
+from tuna_jax.weights.shapes import tuna_shapes
 
 TIMEOUT_S = 300
 
@@ -64,7 +65,7 @@ def wait_for(process, text):
 
 
 def weights(workdir, config):
-  return checkpoint.load_weights(str(workdir), state.abstract_params(config.model), ema=False)
+  return checkpoint.load_weights(str(workdir), tuna_shapes(config.model), ema=False)
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from tuna_jax.batch import Batch
 from tuna_jax.config import TINY, TunaConfig
 from tuna_jax.data.segments import Example, Image, Text, Video, layout, pack
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.train import state
+from tuna_jax.weights.shapes import tuna_shapes
 
 CONFIG = dataclasses.replace(shrink.model(TINY), remat='none')
 C = CONFIG.vae.latent_channels
@@ -71,7 +71,7 @@ def times(batch: Batch, seed: int = 0):
 
 @functools.cache
 def params(config: TunaConfig = CONFIG):
-  return shrink.randomise(state.abstract_params(config), 0)
+  return shrink.randomise(tuna_shapes(config), 0)
 
 
 @functools.cache

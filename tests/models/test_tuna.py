@@ -11,6 +11,7 @@ from tuna_jax import batch as batch_lib
 from tuna_jax.batch import Batch
 from tuna_jax.models.tuna import Tuna, init_cache, sinusoid
 from tuna_jax.train import state
+from tuna_jax.weights.shapes import tuna_shapes
 
 ROUNDING = 2e-5  # of numbers of order 1: float32 sums in another order
 
@@ -239,4 +240,4 @@ def test_the_parameters_do_not_depend_on_the_batch():
   found = jax.eval_shape(Tuna(small.CONFIG).init, jax.random.key(0), wide, wide.latents, t)[
     'params'
   ]
-  assert found == state.abstract_params(small.CONFIG)
+  assert found == tuna_shapes(small.CONFIG)

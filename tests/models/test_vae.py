@@ -12,10 +12,10 @@ from tests import shrink
 from tuna_jax.config import WAN_MEAN, WAN_STD, VaeConfig
 from tuna_jax.models import vae as vae_lib
 from tuna_jax.models.vae import WanVae
-from tuna_jax.train import checkpoint
+from tuna_jax.weights.shapes import vae_shapes
 
 CONFIG = shrink.vae(VaeConfig())
-PARAMS = shrink.randomise(checkpoint.abstract_vae(CONFIG), 0)
+PARAMS = shrink.randomise(vae_shapes(CONFIG), 0)
 ROUNDING = 1e-5  # of numbers of order 1
 
 
@@ -76,7 +76,7 @@ def test_frames_shrink_by_4_and_sides_by_16_and_come_back(video, latents):
 
 @pytest.mark.parametrize('frames, latent', [(1, 1), (13, 4), (81, 21)])
 def test_the_published_size_has_the_published_shapes(frames, latent):
-  vae, params = WanVae(VaeConfig()), checkpoint.abstract_vae(VaeConfig())
+  vae, params = WanVae(VaeConfig()), vae_shapes(VaeConfig())
   clip = jax.ShapeDtypeStruct((1, frames, 384, 672, 3), 'float32')
   found = jax.eval_shape(lambda p, x: vae.apply({'params': p}, x), params, clip)
   assert found[1].mean.shape == (1, latent, 24, 42, 48) and found[0].shape == clip.shape

@@ -14,6 +14,7 @@ from tuna_jax import sharding, tree
 from tuna_jax.config import VaeConfig, to_dict
 from tuna_jax.train import checkpoint, state
 from tuna_jax.train.checkpoint import Checkpoints
+from tuna_jax.weights.shapes import tuna_shapes
 
 CONFIG = shrink.shrink(shrink.real('stage1'))
 DATA = {'step': 5, 'seed': 0, 'rows': list(range(8)), 'batch': 8, 'next': [[3, -1]] * 8}
@@ -128,7 +129,7 @@ def test_other_groups_than_the_runs_are_refused_by_name(run):
 
 def test_weights_of_a_run_are_its_averages_unless_asked_otherwise(run):
   workdir, saved = run
-  abstract = state.abstract_params(CONFIG.model)
+  abstract = tuna_shapes(CONFIG.model)
   found = checkpoint.load_weights(workdir, abstract)
   equal(found, state.weights(saved))
   equal(found['decoder'], saved.params['decoder'])  # frozen: has no average
@@ -138,7 +139,7 @@ def test_weights_of_a_run_are_its_averages_unless_asked_otherwise(run):
 
 def test_a_step_that_is_not_there_is_named_with_those_that_are(run):
   with pytest.raises(ValueError, match=r'no checkpoint of step 4; it has \[3, 5\]'):
-    checkpoint.load_weights(run[0], state.abstract_params(CONFIG.model), step=4)
+    checkpoint.load_weights(run[0], tuna_shapes(CONFIG.model), step=4)
 
 
 def test_a_run_that_never_saved_is_told_so(tmp_path):
@@ -146,13 +147,13 @@ def test_a_run_that_never_saved_is_told_so(tmp_path):
   saver.write_config()
   saver.close()
   with pytest.raises(ValueError, match=r'no checkpoint; it has \[\]'):
-    checkpoint.load_weights(str(tmp_path), state.abstract_params(CONFIG.model))
+    checkpoint.load_weights(str(tmp_path), tuna_shapes(CONFIG.model))
 
 
 def test_a_half_written_step_is_passed_over_and_cleared_away(copy):
   half = copy / 'checkpoints' / '7.orbax-checkpoint-tmp'
   shutil.copytree(copy / 'checkpoints' / '5', half)
-  abstract = state.abstract_params(CONFIG.model)
+  abstract = tuna_shapes(CONFIG.model)
   equal(
     checkpoint.load_weights(str(copy), abstract),
     checkpoint.load_weights(str(copy), abstract, step=5),
@@ -184,21 +185,21 @@ def test_a_failed_save_surfaces(tmp_path):
 
 @pytest.mark.parametrize('missing', ['connector/fc1/kernel', 'decoder/norm/scale'])
 def test_a_missing_leaf_is_named(tmp_path, missing):
-  params = shrink.randomise(state.abstract_params(CONFIG.model), 0)
+  params = shrink.randomise(tuna_shapes(CONFIG.model), 0)
   flat = tree.flatten(params)
   flat['extra/kernel'] = flat.pop(missing)
   checkpoint.save_weights(str(tmp_path), tree.unflatten(flat), CONFIG.model)
   with pytest.raises(ValueError, match='2 leaves do not fit') as caught:
-    checkpoint.load_weights(str(tmp_path), state.abstract_params(CONFIG.model))
+    checkpoint.load_weights(str(tmp_path), tuna_shapes(CONFIG.model))
   assert f'{missing}: missing in the checkpoint' in str(caught.value)
   assert 'extra/kernel: not in this model' in str(caught.value)
 
 
 def test_a_weights_directory_knows_its_config(tmp_path):
-  params = shrink.randomise(state.abstract_params(CONFIG.model), 0)
+  params = shrink.randomise(tuna_shapes(CONFIG.model), 0)
   checkpoint.save_weights(str(tmp_path), params, CONFIG.model, {'from': 'a test'})
   assert checkpoint.read_config(str(tmp_path)) == CONFIG.model
-  equal(checkpoint.load_weights(str(tmp_path), state.abstract_params(CONFIG.model)), params)
+  equal(checkpoint.load_weights(str(tmp_path), tuna_shapes(CONFIG.model)), params)
   assert json.loads((tmp_path / 'config.json').read_text())['notes'] == {'from': 'a test'}
 
 

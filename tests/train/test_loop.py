@@ -22,6 +22,7 @@ from tests.models import small
 from tuna_jax import flow, tree
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.train import checkpoint, loop, state
+from tuna_jax.weights.shapes import tuna_shapes
 
 
 def train(config, workdir):
@@ -132,7 +133,7 @@ def test_a_missing_leaf_stops_the_hand_over_and_is_named(chain, tmp_path):
 def test_the_last_stage_draws_and_writes(chain):
   workdir, _ = chain.run('stage3')
   config = checkpoint.read_config(str(workdir))
-  params = checkpoint.load_weights(str(workdir), state.abstract_params(config.model))
+  params = checkpoint.load_weights(str(workdir), tuna_shapes(config.model))
   batch = small.batch(('t2i',), ('edit',))
   model = Tuna(config.model)
 

@@ -7,6 +7,7 @@ import pytest
 from tests import shrink
 from tuna_jax import tree
 from tuna_jax.train import state
+from tuna_jax.weights.shapes import tuna_shapes
 
 
 @pytest.mark.parametrize('size', ['tiny', '2b'])
@@ -39,7 +40,7 @@ def test_the_vae_is_not_in_the_state():
 
 def test_evaluation_weights_are_averages_where_averaged():
   config = shrink.shrink(shrink.real('stage1'))
-  params = shrink.randomise(state.abstract_params(config.model), 0)
+  params = shrink.randomise(tuna_shapes(config.model), 0)
   made = state.from_params(params, config)
   made = made._replace(ema=jax.tree.map(lambda a: a + 1, made.ema))
   found, before = tree.flatten(state.weights(made)), tree.flatten(params)

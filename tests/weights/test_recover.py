@@ -7,8 +7,8 @@ import pytest
 
 from configs import common
 from tuna_jax.train.optimizer import trainable
-from tuna_jax.train.state import abstract_params
 from tuna_jax.weights.recover import describe, reinitialised, stage
+from tuna_jax.weights.shapes import tuna_shapes
 from tuna_jax.weights.tensors import lazies
 
 LAYERS, DIM, MLP = 12, 48, 96
@@ -78,5 +78,5 @@ def test_the_report_has_the_evidence_and_its_stage_trains_those_towers_alone(mod
   spec.loader.exec_module(module)
   config = common.from_config_dict(module.get_config('tiny'))
   assert config.init_from == '/x/weights'
-  names = trainable(abstract_params(config.model), config.optimizer)
+  names = trainable(tuna_shapes(config.model), config.optimizer)
   assert names and all(name.startswith('decoder/layers/') for name in names)

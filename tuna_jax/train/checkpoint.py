@@ -25,11 +25,11 @@ from etils import epath
 from tuna_jax import tree
 from tuna_jax.config import TunaConfig, VaeConfig, from_dict, nearest, to_dict
 from tuna_jax.data.pipeline import merge_states
-from tuna_jax.models.vae import WanVae
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 from tuna_jax.weights import store
+from tuna_jax.weights.shapes import vae_shapes
 
 
 class Checkpoints:
@@ -144,19 +144,12 @@ def load_weights(directory: str, abstract, *, step: int | None = None, ema: bool
   return _restore_item(root / 'params', abstract)
 
 
-def abstract_vae(config: VaeConfig):
-  """Shapes and types of the VAE's parameters, computing nothing."""
-  side = config.spatial_stride
-  video = jax.ShapeDtypeStruct((1, 1, side, side, 3), 'float32')
-  return jax.eval_shape(WanVae(config).init, jax.random.key(0), video)['params']
-
-
 def load_vae(directory: str):
   """(VaeConfig, parameters) of a VAE's weights directory, on one local device."""
   config = read_config(directory)
   if not isinstance(config, VaeConfig):
     raise ValueError(f'{directory}: holds a {type(config).__name__}, not a VAE')  # noqa: TRY004
-  return config, load_weights(directory, abstract_vae(config))
+  return config, load_weights(directory, vae_shapes(config))
 
 
 def write_json(path: epath.Path, value) -> None:

@@ -21,6 +21,7 @@ from tuna_jax import tree
 from tuna_jax.models.attention import SPLASH_FUSED_KEYS
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
+from tuna_jax.weights.shapes import tuna_shapes
 
 # Which count of tokens runs through a matrix: V, M or L of a row. First match wins.
 _TOKENS = (
@@ -57,7 +58,7 @@ def attention_pairs(config: TrainConfig) -> tuple[float, float]:
 def train_flops(config: TrainConfig) -> Work:
   """The work of one optimizer step over `config.rows` rows."""
   model = config.model
-  params = state_lib.abstract_params(model)
+  params = tuna_shapes(model)
   trains = set(state_lib.make_optimizer(config)[1])
   draws = config.flow_coeff > 0 and config.visual > 0
   used = {part for part in PARTS if part == 'decoder' or part == 'logits' or config.visual}

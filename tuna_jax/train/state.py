@@ -16,6 +16,7 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import TrainConfig
+from tuna_jax.weights.shapes import tuna_shapes
 
 
 class TrainState(NamedTuple):
@@ -33,14 +34,9 @@ def init_params(config: TunaConfig, key):
   return Tuna(config).init(key, batch, batch.latents, jnp.ones((1, 1)))['params']
 
 
-def abstract_params(config: TunaConfig):
-  """Shapes and types of all parameters, computing nothing."""
-  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-
-
 def make_optimizer(config: TrainConfig):
   """(transformation, {trainable leaf: multiple}) of the run."""
-  multiples = optimizer.trainable(abstract_params(config.model), config.optimizer)
+  multiples = optimizer.trainable(tuna_shapes(config.model), config.optimizer)
   return optimizer.make(config.optimizer, config.steps, multiples), multiples
 
 
