@@ -178,7 +178,7 @@ def test_a_truncated_file_is_named(golden):
   assert any('f_masks.safetensors: truncated' in fault for fault in faults(parity.run(folder, 'f_')))
 
 
-@pytest.mark.parametrize('text', [None, '', '{"cases": []}', '{}'])
+@pytest.mark.parametrize('text', [None, '', '{"cases": []}', '{}', '[]', '{"cases": ["f_masks"]}'])
 def test_a_directory_without_cases_is_refused_by_name(tmp_path, text):
   if text is not None:
     (tmp_path / 'index.json').write_text(text)
@@ -283,10 +283,21 @@ def test_the_decoder_takes_other_sizes():
   rng = np.random.default_rng(0)
   out = shapes(parity_parts.qwen2(case_of('qwen2', {'llm': LLM, 'vocab': VOCAB}, weights, {
       'embeds': rng.standard_normal((2, 11, 48), np.float32), 'mp': [[[2, 4]], [[-1, -1]]],
-      'embeds_small': rng.standard_normal((1, 11, 48), np.float32)})))
-  assert out['out.logits'] == (2, 11, VOCAB) and out['out.logits_small_causal'] == (1, 11, VOCAB)
+      'embeds_small': rng.standard_normal((1, 7, 48), np.float32)})))
+  assert out['out.logits'] == (2, 11, VOCAB) and out['out.logits_small_causal'] == (1, 7, VOCAB)
   assert [name for name in out if name.startswith('out.hidden') and name[10:].isdigit()] == [
       f'out.hidden{i}' for i in range(4)]
+
+
+def test_the_connector_takes_widths_that_no_head_divides():
+  rng = np.random.default_rng(0)
+  shape = {'siglip_proj.0.weight': (36,), 'siglip_proj.1.weight': (72, 36), 'siglip_proj.1.bias': (72,),
+           'siglip_proj.3.weight': (72, 72), 'siglip_proj.3.bias': (72,), 'time_embed.mlp.0.weight': (72, 96),
+           'time_embed.mlp.0.bias': (72,), 'time_embed.mlp.2.weight': (72, 72), 'time_embed.mlp.2.bias': (72,)}
+  weights = {name: lazy(rng.standard_normal(s, np.float32)) for name, s in shape.items()}
+  out = shapes(parity_parts.connector_time(case_of('connector_time', {'clip_latent_dim': 36, 'hidden_size': 72}, weights, {
+      't': np.float32([0, 0.5, 1]), 'feat': rng.standard_normal((2, 5, 36), np.float32)})))
+  assert out == {'out.freq': (3, 96), 'out.emb': (3, 72), 'out.proj': (2, 5, 72)}
 
 
 def test_the_whole_model_takes_other_sizes_and_frame_counts():

@@ -113,7 +113,7 @@ def read_index(folder: epath.Path) -> list[dict]:
     cases = json.loads(path.read_text())['cases']
   except (ValueError, KeyError, TypeError) as error:
     raise GoldenError(f'{path}: damaged: {type(error).__name__} {error}') from None
-  if not isinstance(cases, list) or not cases:
+  if not isinstance(cases, list) or not cases or not all(isinstance(case, dict) for case in cases):
     raise GoldenError(f'{path}: no cases')
   return cases
 

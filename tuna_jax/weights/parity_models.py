@@ -89,7 +89,8 @@ def full_forward(case: Case) -> Outputs:
 
   train = sizes.quick_jit(jax.grad(loss, has_aux=True))
   subs = case.config['subs']
-  layouts = {sub: (case.given(sub, 'mp'), s['thw'] and tuple(s['thw']), s['L']) for sub, s in subs.items()}
+  layouts = {sub: (case.given(sub, 'mp'), s['thw'] and tuple(s['thw']), case.given(sub, 'text_tokens').shape[1])
+             for sub, s in subs.items()}
   pictures = {sub: l for sub, l in layouts.items() if l[1]}
   out = {}
   for sub, (positions, grid, length) in layouts.items():

@@ -175,7 +175,7 @@ def connector_time(case: Case) -> Outputs:
   width, frequencies = case.config['hidden_size'], case.weights['time_embed.mlp.0.weight'].shape[1]
   vision = sizes.VisionConfig(num_layers=1, dim=case.config['clip_latent_dim'], num_heads=1, num_kv_heads=1,
                               head_dim=case.config['clip_latent_dim'], mlp_dim=8, grid=2)
-  flow_head = sizes.FlowHeadConfig(num_layers=1, dim=width, num_heads=1, num_kv_heads=1, head_dim=width, mlp_dim=8)
+  flow_head = sizes.FlowHeadConfig(num_layers=1, dim=width, num_heads=1, num_kv_heads=1, head_dim=16, mlp_dim=8)
   config = sizes.tuna(vision=vision, flow_head=flow_head, time_frequencies=frequencies)
   params = sizes.load_tuna(config, case.weights, 'connector', 'time_embed')
   features = {name.removeprefix('in.feat'): x for name, x in case.tensors.items() if name.startswith('in.feat')}
@@ -218,7 +218,7 @@ def _rotary(case: Case, tensors) -> Outputs:
     out[f'{name}.cos'], out[f'{name}.sin'] = table.cos[0], table.sin_half[0]
   for sub, s in c['apply'].items():
     batch = official.to_batch(
-        np.zeros((len(case.given(sub, 'mp')), s['L']), np.int32), case.given(sub, 'mp'), tuple(s['thw']), 1)
+        np.zeros(tensors[f'in.{sub}.q'].shape[::2], np.int32), case.given(sub, 'mp'), tuple(s['thw']), 1)
     table = flow_rotary(batch, s['d'])
     for name in ('q', 'k'):
       x = rearrange(tensors[f'in.{sub}.{name}'], 'b h l d -> b l h d')
@@ -259,10 +259,12 @@ def qwen2(case: Case) -> Outputs:
   config = sizes.tuna(decoder=sizes.decoder_config(case.config['llm'], case.config['vocab']))
   params = sizes.load_tuna(config, case.weights, 'decoder')['decoder']
   embeds, small, positions = case.given('embeds'), case.given('embeds_small'), case.given('mp')
-  rows, length = embeds.shape[:2]
+  rows, own = embeds.shape[:2]
+  length = max(own, small.shape[1])
   omni = official.to_batch(np.zeros((rows, length), np.int32), positions, None, 1)
   causal = np.broadcast_to(np.arange(length, dtype=np.int32), (rows + len(small), length))
-  x = np.concatenate([embeds, embeds, small])
+  # Nothing sees what is padded behind it.
+  x = np.concatenate([np.pad(e, [(0, 0), (0, length - e.shape[1]), (0, 0)]) for e in (embeds, embeds, small)])
   kv_limit = np.concatenate([omni.kv_limit, causal])
 
   @sizes.quick_jit
@@ -275,9 +277,10 @@ def qwen2(case: Case) -> Outputs:
     return (*decoder_layers(config, params, x, span)[:-1], last), logits
 
   hidden, logits = run(params, x, kv_limit)
-  out = {f'out.hidden{i}': h[:rows] for i, h in enumerate(hidden)}
-  return {**out, 'out.logits': logits[:rows], 'out.logits_causal': logits[rows:2 * rows],
-          'out.hidden_causal': hidden[-1][rows:2 * rows], 'out.logits_small_causal': logits[2 * rows:]}
+  out = {f'out.hidden{i}': h[:rows, :own] for i, h in enumerate(hidden)}
+  return {**out, 'out.logits': logits[:rows, :own], 'out.logits_causal': logits[rows:2 * rows, :own],
+          'out.hidden_causal': hidden[-1][rows:2 * rows, :own],
+          'out.logits_small_causal': logits[2 * rows:, :small.shape[1]]}
 
 
 def decoder_layers(config, params, x, span: Span) -> list:
@@ -296,7 +299,7 @@ def flow_head(case: Case) -> Outputs:
       vae=sizes.VaeConfig(latent_channels=c['image_latent_dim'], latent_mean=(), latent_std=()))
   params = sizes.load_tuna(config, case.weights, 'flow_head')['flow_head']
   subs = {sub: (case.given(sub, 'mp'), s['thw'] and tuple(s['thw'])) for sub, s in c['subs'].items()}
-  shape = common_shape({sub: (positions, grid, c['subs'][sub]['L']) for sub, (positions, grid) in subs.items()})
+  shape = common_shape({sub: (*layout, case.given(sub, 'hidden').shape[1]) for sub, layout in subs.items()})
   run = sizes.quick_jit(lambda *args: flow_layers(config, *args))
   direct = sizes.quick_jit(lambda *args: final_layer(config, *args))
   out = {}

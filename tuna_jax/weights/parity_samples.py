@@ -43,7 +43,8 @@ def _sampler(config, guidance, points: int, shift: float):
       t, after = pair
       time = jnp.full((guidance.branches * pictures, 1), t)
       v = Tuna(config).apply({'params': params}, target, jnp.tile(x, (guidance.branches, 1, 1)), time, cache).velocity
-      v = drawing.combine(jnp.split(v, guidance.branches), guidance.scale, 1.0)
+      if guidance.branches > 1:
+        v = drawing.combine(jnp.split(v, guidance.branches), guidance.scale, 1.0)
       return x + (after - t) * v, (x, v)
 
     steps = jax.lax.scan(evaluate, noise, (times[:-1], times[1:]))[1]
@@ -57,8 +58,10 @@ def _sampler(config, guidance, points: int, shift: float):
 def _sampled(case: Case, sub: str, config, params, decoder, plans, laid, noise) -> Outputs:
   """The outputs that both samplers share. plans: conditional rows, then the others; noise [R, C, T, h, w]."""
   s, tokenizer, grid = case.config['subs'][sub], _tokenizer(case), noise.shape[2:]
+  guidance = drawing.Guidance(s['g'])
+  plans = plans[:guidance.branches * len(noise)]  # a scale of 1 needs no negative rows
   prompts = collate([split(plan, tokenizer, strides(config))[0] for plan in plans], noise.shape[1])
-  sampler = _sampler(config, drawing.Guidance(s['g']), s['steps'], s['shift'])
+  sampler = _sampler(config, guidance, s['steps'], s['shift'])
   latents, (states, velocities) = sampler(params, prompts, np.int32([grid] * len(noise)), to_cells(noise, len(noise)))
   latents = to_grids(latents, 1, grid)
   values = {
