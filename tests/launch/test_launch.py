@@ -1,5 +1,6 @@
 """The launch scripts: what they would run, word for word, and what they do when a process falls."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -232,6 +233,24 @@ def test_every_gpu_flag_is_known_to_this_jaxlib():
     env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags)},
   )
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='the tpu extra is not installed')
+@pytest.mark.parametrize(('preset', 'topology'), [
+  ('v5e', 'v5e:2x2'), ('v5p', 'v5p:2x2x1'), ('v6e', 'v6e:2x2'), ('tpu7x', 'tpu7x:2x2x1')])  # fmt: skip
+def test_every_tpu_flag_is_known_to_this_libtpu(preset, topology):
+  code = f"from tuna_jax.train.topology import devices_of; print(devices_of('{topology}')[0].device_kind)"
+  flags = ' '.join(launch('presets.sh', preset).stdout.split())
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    check=False,
+    capture_output=True,
+    text=True,
+    cwd=LAUNCH.parent,
+    env=os.environ
+    | {'JAX_PLATFORMS': 'cpu', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'LIBTPU_INIT_ARGS': flags},
+  )
+  assert done.returncode == 0 and 'TPU' in done.stdout, done.stderr
 
 
 def test_readme_names_every_script():
