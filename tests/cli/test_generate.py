@@ -8,7 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from tuna_jax.sample.output import Picture
+from tests.sample import small
+from tuna_jax.data.media import read_video
+from tuna_jax.sample.output import Picture, read_info
+from tuna_jax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -46,7 +49,40 @@ def test_info_prints_what_a_file_remembers(tmp_path):
 def test_the_bench_counts_the_published_size_without_running_it(tmp_path):
   done = run('bench', 'sample', '--size=2b', '--norun', '--points=50', f'--json={tmp_path}/b.json')
   assert done.returncode == 0, done.stderr
-  assert '10.7x fewer FLOPs' in done.stdout
+  assert '11.3x fewer FLOPs' in done.stdout
   found = json.loads((tmp_path / 'b.json').read_text())
   assert found['t2i']['naive_over_cached_flops'] > 10
   assert found['edit']['naive_over_cached_flops'] > 3
+
+
+VERBS = """
+import sys
+from absl import flags
+from tuna_jax.cli import generate
+
+folder = sys.argv[1]
+for words, more in (
+    (['t2i', 'a red ball', ''], [f'--output={folder}/a.png']),
+    (['edit', 'make it blue'], [f'--output={folder}/b.png', f'--image={folder}/a-0.png', '--guidance_interval=0,0.6']),
+    (['t2v', 'a red ball'], [f'--output={folder}/c.gif', '--frames=5']),
+    (['ask', 'what is this'], [f'--image={folder}/a-0.png', '--max_new_tokens=4'])):
+  flags.FLAGS['image'].unparse()
+  flags.FLAGS(['generate', f'--checkpoint={folder}/w', '--size=16', '--points=3', '--seed=7', *more])
+  generate.main(['generate', *words])
+"""
+
+
+@pytest.mark.slow
+def test_every_verb_writes_its_file_with_prompt_seed_and_settings_in_it(tmp_path):
+  checkpoint.save_weights(str(tmp_path / 'w'), small.params(), small.CONFIG)
+  checkpoint.save_weights(str(tmp_path / 'w/vae'), small.vae_params(), small.VAE)
+  small.tokenizer().save(tmp_path / 'w')
+  done = subprocess.run([sys.executable, '-c', VERBS, str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT)
+  assert done.returncode == 0, done.stderr
+  found = {name: read_info(tmp_path / name) for name in ('a-0.png', 'a-1.png', 'b.png', 'c.gif')}
+  assert [(f['prompt'], f['seed'], f['points']) for f in found.values()] == [
+      ('a red ball', 7, 3), ('', 8, 3), ('make it blue', 7, 3), ('a red ball', 7, 3)]
+  assert [f['guidance']['scale'] for f in found.values()] == [7.5, 7.5, 7.5, 6.0]
+  assert found['b.png']['guidance']['interval'] == [0, 0.6]
+  assert len(read_video(str(tmp_path / 'c.gif'), '16', 5)) == 5
+  assert len(done.stdout.splitlines()) >= 5  # four files and an answer

@@ -60,13 +60,14 @@ def test_a_whole_evaluation_counts_what_the_compiler_counts():
 def test_a_cached_step_counts_what_the_compiler_counts():
   config = one_layer()
   _, batch = prompts()
-  target = drawing.target_batch(batch, np.int32([[1, 8, 8]]), 64)
-  cache = jax.eval_shape(lambda: init_cache(config, 1, 112 + 65, flow=True))
+  batch = jax.tree.map(lambda a: np.repeat(a, 2, axis=0), batch)
+  target = drawing.target_batch(batch, np.int32([[1, 8, 8]] * 2), 64)
+  cache = jax.eval_shape(lambda: init_cache(config, 2, 112 + 65, flow=True))
 
   def run(params, x, t, cache):
     return Tuna(config).apply({'params': params}, target, x, t, cache).velocity
 
-  args = (tuna_shapes(config), jax.ShapeDtypeStruct((1, 64, 48), 'float32'), jax.ShapeDtypeStruct((1, 1), 'float32'),
+  args = (tuna_shapes(config), jax.ShapeDtypeStruct((1, 64, 48), 'float32'), jax.ShapeDtypeStruct((2, 1), 'float32'),
           cache)
   shape = flops.Shape(prefix=112, cells=64, sources=64, images=2)
   assert 1 <= counted(run, *args) / flops.step(config, shape) < ABOVE
@@ -87,11 +88,10 @@ def test_sampling_at_512_needs_a_tenth_of_the_flops_and_a_third_for_edits(config
 
 
 def test_the_bench_runs_all_three_forms_to_the_same_latents():
-  for task in ('t2i', 'edit'):
-    result = bench.sample(small.CONFIG, task, side=32, points=3, prompt_tokens=5, padded=48)
-    assert result['trimmed']['max_abs_difference'] < 1e-4 * result['largest_latent']
-    assert result['cached']['max_abs_difference'] < 1e-4 * result['largest_latent']
-    assert result['naive']['seconds'] > 0
+  result = bench.sample(small.CONFIG, 'edit', side=32, points=3, prompt_tokens=5, padded=48)
+  for form in ('trimmed', 'cached'):
+    assert result[form]['max_abs_difference'] < 1e-5 * result['largest_latent']
+    assert result[form]['seconds'] > 0
 
 
 def test_the_decode_bench_finds_the_same_tokens():

@@ -2,14 +2,16 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.sample import small
+from tuna_jax import sharding
 from tuna_jax.data.media import MediaConfig, MediaError
 from tuna_jax.data.tasks import TaskConfig
-from tuna_jax.sample import image as drawing
+from tuna_jax.sample import requests
 from tuna_jax.sample.generate import Generator
 from tuna_jax.sample.image import Guidance
 
@@ -40,17 +42,63 @@ def test_batches_of_a_long_list_have_one_shape():
   assert [len(rows) for rows, _, _ in batches] == [4, 4, 4]
   assert sum(count for _, count, _ in batches) == 10
   assert [i for rows, count, _ in batches for i in rows[:count]] == list(range(10))
-  before = drawing._sample._cache_size()
-  generator().image(['a red ball'] * 9, size=(16, 32), **FEW)
-  assert drawing._sample._cache_size() == before + 1
+
+
+def test_the_vae_takes_as_many_pictures_at_once_as_their_size_allows():
+  seen = []
+
+  def tops(params, pixels, *, config):
+    seen.append(len(pixels))
+    return pixels[:, 0, 0, 0, 0]
+
+  large, little = np.zeros((3, 1, 1024, 1024, 3), np.uint8), np.arange(6, dtype=np.uint8)[:, None, None, None, None]
+  media = [*large, *little]
+  out = generator()._by_shape(media, tops, [x[..., 0].size for x in media])
+  assert seen == [1, 1, 1, 3, 3]  # batches of 4 at most
+  assert out == [0, 0, 0, 0, 1, 2, 3, 4, 5]
+
+
+def test_a_second_call_with_other_prompts_and_settings_compiles_nothing():
+  how = {'size': (16, 32), 'points': 3}
+  generator().image(['a red ball'] * 9, guidance=2.0, **how)
+  compiled = []
+  listen = lambda name, _, **more: compiled.append(more) if name.endswith('backend_compile_duration') else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    others = [f'{n} blue' for n in range(9)]
+    generator().image(others, guidance=4.0, shift=1.0, negative='red', seed=range(9), **how)
+    assert not compiled
+    jax.jit(lambda x: x * 3 + 1)(1.0)
+    assert compiled  # the listener does hear
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_batch_spread_over_devices_draws_and_says_what_one_device_does():
+  g, prompts = generator(), ['a red ball', 'make it', 'what', 'blue']
+  mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+  params = jax.device_put(g.params, sharding.shardings(g.params, mesh))
+  spread = Generator(g.config, params, g.vae_params, g.tokenizer, tasks=g.tasks, media=g.media, batch_size=4)
+  with jax.set_mesh(mesh):
+    pictures = spread.image(prompts, **FEW)
+    answers = spread.text(prompts, max_new_tokens=6)
+  for ours, theirs in zip(pictures, g.image(prompts, **FEW)):
+    assert np.abs(ours.pixels.astype(int) - theirs.pixels).max() <= 1  # other sums, a level of 255 at most
+  assert answers == g.text(prompts, max_new_tokens=6)
 
 
 def test_an_edit_keeps_the_size_of_its_source():
   out = generator().edit(Image.fromarray(pixels(30, 17)), 'make it blue', **FEW)
   assert out.pixels.shape == (32, 16, 3)
-  large = generator().edit(pixels(640, 320), 'make it blue', **FEW)
-  assert large.pixels.shape == (48, 16, 3)  # 1,024 pixels at that aspect, in multiples of 16
-  assert generator().edit(pixels(30, 17), 'x', size='32', **FEW).pixels.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize('given, area, size, wanted', [
+    ((500, 400), '512', None, (496, 400)), ((900, 450), '512', None, (720, 368)), ((900, 450), '1024', None, (896, 448)),
+    ((900, 450), '512', '1024', (1344, 768)), ((450, 800), '1024', '512', (384, 672))])
+def test_a_source_keeps_its_size_up_to_that_of_its_class_or_takes_the_nearest_bucket(given, area, size, wanted):
+  source = requests.read_source(pixels(*given), MediaConfig(image_size=area), size, 16)
+  assert source.shape == (1, *wanted, 3)
+
 
 
 def test_an_edit_sees_every_source_and_its_instruction():
@@ -76,6 +124,7 @@ def test_questions_take_pictures_clips_and_conversations():
            {'role': 'user', 'content': 'is it blue'}]
   assert isinstance(g.text(turns, max_new_tokens=6), str)
   assert isinstance(g.text('what is this', images=[clip], max_new_tokens=6), str)
+  assert isinstance(g.text('what is this', images=[image, pixels(16, 32), clip], max_new_tokens=6), str)
   assert isinstance(g.text('what is this', max_new_tokens=6), str)
   assert ''.join(g.stream('what is this', [image], max_new_tokens=6)) == answers[0]
 

@@ -44,6 +44,7 @@ def main(argv):
   run = find_run(_WORKDIR.value, _STAGE.value)
   import jax
 
+  from tuna_jax import sharding
   from tuna_jax.evals import evaluate, report
   from tuna_jax.evals.results import table
   from tuna_jax.sample.generate import Drawing
@@ -54,16 +55,18 @@ def main(argv):
   began = time.perf_counter()
   config = checkpoint.read_config(run)
   how = Drawing(Guidance(_GUIDANCE.value), _POINTS.value, _SHIFT.value, _SOLVER.value)
-  generator = open_generator(run, step=_STEP.value, ema=_EMA.value, batch_size=_BATCH.value)
+  mesh = sharding.make_mesh(data=-1, fsdp=1)  # whole weights on every device, the rows of a batch spread over them
+  generator = open_generator(run, step=_STEP.value, ema=_EMA.value, mesh=mesh, batch_size=_BATCH.value)
   print(f'evaluating {run}', flush=True)
   say = lambda line: print(line, flush=True)
-  if is_world(config.data.mixture):
-    result = evaluate.evaluate(generator, _N.value, how, _TARGETS.value, say)
-    title = 'A tiny Tuna sees, draws, edits and films'
-  else:
-    test = _TEST.value or os.path.join(os.path.dirname(config.data.mixture), 'mixture_test.json')
-    result = evaluate.evaluate_mixture(generator, config.data.mixture, test, _N.value, how, say)
-    title = f'A tiny Tuna learns from {config.data.mixture}'
+  with jax.set_mesh(mesh):
+    if is_world(config.data.mixture):
+      result = evaluate.evaluate(generator, _N.value, how, _TARGETS.value, say)
+      title = 'A tiny Tuna sees, draws, edits and films'
+    else:
+      test = _TEST.value or os.path.join(os.path.dirname(config.data.mixture), 'mixture_test.json')
+      result = evaluate.evaluate_mixture(generator, config.data.mixture, test, _N.value, how, say)
+      title = f'A tiny Tuna learns from {config.data.mixture}'
   print(table(result.rows, result.titles))
   if _REPORT.value:
     facts = {

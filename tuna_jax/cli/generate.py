@@ -37,7 +37,9 @@ _FPS = flags.DEFINE_integer('fps', 16, 't2v: pictures a second.', lower_bound=1)
 _COUNT = flags.DEFINE_integer('count', 1, 'Results a prompt; result i has seed + i.', 1)
 _NEGATIVE = flags.DEFINE_string('negative', '', 'What guidance moves away from.')
 _SEED = flags.DEFINE_integer('seed', 42, 'Of the first result.')
-_GUIDANCE = flags.DEFINE_float('guidance', 7.5, 'Scale of guidance by text; 1 is none.')
+_GUIDANCE = flags.DEFINE_float(
+  'guidance', None, 'Scale of guidance by text; 1 is none. Default: 7.5, of t2v 6.'
+)
 _IMAGE_GUIDANCE = flags.DEFINE_float('image_guidance', None, 'edit: guidance by the sources, too.')
 _INTERVAL = flags.DEFINE_list('guidance_interval', '0,1', 'Times from 0 to 1 that are guided.')
 _RESCALE = flags.DEFINE_float('guidance_rescale', 0.0, 'Against over-saturation: 0 to 1.')
@@ -82,8 +84,11 @@ def info(paths):
 
 def draw(action, prompts):
   """t2i, edit and t2v."""
-  from tuna_jax.sample.image import Guidance
+  from tuna_jax.sample.image import FILM_SCALE, SCALE, Guidance
 
+  scale = _GUIDANCE.value
+  if scale is None:
+    scale = FILM_SCALE if action == 't2v' else SCALE
   ending = _ENDINGS[action]
   output = _OUTPUT.value or f'out{ending[0]}'
   if os.path.splitext(output)[1].lower() not in ending:
@@ -91,7 +96,7 @@ def draw(action, prompts):
   how = {
     'size': _SIZE.value,
     'negative': _NEGATIVE.value,
-    'guidance': Guidance(_GUIDANCE.value, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value),
+    'guidance': Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value),
     'points': _POINTS.value,
     'shift': _SHIFT.value,
     'solver': _SOLVER.value,

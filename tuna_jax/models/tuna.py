@@ -117,7 +117,8 @@ class Tuna(nn.Module):
 
     Args:
       batch: with a cache, its `kv_limit` counts keys of the cache, and `place` positions of this call.
-      latents: float[B, V, C], what the model sees: x_t, which is the clean latent where t = 1.
+      latents: float[B, V, C], what the model sees: x_t, which is the clean latent where t = 1. Fewer rows are repeated:
+        the branches of guidance see the same pictures.
       t: float32[B, M], the time of each image.
       cache: keys and values of earlier calls, or None.
       flow: run the flow head (a cache made for it must then be given, if any).
@@ -128,7 +129,10 @@ class Tuna(nn.Module):
     in_span = ~is_text
     x = self.decoder.embed(batch.tokens)
     if visual:  # text alone has no visual table
-      features = self.connector(self.vision(latents, batch.coords, batch.image, batch.grid))
+      rows = len(latents)
+      features = self.connector(self.vision(latents, batch.coords[:rows], batch.image[:rows], batch.grid[:rows]))
+      if rows < len(batch.tokens):
+        features = jnp.tile(features, (len(batch.tokens) // rows, 1, 1))
       time = anchor(self.time_embed(t), 'images')
       table = anchor(jnp.concatenate([time, features], axis=1), 'visual')
       x = jnp.where(is_text[..., None], x, _take(table, batch.slot))

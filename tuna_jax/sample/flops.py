@@ -94,7 +94,7 @@ def trimmed(c: TunaConfig, s: Shape, evaluations: int) -> int:
 
 
 def prefill(c: TunaConfig, s: Shape) -> int:
-  """The prefix into both caches, which already have room for the target."""
+  """The prefix of one row into both caches, which already have room for the target."""
   keys = s.prefix + s.span
   images = s.images - 1
   return (vision(c, *s.source) + time_embed(c, images) + decoder(c, s.prefix, keys)
@@ -102,12 +102,12 @@ def prefill(c: TunaConfig, s: Shape) -> int:
 
 
 def step(c: TunaConfig, s: Shape) -> int:
-  """One evaluation of the target span with caches."""
+  """One evaluation of the target span with caches; all branches see one picture."""
   keys = s.prefix + s.span
-  return (vision(c, s.frames, s.cells) + time_embed(c, 1) + decoder(c, s.span, keys)
-          + flow_head(c, s.span, keys, 1, s.span - 1))
+  row = time_embed(c, 1) + decoder(c, s.span, keys) + flow_head(c, s.span, keys, 1, s.span - 1)
+  return vision(c, s.frames, s.cells) + s.branches * row
 
 
 def cached(c: TunaConfig, s: Shape, evaluations: int) -> int:
   """What `sample_latents` does."""
-  return s.branches * (prefill(c, s) + evaluations * step(c, s))
+  return s.branches * prefill(c, s) + evaluations * step(c, s)

@@ -12,7 +12,8 @@ Each takes one request or a list of them. A list runs in batches of equal shape,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -31,12 +32,15 @@ from tuna_jax.models.vae_stream import decode_stream
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import requests
 from tuna_jax.sample import text as writing
-from tuna_jax.sample.image import Guidance
+from tuna_jax.sample.image import FILM_SCALE, SCALE, Guidance
 from tuna_jax.sample.output import Clip, Picture
 from tuna_jax.sample.prompt import Grid, bucket, collate, split, strides
 from tuna_jax.sample.text import Choice
+from tuna_jax.sharding import anchor
 
 Report = Callable[[int, int], None]
+
+PIXELS = 1 << 20  # that the VAE encodes or decodes at once: its activations take hundreds of bytes a pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Generator:
   # ---- pictures and clips
 
   def image(self, prompt, *, size=None, negative: str | Sequence[str] = '', seed: int | Sequence[int] = 42,
-            guidance: float | Guidance = 7.5, points: int = 50, shift: float = flow.SAMPLE_SHIFT,
+            guidance: float | Guidance = SCALE, points: int = 50, shift: float = flow.SAMPLE_SHIFT,
             solver: str = 'euler', report: Report | None = None):
     """Draws a prompt -> Picture, or a list of them for a list of prompts.
 
@@ -148,7 +152,7 @@ class Generator:
     return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
 
   def video(self, prompt, frames: int | None = None, *, size=None, negative: str | Sequence[str] = '',
-            seed: int | Sequence[int] = 42, guidance: float | Guidance = 7.5, points: int = 50,
+            seed: int | Sequence[int] = 42, guidance: float | Guidance = FILM_SCALE, points: int = 50,
             shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', fps: int = 16, report: Report | None = None):
     """Films a prompt -> Clip of `frames` = 4k + 1 pictures, or a list of them. The rest as in `image`."""
     prompts, many = requests.strings(prompt, 'prompt')
@@ -158,7 +162,7 @@ class Generator:
     return _one_or_all([Clip(pixels, fps, info) for pixels, info in zip(drawn, infos)], many)
 
   def edit(self, images, instruction, *, size=None, negative: str | Sequence[str] = '',
-           seed: int | Sequence[int] = 42, guidance: float | Guidance = 7.5, points: int = 50,
+           seed: int | Sequence[int] = 42, guidance: float | Guidance = SCALE, points: int = 50,
            shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report: Report | None = None):
     """Changes pictures as instructed -> Picture, or a list of them for a list of instructions.
 
@@ -219,21 +223,19 @@ class Generator:
 
   def encode(self, media: Sequence[np.ndarray]) -> list[np.ndarray]:
     """uint8 [F, H, W, 3] each -> normalised latents float32 [T, h, w, C]: posterior means, so nothing is random."""
-    return self._by_shape(media, _encode)
+    return self._by_shape(media, _encode, [x[..., 0].size for x in media])
 
   def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]. Clips one by one, a latent frame at a time."""
-    if any(len(x) > 1 for x in latents):
-      return [np.concatenate([np.asarray(f[0]) for f in self.frames(x)]) for x in latents]
-    return self._by_shape(latents, _decode)
+    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]. Clips a latent frame at a time."""
+    area = self.vae_config.spatial_stride**2
+    return self._by_shape(latents, _decode, [x[0, ..., 0].size * area for x in latents])
 
-  def frames(self, latents: np.ndarray) -> Iterator[jax.Array]:
-    """Latents of one clip [T, h, w, C] -> its pictures as they are decoded: uint8 [1, 1 or 4, H, W, 3]."""
-    return decode_stream(self.vae_config, self.vae_params, latents[None])
-
-  def _by_shape(self, arrays, fn):
+  def _by_shape(self, arrays, fn, pixels):
+    """`fn` of the arrays in batches of one shape, of PIXELS at most; pixels: of each array."""
     out: list[Any] = [None] * len(arrays)
-    for rows, count, _ in self._batches([a.shape for a in arrays], [0] * len(arrays)):
+    shapes = [a.shape for a in arrays]
+    most = dict(zip(shapes, (max(1, PIXELS // n) for n in pixels)))
+    for rows, count, _ in self._batches(shapes, [0] * len(arrays), most):
       results = np.asarray(fn(self.vae_params, np.stack([arrays[i] for i in rows]), config=self.vae_config))
       for i, result in zip(rows[:count], results):
         out[i] = result
@@ -295,19 +297,20 @@ class Generator:
   def _collate(self, examples, length=None):
     return collate(examples, self.config.vae.latent_channels, length)
 
-  def _batches(self, shapes: Sequence, lengths: Sequence[int]):
+  def _batches(self, shapes: Sequence, lengths: Sequence[int], most: Mapping[Any, int] = MappingProxyType({})):
     """(indices, how many of them are real, padded length) for batches of items that share a shape.
 
-    All batches of a shape have the same number of rows: full ones near `batch_size`, or a power of two where there is
-    only one. The last repeats its first item.
+    All batches of a shape have the same number of rows: full ones near `batch_size` (or `most` of that shape, if less),
+    or a power of two where there is only one. The last repeats its first item.
     """
     for shape in dict.fromkeys(shapes):
       group = [i for i, s in enumerate(shapes) if s == shape]
       length = bucket(max(lengths[i] for i in group))
-      count = -(-len(group) // self.batch_size)
+      limit = min(self.batch_size, most.get(shape, self.batch_size))
+      count = -(-len(group) // limit)
       rows = -(-len(group) // count)
       if count == 1:
-        rows = min(self.batch_size, 1 << (rows - 1).bit_length())
+        rows = min(limit, 1 << (rows - 1).bit_length())
       for at in range(0, len(group), rows):
         chunk = group[at:at + rows]
         yield chunk + chunk[:1] * (rows - len(chunk)), len(chunk), length
@@ -315,13 +318,21 @@ class Generator:
 
 @jax.jit(static_argnames='config')
 def _encode(params, pixels, *, config):
-  moments = WanVae(config).apply({'params': params}, to_float(pixels), method='encode')
+  moments = WanVae(config).apply({'params': params}, to_float(anchor(pixels, 'rows')), method='encode')
   return normalize(config, moments.mean)
 
 
-@jax.jit(static_argnames='config')
 def _decode(params, latents, *, config):
-  return to_uint8(WanVae(config).apply({'params': params}, latents, method='decode'))
+  """uint8 [B, F, H, W, 3] of latents [B, T, h, w, C]."""
+  if latents.shape[1] == 1:
+    return _decode_stills(params, latents, config=config)
+  latents = anchor(latents, 'rows')
+  return np.concatenate([np.asarray(pixels) for pixels in decode_stream(config, params, latents)], axis=1)
+
+
+@jax.jit(static_argnames='config')
+def _decode_stills(params, latents, *, config):
+  return to_uint8(WanVae(config).apply({'params': params}, anchor(latents, 'rows'), method='decode'))
 
 
 def _drawing(guidance, points, shift, solver) -> Drawing:

@@ -3,6 +3,8 @@
     prefill   [prompt, source pictures, boi] -----> keys and values of decoder and flow head      once
     step      [time][x_0] ... [x_N-1] ------------> velocity                                      points - 1 times
 
+The branches of guidance are rows of one batch; the vision tower sees x once for all of them.
+
 Exact: nothing before the target sees it, and nothing after it changes it (ARCHITECTURE.md 10.6).
 
 Axes:  R pictures   G branches of guidance   B = G R rows   P prompt   N latent cells of the target   C channels
@@ -26,6 +28,8 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import lengths
 
+SCALE, FILM_SCALE = 7.5, 6.0  # the official scales of guidance for pictures and for clips (ARCHITECTURE.md 10)
+
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
@@ -38,7 +42,7 @@ class Guidance:
   rescale: in [0, 1], how far the guided velocity is brought back to the conditional one's standard deviation.
   """
 
-  scale: float = 7.5
+  scale: float = SCALE
   image_scale: float | None = None
   interval: tuple[float, float] = (0.0, 1.0)
   rescale: float = 0.0
@@ -178,7 +182,7 @@ def _sample(params, prompts, grid, noise, times, numbers, *, config, branches, l
         decoder=jax.tree.map(lambda a: a[:, :rows], cache.decoder), flow=jax.tree.map(lambda a: a[:, :rows], cache.flow),
         segment=cache.segment[:rows])
     time = jnp.full((rows, 1), t, jnp.float32)
-    return model.apply({'params': params}, here, jnp.tile(x, (branches, 1, 1)), time, kept).velocity
+    return model.apply({'params': params}, here, x, time, kept).velocity
 
   def guided(x, t):
     return combine(jnp.split(run(x, t, branches), branches), scale, image_scale, rescale if rescaled else None)

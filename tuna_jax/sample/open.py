@@ -24,7 +24,8 @@ def open_generator(checkpoint: str | os.PathLike, *, vae: str | os.PathLike = ''
     checkpoint: a run directory, or a weights directory.
     vae, tokenizer: their directories, where the checkpoint does not say (a run remembers both; weights may hold both).
     step, ema: of a run: which checkpoint (default the latest), and whether its averages.
-    mesh: places the parameters over its devices; call the generator inside `jax.set_mesh(mesh)` then.
+    mesh: places the parameters over its devices; call the generator inside `jax.set_mesh(mesh)` then, and rows of a
+      batch are split over `data` and `fsdp`.
     options: of `Generator`, such as media, tasks and batch_size; a run's own are the default.
 
   Raises ValueError naming what is missing or does not fit.
@@ -47,6 +48,7 @@ def open_generator(checkpoint: str | os.PathLike, *, vae: str | os.PathLike = ''
   if mesh is not None:
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding.shardings(abstract, mesh))
+    vae_params = jax.device_put(vae_params, jax.NamedSharding(mesh, jax.P()))
   params = checkpoint_lib.load_weights(str(root), abstract, step=step, ema=ema)
   return Generator(model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options})
 
