@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -21,45 +17,9 @@ from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights.tensors import lazies
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = small_config()
 SHAPES, VAE_SHAPES = tuna_shapes(CONFIG), vae_shapes(CONFIG.vae)
 LEAVES, VAE_LEAVES = random_leaves(SHAPES), random_leaves(VAE_SHAPES, 1)
-
-
-# Imports once, then forks for every command line: a process each, without a start each.
-DRIVER = """
-import json, os, runpy, sys
-import tuna_jax.weights.parts, tuna_jax.weights.recover, tuna_jax.cli.app
-for line in sys.stdin:
-  path, *arguments = json.loads(line)
-  child = os.fork()
-  if not child:
-    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 1)
-    os.dup2(1, 2)
-    sys.argv = ['convert', *arguments]
-    runpy.run_module('tuna_jax.cli.convert', run_name='__main__', alter_sys=True)
-  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope='module')
-def convert(tmp_path_factory):
-  """Runs `tuna-jax convert ARGUMENTS`, asserts its exit code, returns what it printed."""
-  folder = tmp_path_factory.mktemp('said')
-  environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  with subprocess.Popen([sys.executable, '-c', DRIVER], env=environment, stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE, text=True) as driver:
-    def run(*arguments, code=0):
-      said = folder / str(len(list(folder.iterdir())))
-      driver.stdin.write(json.dumps([str(said), *map(str, arguments)]) + '\n')
-      driver.stdin.flush()
-      found = int(driver.stdout.readline())
-      assert found == code, said.read_text()
-      return said.read_text()
-
-    yield run
-    driver.stdin.close()
 
 
 @pytest.fixture(scope='module')
@@ -194,3 +154,20 @@ def test_recover_names_the_layers_and_writes_the_stage(convert, files, tmp_path)
   convert('import', f'--model={tmp_path}/model.json', f'--input={tmp_path}/in', f'--output={tmp_path}/out', '--recover')
   assert list(json.loads((tmp_path / 'out' / 'recover.json').read_text())['decoder']) == ['5']
   assert 'decoder/layers/.*' in (tmp_path / 'out' / 'recover.py').read_text()
+
+
+def test_a_certificate_stands_beside_what_was_written_and_a_fault_exits_1(convert, files, tmp_path):
+  tokens = np.int32([[3, 1, 4, 1, 5, 9]])
+  tensors = {'in.a.text_tokens': tokens, 'in.a.mp': np.int32([[[-1, -1]]]),
+             'out.a.hidden0': LEAVES['decoder/embed/embedding'][tokens]}
+  (tmp_path / 'index.json').write_text(json.dumps({'cases': [{
+      'name': 'c', 'kind': 'certificate', 'file': 'c.safetensors', 'config': {'subs': ['a']},
+      'tensors': {name: {'shape': value.shape, 'dtype': str(value.dtype)} for name, value in tensors.items()}}]}))
+  safetensors.write_file(tmp_path / 'c.safetensors', lazies(tensors))
+  source = (f'--model={files}/model.json', f'--input={files}/tuna', f'--verify={tmp_path}')
+  said = convert('import', *source, f'--output={tmp_path}/right')
+  assert '# Parity certificate: PASS' in said and '| decoder | pass | 1 |' in said
+  assert json.loads((tmp_path / 'right' / 'certificate.json').read_text())['passed']
+  safetensors.write_file(tmp_path / 'c.safetensors', lazies({**tensors, 'out.a.hidden0': 2 * tensors['out.a.hidden0']}))
+  said = convert('export', f'--input={tmp_path}/right', f'--verify={tmp_path}', f'--output={tmp_path}/wrong', code=1)
+  assert '| decoder | FAIL | 1 |' in said and (tmp_path / 'wrong' / 'certificate.md').exists()

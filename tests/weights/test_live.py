@@ -48,8 +48,8 @@ def wan(folder, config):
   import diffusers
   v = config.vae
   model = diffusers.AutoencoderKLWan(
-      base_dim=v.encoder_dim, decoder_base_dim=v.decoder_dim, z_dim=48, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
-      attn_scales=[], temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12,
+      base_dim=v.encoder_dim, decoder_base_dim=v.decoder_dim, z_dim=48, dim_mult=list(v.dim_mult),
+      num_res_blocks=v.encoder_blocks, attn_scales=[], temperal_downsample=list(v.temporal_down), is_residual=True, in_channels=12, out_channels=12,
       patch_size=2, scale_factor_temporal=4, scale_factor_spatial=16, latents_mean=[0.0] * 48, latents_std=[1.0] * 48)
   model.save_pretrained(folder)
   return model

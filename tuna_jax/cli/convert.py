@@ -13,11 +13,15 @@ inspect   names, shapes, types, bytes and checksums.
 diff      what differs between two checkpoints; exit code 1 if anything does.
 
 Everything that does not fit is reported together, and nothing is written then. --dry-run shows what would be done.
+--verify=DIR also compares the model with tensors that PyTorch computed from the same weights (a golden set with cases
+of kind 'certificate'; tuna_jax/weights/parity_certificate.py lists them) and writes OUTPUT/certificate.json and .md;
+exit code 1 if a stage of the model disagrees.
 """
 
 import dataclasses
 import hashlib
 import json
+import time
 import zlib
 
 import numpy as np
@@ -47,6 +51,8 @@ _DRY = flags.DEFINE_bool('dry-run', False, 'Check everything and print the plan,
 _RECOVER = flags.DEFINE_bool(
     'recover', False, 'import: also write recover.json, the layers that look re-initialised, and recover.py, a stage '
     'that trains those first.')
+_VERIFY = flags.DEFINE_string(
+    'verify', None, "assemble, import, export: a golden set of PyTorch's tensors; writes a certificate of parity.")
 _CHECKSUMS = flags.DEFINE_bool('checksums', True, 'inspect: read everything for checksums.')
 
 
@@ -70,7 +76,7 @@ def assemble():
   if not any(sources.values()):
     raise UsageError('convert assemble: give at least one of --decoder, --vision, --vae')
   planned = parts.assemble(config, decoder=sources['decoder'], vision=sources['vision'], seed=_SEED.value)
-  _write(config, planned, sources, {'seed': _SEED.value})
+  return _write(config, planned, sources, {'seed': _SEED.value})
 
 
 def import_():
@@ -81,7 +87,7 @@ def import_():
   config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, latent_mean=config.vae.latent_std))
   planned = parts.official(config, _INPUT.value)
   found = recover.reinitialised(planned.leaves) if _RECOVER.value else None
-  _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, found)
+  return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, found)
 
 
 def export():
@@ -95,7 +101,7 @@ def export():
   if _DRY.value:
     for name, value in sorted(tensors.items()):
       print(f'  {name}  {list(value.shape)}')
-    return
+    return 0
   with store.new_folder(_OUTPUT.value) as folder:
     if stem == 'Wan2.2_VAE':
       torchfile.write_file(folder / f'{stem}.pth', tensors)
@@ -106,6 +112,8 @@ def export():
       for file in store.tokenizer_files(_INPUT.value):
         file.copy(folder / file.name)
   print(f'wrote {_OUTPUT.value}')
+  written = {tree: leaves and cast(leaves, dtype) for tree, leaves in (('params', stored.params), ('vae', stored.vae))}
+  return _certify(dataclasses.replace(stored, **written))
 
 
 def inspect(path):
@@ -170,7 +178,7 @@ def _write(config, planned, sources, record, found=None):
         + (f'; VAE {len(vae.leaves)} leaves, {_bytes(vae.leaves)}' if vae else '; no VAE'))
   if _DRY.value:
     print(f'dry run: {_OUTPUT.value} was not written')
-    return
+    return 0
   for path in given.values():
     verify(path)
   files = store.tokenizer_files(given['decoder']) if 'decoder' in given else ()
@@ -179,6 +187,22 @@ def _write(config, planned, sources, record, found=None):
     store.write_json(epath.Path(_OUTPUT.value) / 'recover.json', found)
     (epath.Path(_OUTPUT.value) / 'recover.py').write_text(recover.stage(found, _OUTPUT.value))
   print(f'wrote {_OUTPUT.value}')
+  return _certify(store.open_stored(_OUTPUT.value))
+
+
+def _certify(stored) -> int:
+  """Writes the certificate beside what was written, if it is asked for. Returns 1 if the model disagrees."""
+  if not _VERIFY.value:
+    return 0
+  import jax
+
+  from tuna_jax.weights import parity_certificate
+  rows = parity_certificate.certify(stored, _VERIFY.value)
+  parity_certificate.write(epath.Path(_OUTPUT.value), rows, {
+      'checkpoint': _OUTPUT.value, 'golden': _VERIFY.value, 'jax': jax.__version__, 'device': jax.devices()[0].device_kind,
+      'date': time.strftime('%Y-%m-%d')})
+  print((epath.Path(_OUTPUT.value) / 'certificate.md').read_text())
+  return int(not all(row.passed for row in rows))
 
 
 def _config():

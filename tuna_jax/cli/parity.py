@@ -10,9 +10,7 @@ Exit code 0: everything passed. 1: an output failed, or a tensor is missing, ext
 is of an unknown kind; the rows name it. 2: DIR is no golden set.
 """
 
-import dataclasses
 import json
-import math
 import time
 
 from absl import flags
@@ -37,16 +35,13 @@ def main(argv):
     shape = '' if row.shape is None else 'x'.join(map(str, row.shape)) or 'scalar'
     print(_line(row.case, row.output, shape, *map(_number, (row.max_abs, row.relative, row.sensitivity)),
                 f'{verdict}  {row.note}'.rstrip()), flush=True)
-  failed = sum(not row.passed for row in rows)
-  cases, seconds = len({row.case for row in rows if row.case}), time.time() - start
-  print(f'{"FAIL" if failed else "PASS"}: {len(rows) - failed} of {len(rows)} rows in {cases} cases, {seconds:.0f} s')
+  found, seconds = parity.report(rows), time.time() - start
+  print(f'{"PASS" if found["passed"] else "FAIL"}: {len(rows) - found["failed"]} of {len(rows)} rows in {found["cases"]} '
+        f'cases, {seconds:.0f} s')
   if _JSON.value:
-    epath.Path(_JSON.value).write_text(json.dumps({
-        'golden': _GOLDEN.value, 'passed': not failed, 'failed': failed, 'cases': cases, 'seconds': round(seconds, 1),
-        'tolerance': {'sensitivities': parity.SENSITIVITIES, 'relative': parity.RELATIVE},
-        'rows': [{name: None if isinstance(value, float) and not math.isfinite(value) else value
-                  for name, value in dataclasses.asdict(row).items()} for row in rows]}, indent=1) + '\n')
-  return int(failed > 0)
+    epath.Path(_JSON.value).write_text(
+        json.dumps({'golden': _GOLDEN.value, 'seconds': round(seconds, 1), **found}, indent=1) + '\n')
+  return int(not found['passed'])
 
 
 def _line(case, output, shape, *rest) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -80,25 +81,28 @@ class Case:
 Compute = Callable[[Case], Mapping[str, Any]]
 
 
-def run(folder, only: str = '') -> Iterator[Row]:
+def run(folder, only: str = '', kinds: Mapping[str, Compute] | None = None) -> Iterator[Row]:
   """Yields one Row for every output of every case of the golden directory, and one for every fault.
 
-  only: cases whose name begins so. Raises GoldenError where there is no readable index or no case.
+  only: cases whose name begins so. kinds: what computes each kind of case; others are left out. Default: all that
+  bring their own weights, and any other kind is a fault. Raises GoldenError where there is no readable index or no case.
   """
-  from tuna_jax.weights import (  # they import Case from here
-    parity_models,
-    parity_parts,
-    parity_samples,
-  )
-  kinds = {**parity_parts.CASES, **parity_models.CASES, **parity_samples.CASES}
-
   folder = epath.Path(folder)
   cases = read_index(folder)
   yield from _unnamed(folder, cases)
   names = [str(case.get('name')) for case in cases]
-  chosen = [case for case, name in zip(cases, names) if name.startswith(only)]
+  chosen = [case for case, name in zip(cases, names)
+            if name.startswith(only) and (kinds is None or case.get('kind') in kinds)]
   if not chosen:
-    raise GoldenError(f'{folder}: no case begins with {only!r}{nearest(only, names)}')
+    what = f'begins with {only!r}{nearest(only, names)}' if kinds is None else f'is of kind {", ".join(kinds)}'
+    raise GoldenError(f'{folder}: no case {what}')
+  if kinds is None:
+    from tuna_jax.weights import (  # they import Case from here
+      parity_models,
+      parity_parts,
+      parity_samples,
+    )
+    kinds = {**parity_parts.CASES, **parity_models.CASES, **parity_samples.CASES}
   with jax.default_matmul_precision('highest'):
     for entry in chosen:
       yield from _run_case(folder, entry, dict(zip(names, cases)), kinds)
@@ -116,6 +120,17 @@ def read_index(folder: epath.Path) -> list[dict]:
   if not isinstance(cases, list) or not cases or not all(isinstance(case, dict) for case in cases):
     raise GoldenError(f'{path}: no cases')
   return cases
+
+
+def report(rows: Iterable[Row]) -> dict:
+  """The rows and what they add up to, for JSON."""
+  rows = list(rows)
+  failed = sum(not row.passed for row in rows)
+  return {
+      'passed': not failed, 'failed': failed, 'cases': len({row.case for row in rows if row.case}),
+      'tolerance': {'sensitivities': SENSITIVITIES, 'relative': RELATIVE},
+      'rows': [{name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in dataclasses.asdict(row).items()} for row in rows]}
 
 
 def compare(case: str, output: str, ours, theirs: np.ndarray, entry: Mapping[str, Any]) -> Row:

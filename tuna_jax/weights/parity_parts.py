@@ -285,10 +285,11 @@ def qwen2(case: Case) -> Outputs:
 
 def decoder_layers(config, params, x, span: Span) -> list:
   """The residual stream before the first layer and after each, before the final norm."""
-  states = [x]
-  for i in range(config.decoder.num_layers):
-    states.append(DecoderBlock(config).apply({'params': sizes.layer(params['layers'], i)}, states[-1], span)[0])
-  return states
+  def step(x, layer):
+    x, _ = DecoderBlock(config).apply({'params': layer}, x, span)
+    return x, x
+
+  return [x, *jax.lax.scan(step, x, params['layers'])[1]]
 
 
 def flow_head(case: Case) -> Outputs:
