@@ -31,16 +31,12 @@ UNPROVED = (
   'tests/cli/test_train.py',
   'tests/evals/test_evaluate.py',
   'tests/models/test_tuna.py',
-  'tests/models/test_vae.py',
   'tests/models/test_vae_stream.py',
   'tests/notebooks/',
   'tests/sample/',
   'tests/train/test_checkpoint.py',
   'tests/train/test_loop.py',
   'tests/train/test_step.py',
-  'tests/weights/test_cli.py',
-  'tests/weights/test_live_parity.py',
-  'tests/weights/test_parity.py',
 )
 
 
