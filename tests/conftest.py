@@ -33,7 +33,6 @@ UNPROVED = (
   'tests/models/test_tuna.py',
   'tests/models/test_vae_stream.py',
   'tests/notebooks/',
-  'tests/sample/',
   'tests/train/test_checkpoint.py',
   'tests/train/test_loop.py',
   'tests/train/test_step.py',

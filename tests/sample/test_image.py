@@ -63,7 +63,8 @@ def gap(a, b):
 
 
 @pytest.mark.parametrize('task, grid, solver', [
-    ('t2i', (1, 3, 2), 'euler'), ('edit', (1, 2, 3), 'euler'), ('t2v', (2, 2, 3), 'euler'), ('t2i', (1, 2, 2), 'heun')])
+    ('t2i', (1, 3, 2), 'euler'), ('edit', (1, 2, 3), 'euler'), ('t2v', (2, 2, 3), 'euler'),
+    pytest.param('t2i', (1, 2, 2), 'heun', marks=pytest.mark.slow)])
 def test_the_cached_sampler_equals_the_naive_one_after_the_whole_ode(task, grid, solver):
   rows = plans(task, ['a red ball', 'make it'], grid)
   noise = np.asarray(drawing.noise([1, 2], int(np.prod(grid)), CHANNELS))
