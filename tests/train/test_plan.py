@@ -70,11 +70,13 @@ def test_refusals_give_the_bytes_needed_and_available():
 
 def test_advice_names_fields_of_the_config():
   mesh = sharding.make_mesh(data=4, fsdp=2)
-  memory = {'parameters': 2**30, 'ema': 2**30, 'optimizer': 2**31}
+  memory = {'parameters': 2**30, 'ema': 2**30, 'gradients': 2**30, 'optimizer': 2**31}
   said = '\n'.join(plan.advice(run(rows=64), mesh, memory, 30 * 2**30, 16 * 2**30))
   for field in ('optimizer.accumulate=4', 'rows=16', 'model.remat=offload', 'mesh.fsdp=4'):
     assert f'--config.{field}' in said
-  assert 'accumulate' not in '\n'.join(plan.advice(run(rows=8), mesh, memory, None, None))
+  assert 'larger topology' not in said
+  assert 'accumulate' not in '\n'.join(plan.advice(run(rows=8), mesh, memory, None, 16 * 2**30))
+  assert plan.advice(run(rows=64), mesh, memory, None, 5 * 2**30)[0].startswith('a larger topology')
 
 
 def test_rows_must_divide_over_the_mesh():

@@ -49,7 +49,7 @@ class Plan:
   reason: str
   advice: tuple[str, ...]
   peak_bytes: int | None
-  limit_bytes: int | None
+  limit_bytes: int
   memory: dict[str, int]
   host_offload_bytes: int | None
   collectives: list[dict] | None
@@ -89,7 +89,7 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
   compile_seconds = time.perf_counter() - began
 
   needed, limit = _sizes_in(error) if error else (None, None)
-  peak = needed
+  peak, limit = needed, limit or int(chip.hbm * GIB)
   found = offloaded = None
   if compiled is not None:
     analysis = compiled.memory_analysis()
@@ -157,12 +157,17 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
   shape = mesh.shape
   per_device = config.rows // (shape['data'] * shape['fsdp'])
   micro = per_device // config.optimizer.accumulate
-  state = sum(memory[k] for k in ('parameters', 'ema', 'optimizer'))
+  fixed = sum(memory[k] for k in ('parameters', 'ema', 'optimizer', 'gradients'))
   out = []
+  if fixed > 0.9 * limit:
+    out.append(
+      f'a larger topology: parameters, moments, average and gradients take {fixed / GIB:.1f} GiB of a '
+      "device's, before any row"
+    )
   if config.model.remat in ('none', 'dots'):
     out.append(f'--config.model.remat=block (now {config.model.remat}): keep only layer inputs')
   if micro > 1:
-    over = (needed - state) / (limit - state) if needed and limit and limit > state else 2
+    over = (needed - fixed) / (limit - fixed) if needed and limit > fixed else 2
     smaller = max(1, min(micro // 2, int(micro / over)))
     smaller = max(n for n in range(1, smaller + 1) if per_device % n == 0)
     out.append(
@@ -182,10 +187,6 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
     out.append(
       f'--config.mesh.context={context} --config.mesh.fsdp={shape["fsdp"] // 2} '
       f'--config.rows={config.rows // 2}: {context} devices share a row'
-    )
-  if limit and state > 0.8 * limit:
-    out.append(
-      f'a larger topology: parameters, moments and average take {state / GIB:.1f} GiB a device'
     )
   return tuple(out)
 
@@ -269,8 +270,10 @@ def table(result: Plan) -> str:
   lines += [f'  {name:<28}{gib(n)}' for name, n in result.memory.items()]
   if result.peak_bytes is not None:
     lines.append(f'  {"peak" if result.fits else "needed":<28}{gib(result.peak_bytes)}')
-  if result.limit_bytes is not None:
-    lines.append(f'  {"available":<28}{gib(result.limit_bytes)}')
+  lines.append(f'  {"available":<28}{gib(result.limit_bytes)}')
+  if result.peak_bytes is not None:
+    spare = result.limit_bytes - result.peak_bytes
+    lines.append(f'  {"left" if result.fits else "missing":<28}{gib(abs(spare))}')
   if result.host_offload_bytes:
     lines.append(f'  {"offloaded to the host":<28}{gib(result.host_offload_bytes)}')
   if result.collectives is not None:

@@ -16,10 +16,15 @@ from tuna_jax.config import nearest
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Published figures of one chip. ring: bytes/s a device sends along one axis of the torus."""
+  """Published figures of one chip.
+
+  hbm: GiB of a device that libtpu 0.0.42 gives a program.
+  ring: bytes/s a device sends along one axis of the torus.
+  """
 
   kind: str  # `jax.Device.device_kind`
   bf16_flops: float
+  hbm: float
   hbm_bandwidth: float
   ring: float
   devices: int = 1  # that jax sees
@@ -27,11 +32,11 @@ class Chip:
 
 # cloud.google.com/tpu/docs (peak, memory); jax-ml.github.io/scaling-book (links, both directions).
 CHIPS = {
-  'v4': Chip('TPU v4', 275e12, 1.228e12, 9.0e10),
-  'v5e': Chip('TPU v5 lite', 197e12, 8.2e11, 9.0e10),
-  'v5p': Chip('TPU v5', 459e12, 2.765e12, 1.8e11),
-  'v6e': Chip('TPU v6 lite', 918e12, 1.64e12, 1.8e11),
-  'tpu7x': Chip('TPU7x', 2307e12, 7.38e12, 1.8e11, devices=2),
+  'v4': Chip('TPU v4', 275e12, 30.75, 1.228e12, 9.0e10),
+  'v5e': Chip('TPU v5 lite', 197e12, 15.75, 8.2e11, 9.0e10),
+  'v5p': Chip('TPU v5', 459e12, 95.74, 2.765e12, 1.8e11),
+  'v6e': Chip('TPU v6 lite', 918e12, 31.25, 1.64e12, 1.8e11),
+  'tpu7x': Chip('TPU7x', 2307e12, 94.75, 7.38e12, 1.8e11, devices=2),
 }
 DCN = 6.25e9  # bytes/s a chip between slices: 200 Gbit/s a host of four chips
 # Dense bf16 of the data sheets (SXM); the first part of `device_kind` that fits.
