@@ -13,7 +13,7 @@ from tests.weights.small import random_leaves
 from tuna_jax.config import DecoderConfig, FlowHeadConfig, VisionConfig
 from tuna_jax.weights import parity, parity_models, parity_parts, safetensors
 from tuna_jax.weights import parity_sizes as sizes
-from tuna_jax.weights.convert import export
+from tuna_jax.weights.convert import convert, export
 from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights.tables import tuna_official, wan_vae
 from tuna_jax.weights.tensors import lazy
@@ -28,9 +28,22 @@ def faults(rows):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_the_golden_case_passes(name):
+def test_the_golden_case_passes_and_its_weights_come_back(name, monkeypatch):
+  back = {}
+
+  def convert_and_back(table, weights, shapes):
+    params = convert(table, weights, shapes)
+    back.update(export(table, params))
+    return params
+
+  monkeypatch.setattr(sizes, 'convert', convert_and_back)
   rows = [row for row in parity.run(GOLDEN, name) if row.case == name]
   assert rows and not faults(rows)
+  weights = {key[2:]: value for key, value in safetensors.read_file(GOLDEN / f'{name}.safetensors').items()
+             if key.startswith('w.')}
+  for key, value in weights.items():
+    found = next(back[own] for own in (key, key.removeprefix('model.'), key.removeprefix('vae.model.')) if own in back)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(value), err_msg=key)
 
 
 def test_every_output_of_the_index_has_a_row():
