@@ -7,6 +7,7 @@ import pytest
 
 from tuna_jax.data.tokenizer import (
   QWEN_SPECIALS,
+  QWEN_VOCAB,
   SMALL_SPECIALS,
   TUNA_SPECIALS,
   Tokenizer,
@@ -85,6 +86,14 @@ def test_a_tiktoken_file_keeps_its_ranks_as_ids(tmp_path):
   assert tokenizer.specials['<|endoftext|>'] == 262
   assert tokenizer.specials['[PAD]'] == 262 + len(QWEN_SPECIALS)
   assert tokenizer.vocab_size == 262 + 22 + 4
+
+
+def test_behind_the_published_vocabulary_special_tokens_have_the_ids_of_architecture_5_1():
+  ids = {token: i for i, token in enumerate(QWEN_SPECIALS + TUNA_SPECIALS, QWEN_VOCAB)}
+  assert len(ids) == 26 and ids | {
+      '<|endoftext|>': 151_643, '<|im_start|>': 151_644, '<|im_end|>': 151_645, '<|vision_start|>': 151_652,
+      '<|vision_end|>': 151_653, '<|image_pad|>': 151_655, '<|video_pad|>': 151_656, '[PAD]': 151_665,
+      '<image>': 151_666, '<|vid_start|>': 151_667, '<|vid_end|>': 151_668} == ids
 
 
 def test_digits_are_single_tokens(tmp_path):

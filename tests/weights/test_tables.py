@@ -1,6 +1,5 @@
 """Names and shapes against ARCHITECTURE.md 11, at full size through shapes alone."""
 
-import pathlib
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from tuna_jax.weights import tables
 from tuna_jax.weights.convert import export, plan
 from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights.tensors import lazies
-
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 # Counts and shapes of ARCHITECTURE.md 0 and 11, without the VAE and the tied head.
 SIZES = {'2b': (TUNA_2B, 1291, 4_422_346_064, (1536, 8960, 256, 512)),

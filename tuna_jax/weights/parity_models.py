@@ -32,10 +32,9 @@ from tuna_jax.weights.parity_parts import (
 
 def full_weights(case: Case) -> Outputs:
   """Every official tensor goes through the tables and comes back bit-equal."""
-  config = sizes.model_config(case.config['model'], case.weights)
-  back = {**export(tables.tuna_official(config), sizes.load_tuna(config, case.weights)),
-          **{f'vae.model.{name}': value for name, value in
-             export(tables.wan_vae(config.vae), sizes.load_vae(config.vae, case.weights)).items()}}
+  config, params, vae_params = sizes.load_whole(case.config['model'], case.weights)
+  back = {**export(tables.tuna_official(config), params), **{
+      f'vae.model.{name}': value for name, value in export(tables.wan_vae(config.vae), vae_params).items()}}
   rows = {}
   for name, tensor in case.weights.items():
     if name not in back or not np.array_equal(np.asarray(back[name]), np.asarray(tensor)):
@@ -168,8 +167,7 @@ def encode(config, vae_params, images, noise):
 def train_step(case: Case) -> Outputs:
   """i: from pixels and fixed draws to losses, through the train step's own loss."""
   options = case.config['model']['tuna_model']
-  config = sizes.model_config(case.config['model'], case.weights)
-  params, vae_params = sizes.load_tuna(config, case.weights), sizes.load_vae(config.vae, case.weights)
+  config, params, vae_params = sizes.load_whole(case.config['model'], case.weights)
   training = TrainConfig(model=config, stage='parity', steps=1, rows=1, length=1, visual=0, images=1,
                          ntp_coeff=options['ntp_coeff'], flow_coeff=options['flow_coeff'])
   encoder = sizes.quick_jit(functools.partial(encode, config))

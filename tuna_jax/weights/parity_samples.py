@@ -55,9 +55,19 @@ def _sampler(config, guidance, points: int, shift: float):
       lambda params, prompts, noise: run(params, prompts, grid, noise))(params, prompts, noise)
 
 
-def _sampled(case: Case, sub: str, config, params, decoder, plans, laid, noise) -> Outputs:
+def _opened(case: Case):
+  """(config, parameters, tokenizer, encode, decode): pixels and posterior noise to latents, latents to pixels."""
+  config, params, vae_params = sizes.load_whole(case.config['model'], case.weights)
+  decode = sizes.quick_jit(lambda params, z: WanVae(config.vae).apply({'params': params}, z, method='decode'))
+  return (config, params, _tokenizer(case),
+          functools.partial(sizes.quick_jit(functools.partial(encode, config)), vae_params),
+          lambda latents: jnp.clip(rearrange(decode(
+              vae_params, rearrange(latents, 'b c t h w -> b t h w c')), 'b t h w c -> b c t h w'), -1, 1))
+
+
+def _sampled(case: Case, sub: str, config, params, tokenizer, decoder, plans, laid, noise) -> Outputs:
   """The outputs that both samplers share. plans: conditional rows, then the others; noise [R, C, T, h, w]."""
-  s, tokenizer, grid = case.config['subs'][sub], _tokenizer(case), noise.shape[2:]
+  s, grid = case.config['subs'][sub], noise.shape[2:]
   guidance = drawing.Guidance(s['g'])
   plans = plans[:guidance.branches * len(noise)]  # a scale of 1 needs no negative rows
   prompts = collate([split(plan, tokenizer, strides(config))[0] for plan in plans], noise.shape[1])
@@ -73,17 +83,9 @@ def _sampled(case: Case, sub: str, config, params, decoder, plans, laid, noise) 
   return {f'out.{sub}.{name}': value for name, value in values.items()}
 
 
-def _decoder(case: Case, config):
-  params = sizes.load_vae(config.vae, case.weights)
-  decode = sizes.quick_jit(lambda params, z: WanVae(config.vae).apply({'params': params}, z, method='decode'))
-  return lambda latents: jnp.clip(rearrange(
-      decode(params, rearrange(latents, 'b c t h w -> b t h w c')), 'b t h w c -> b c t h w'), -1, 1)
-
-
 def sample_t2i(case: Case) -> Outputs:
   """j: pictures and clips from fixed noise, by our cached sampler."""
-  config = sizes.model_config(case.config['model'], case.weights)
-  params, decoder, tokenizer = sizes.load_tuna(config, case.weights), _decoder(case, config), _tokenizer(case)
+  config, params, tokenizer, _, decoder = _opened(case)
   out = {}
   for sub, s in case.config['subs'].items():
     noise = case.given(sub, 'z')
@@ -93,19 +95,17 @@ def sample_t2i(case: Case) -> Outputs:
     target = Video(np.zeros((*noise.shape[2:], 0), np.float32), True)
     plans = [[Text((tokenizer.bos, *row)), target, Text((tokenizer.eos,))] for row in ids]
     laid = [official.generation(tokenizer, row, cells + 1, s['L']) for row in ids]
-    out.update(_sampled(case, sub, config, params, decoder, plans, laid, noise))
+    out.update(_sampled(case, sub, config, params, tokenizer, decoder, plans, laid, noise))
   return out
 
 
 def sample_edit(case: Case) -> Outputs:
   """j: an edit from fixed noise; the source is a sample of the posterior (B12)."""
-  config = sizes.model_config(case.config['model'], case.weights)
-  params, decoder, tokenizer = sizes.load_tuna(config, case.weights), _decoder(case, config), _tokenizer(case)
-  encoder, vae_params = sizes.quick_jit(functools.partial(encode, config)), sizes.load_vae(config.vae, case.weights)
+  config, params, tokenizer, encoder, decoder = _opened(case)
   out = {}
   for sub, s in case.config['subs'].items():
     pixels = rearrange(case.given(sub, 'px'), 'b n c h w -> (b n) 1 h w c')
-    source = encoder(vae_params, pixels, case.given(sub, 'draw0'))
+    source = encoder(pixels, case.given(sub, 'draw0'))
     noise = case.given(sub, 'draw3')
     cells = int(np.prod(noise.shape[2:]))
     room = s['L'] - 2 * (cells + 1) - 6
@@ -114,21 +114,19 @@ def sample_edit(case: Case) -> Outputs:
     picture = Image(np.asarray(rearrange(source, '1 c t h w -> t h w c')))
     plans = [[Text((tokenizer.bos,)), picture, Text(row), target, Text((tokenizer.eos,))] for row in ids]
     laid = [official.editing(tokenizer, row, cells + 1, s['L']) for row in ids]
-    out.update(_sampled(case, sub, config, params, decoder, plans, laid, noise))
+    out.update(_sampled(case, sub, config, params, tokenizer, decoder, plans, laid, noise))
     out[f'out.{sub}.src_latent'] = source
   return out
 
 
 def mmu_generate(case: Case) -> Outputs:
   """l: greedy text about a picture, by our cached decoding and our own prompt."""
-  config = sizes.model_config(case.config['model'], case.weights)
-  params, tokenizer = sizes.load_tuna(config, case.weights), _tokenizer(case)
-  encoder, vae_params = sizes.quick_jit(functools.partial(encode, config)), sizes.load_vae(config.vae, case.weights)
+  config, params, tokenizer, encoder, _ = _opened(case)
   embed = sizes.quick_jit(lambda params, batch: forward(
       config, params, batch, batch.latents, jnp.ones(batch.grid.shape[:2]))['input_embeds'])
   out = {}
   for sub, s in case.config['subs'].items():
-    latents = encoder(vae_params, rearrange(case.given(sub, 'px'), 'b c h w -> b 1 h w c'), case.given(sub, 'draw0'))
+    latents = encoder(rearrange(case.given(sub, 'px'), 'b c h w -> b 1 h w c'), case.given(sub, 'draw0'))
     picture = Image(np.asarray(rearrange(latents, '1 c t h w -> t h w c')))
     plan = tasks.conversation(tokenizer, [('user', s['prompt'])], [picture], system=tasks.QWEN_SYSTEM, header=True)
     example = layout(plan, tokenizer, strides(config))

@@ -123,6 +123,12 @@ def load_vae(config: VaeConfig, weights: Mapping[str, Lazy], *parts: str):
   return convert(tables.wan_vae(config), weights, {p: shapes[p] for p in parts or shapes})
 
 
+def load_whole(model: Mapping, weights: Mapping[str, Lazy]):
+  """(config, our parameters, the VAE's) of config['model']."""
+  config = model_config(model, weights)
+  return config, load_tuna(config, weights), load_vae(config.vae, weights)
+
+
 def layer(params, index: int):
   """Layer `index` of stacked parameters."""
   return tree.unflatten({name: leaf[index] for name, leaf in tree.flatten(params).items()})
