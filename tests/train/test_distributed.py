@@ -30,12 +30,12 @@ TOGETHER = (
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-assert jax.process_count() == 2 and jax.device_count() == 4, distributed.describe()
+assert jax.process_count() == 2 and jax.device_count() == 4, jax.devices()
 print(multihost_utils.process_allgather(np.float32(10 + jax.process_index())).tolist())
 mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
 rows = jax.make_array_from_process_local_data(
     NamedSharding(mesh, PartitionSpec('data')), np.arange(2.0) + 2 * jax.process_index())
-print(float(jax.jit(jnp.sum)(rows)), distributed.describe().startswith(f'process {jax.process_index()} of 2'))
+print(float(jax.jit(jnp.sum)(rows)))
 """
 )
 
@@ -76,7 +76,7 @@ def test_two_processes_join_and_add_up_over_both():
   time.sleep(0.5)  # the order in which hosts come up must not matter
   for code, out, err in finish(start(TOGETHER, address, 2, 0, expect=2), second):
     assert code == 0, err
-    assert out == ['[10.0, 11.0]', '6.0 True']
+    assert out == ['[10.0, 11.0]', '6.0']
 
 
 def test_an_absent_process_is_named_by_all_others():
@@ -134,7 +134,7 @@ def test_slurms_own_variables_are_enough():
   ]
   for code, out, err in finish(*processes):
     assert code == 0, err
-    assert out == ['[10.0, 11.0]', '6.0 True']
+    assert out == ['[10.0, 11.0]', '6.0']
 
 
 def test_more_expected_than_the_run_has_names_the_rest():

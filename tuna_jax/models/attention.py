@@ -34,9 +34,7 @@ MASKED = -1e30  # a score no key can lose to; finite, so that a row of them has 
 CHUNK = 512  # queries at a time in `chunked`
 CPU_WHOLE = 1024  # queries up to which `cpu` takes all scores at once
 SPLASH_MIN_QUERIES = 128  # fewer than one block of the TPU kernel: `dense`
-SPLASH_FUSED_KEYS = (
-  4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
-)
+SPLASH_FUSED_KEYS = 4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
 
 
 def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
@@ -155,18 +153,15 @@ def _cpu(q, k, v, mask):
 
 def _cpu_forward(q, k, v, mask):
   heads, kv_heads, size = q.shape[2], k.shape[2], q.shape[3]
-  q = (
-    _fold(q, kv_heads) * size**-0.5
-  )  # [B, K, G Lq, D]: groups are more queries of one large product
+  q = _fold(q, kv_heads) * size**-0.5  # [B, K, G Lq, D]: groups are more queries of one large product
   k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
   scores = jnp.einsum('bkqd,bksd->bkqs', q, k)
   grouped = scores.reshape(*scores.shape[:2], heads // kv_heads, *mask.shape[1:])
   scores = jnp.where(mask[:, None, None], grouped, MASKED).reshape(scores.shape)
   top = scores.max(axis=-1)
   weights = jnp.exp(scores - top[..., None])
-  total = jnp.einsum(
-    'bkqs,s->bkq', weights, jnp.ones(weights.shape[-1])
-  )  # a product: a reduction runs on one core
+  ones = jnp.ones(weights.shape[-1])
+  total = jnp.einsum('bkqs,s->bkq', weights, ones)  # a product: a reduction runs on one core
   scale = jnp.where(top > MASKED / 2, 1 / total, 0)  # 0 where the query sees nothing
   out = jnp.einsum('bkqs,bksd->bkqd', weights, v) * scale[..., None]
   return _unfold(out, heads), (q, k, v, out, weights, scale)
@@ -175,9 +170,8 @@ def _cpu_forward(q, k, v, mask):
 def _cpu_backward(saved, dout):
   q, k, v, out, weights, scale = saved
   heads, size = dout.shape[2], dout.shape[3]
-  dout = (
-    _fold(dout, k.shape[1]) * scale[..., None]
-  )  # weights are not normalised: their scale goes here, once
+  # Weights are not normalised: their scale goes here, once.
+  dout = _fold(dout, k.shape[1]) * scale[..., None]
   dv = jnp.einsum('bkqs,bkqd->bksd', weights, dout)
   dweights = jnp.einsum('bkqd,bksd->bkqs', dout, v)
   delta = jnp.einsum('bkqd,bkqd->bkq', out, dout)
@@ -280,9 +274,8 @@ def _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv):
     & (kv_ids.min(1) <= q_ids.max(1)[:, None])
     & (kv_ids.max(1) >= q_ids.min(1)[:, None])
   )
-  run = run.at[:, 0].set(
-    run[:, 0] | ~run.any(axis=1)
-  )  # the kernel divides by a sum of at least one block
+  # The kernel divides by a sum of at least one block.
+  run = run.at[:, 0].set(run[:, 0] | ~run.any(axis=1))
   table = run.astype(jnp.int32)[None]
   forward = MaskInfo(_next_block(run)[None], None, table, None, kv_limit, None)
   backward = MaskInfo(_next_block(run.T).T[None], None, table, None, kv_limit, None)

@@ -89,17 +89,6 @@ def initialize(
   )
 
 
-def describe() -> str:
-  """One line on what this process sees: processes, devices, slices, versions."""
-  devices = jax.devices()
-  slices = {device.slice_index if hasattr(device, 'slice_index') else 0 for device in devices}
-  return (
-    f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: '
-    f'{len(devices)} devices ({jax.local_device_count()} local) of kind {devices[0].device_kind}, {len(slices)} slice(s), '
-    f'jax {jax.__version__}'
-  )
-
-
 def _in_a_cluster(expect) -> bool:
   """Whether to ask jax's cluster detection, which is slow where no metadata server answers."""
   if expect is not None and expect > 1:
@@ -176,10 +165,8 @@ def _call_roll(coordinator, num_processes, deadline, timeout_s):
         )
       elif number == 0 or (number in lines and _is_open(lines[number])):
         fault = f'process id {number} is claimed twice: on {hosts[number]} and on {host}'
-      hosts[number], lines[number] = (
-        host,
-        line,
-      )  # a second call from a fallen process replaces its first
+      # A second call from a fallen process replaces its first.
+      hosts[number], lines[number] = host, line
       callers.append(line)
     absent = _absent(hosts, num_processes)
     if fault:
@@ -218,9 +205,7 @@ def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
       raise MissingProcesses(f'{verdict} (this is process {process_id})')
     if 'process' in verdict:
       raise ValueError(verdict)
-    time.sleep(
-      POLL_S
-    )  # process 0 is not up yet, or a server of an earlier run still holds the port
+    time.sleep(POLL_S)  # process 0 is not up yet, or a server of an earlier run still holds the port
   raise MissingProcesses(
     f'process 0 did not answer at {coordinator} within {timeout_s:g} s; missing: 0 '
     f'(this is process {process_id}, on {socket.gethostname()})',
