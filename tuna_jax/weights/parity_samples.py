@@ -27,8 +27,6 @@ from tuna_jax.weights.parity import Case, Row
 from tuna_jax.weights.parity_models import encode, forward, to_cells, to_grids
 from tuna_jax.weights.parity_parts import Outputs
 
-TOKENIZER = 'tiny_tokenizer'
-
 
 def _sampler(config, guidance, points: int, shift: float):
   """(params, prompts, grid, noise) -> (latents of the sampler itself, x and v at every evaluation)."""
@@ -152,13 +150,16 @@ def mmu_generate(case: Case) -> Outputs:
 
 
 def _tokenizer(case: Case) -> Tokenizer:
-  """The set's own tokenizer; ValueError where a role has another id than the case says."""
-  tokenizer = Tokenizer.from_dir(case.folder / TOKENIZER)
+  """The set's own tokenizer, in a folder beside the index; ValueError where a role has another id than the case says."""
+  folders = sorted(path for path in case.folder.iterdir() if (path / 'tokenizer.json').exists())
+  if len(folders) != 1:
+    raise ValueError(f'expected one folder with a tokenizer.json beside the index, found {len(folders)}')
+  tokenizer = Tokenizer.from_dir(folders[0])
   for role, name in (('bos', 'bos_id'), ('eos', 'eos_id'), ('boi', 'boi_id'), ('eoi', 'eoi_id'),
                      ('img_pad', 'img_pad_id'), ('pad', 'pad_id'), ('image', 'img_id')):
     wanted = case.config.get('token_ids', {}).get(name, getattr(tokenizer, role))
     if getattr(tokenizer, role) != wanted:
-      raise ValueError(f'{TOKENIZER}: {name} is {getattr(tokenizer, role)}, the case says {wanted}')
+      raise ValueError(f'{folders[0].name}: {name} is {getattr(tokenizer, role)}, the case says {wanted}')
   return tokenizer
 
 
