@@ -171,3 +171,6 @@ def test_a_certificate_stands_beside_what_was_written_and_a_fault_exits_1(conver
   safetensors.write_file(tmp_path / 'c.safetensors', lazies({**tensors, 'out.a.hidden0': 2 * tensors['out.a.hidden0']}))
   said = convert('export', f'--input={tmp_path}/right', f'--verify={tmp_path}', f'--output={tmp_path}/wrong', code=1)
   assert '| decoder | FAIL | 1 |' in said and (tmp_path / 'wrong' / 'certificate.md').exists()
+  said = convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--output={tmp_path}/none',
+                 f'--verify={files}', code=2)
+  assert 'no index.json there' in said and not (tmp_path / 'none').exists()

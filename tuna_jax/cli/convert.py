@@ -65,6 +65,9 @@ def main(argv):
     return inspect(paths[0])
   if action == 'diff':
     return diff(*paths)
+  if _VERIFY.value:  # known to be readable before minutes of conversion
+    from tuna_jax.weights import parity_certificate
+    parity_certificate.check(_VERIFY.value)
   return {'assemble': assemble, 'import': import_, 'export': export}[action]()
 
 

@@ -49,11 +49,18 @@ STAGES = {'latent': 'VAE encode', 'vision': 'vision features', 'connector': 'con
           'logits': 'logits', 'KL': 'logits', 'top': 'logits', 'velocity': 'velocity'}
 
 
+def check(folder):
+  """Raises GoldenError unless the folder is a golden set with a certificate case."""
+  if not any(case.get('kind') == KIND for case in parity.read_index(folder)):
+    raise parity.GoldenError(f'{folder}: no case is of kind {KIND}')
+
+
 def certify(stored: store.Stored, folder) -> list[Row]:
   """The verdicts of the golden set's certificate cases on an opened checkpoint.
 
   Raises GoldenError where there is none, CheckpointError where the checkpoint has no model.
   """
+  check(folder)
   if stored.params is None:
     raise CheckpointError('there is nothing but a VAE in it: no model to verify')
   config = dataclasses.replace(stored.config, dtype='float32', remat='none')
