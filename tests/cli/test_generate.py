@@ -27,7 +27,8 @@ def run(verb, *arguments):
     (['eddit', 'x'], "nearest is 'edit'"),
     (['t2i', '--checkpoint=w'], 'missing argument PROMPT'),
     (['edit', 'x', '--checkpoint=w'], '--image is required'),
-    (['t2i', 'x', '--checkpoint=w', '--image=a.png'], 'did you mean `generate edit`'),
+    (['t2i', 'x', '--checkpoint=w', '--image=a.png'], 'takes no --image, which is for edit and ask'),
+    (['ask', 'x', '--checkpoint=w', '--points=9'], 'takes no --points'),
     (['t2v', 'x', '--checkpoint=w', '--output=a.png'], '.mp4 or .gif'),
     (['t2i', 'x', '--checkpoint=w', '--guidance_interval=0-1'], 'two numbers'),
     (['t2i', 'x', '--checkpoint=w', '--guidance=0'], 'above 0'),
@@ -61,13 +62,15 @@ from absl import flags
 from tuna_jax.cli import generate
 
 folder = sys.argv[1]
+few = ['--size=16', '--points=3']
 for words, more in (
-    (['t2i', 'a red ball', ''], [f'--output={folder}/a.png']),
-    (['edit', 'make it blue'], [f'--output={folder}/b.png', f'--image={folder}/a-0.png', '--guidance_interval=0,0.6']),
-    (['t2v', 'a red ball'], [f'--output={folder}/c.gif', '--frames=5']),
+    (['t2i', 'a red ball', ''], [*few, f'--output={folder}/a.png']),
+    (['edit', 'make it blue'], [*few, f'--output={folder}/b.png', f'--image={folder}/a-0.png', '--guidance_interval=0,0.6']),
+    (['t2v', 'a red ball'], [*few, f'--output={folder}/c.gif', '--frames=5']),
     (['ask', 'what is this'], [f'--image={folder}/a-0.png', '--max_new_tokens=4'])):
-  flags.FLAGS['image'].unparse()
-  flags.FLAGS(['generate', f'--checkpoint={folder}/w', '--size=16', '--points=3', '--seed=7', *more])
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(['generate', f'--checkpoint={folder}/w', '--seed=7', *more])
   generate.main(['generate', *words])
 """
 

@@ -32,7 +32,7 @@ _POINTS = flags.DEFINE_integer('points', 16, 'Points of the time grid: points - 
 _GUIDANCE = flags.DEFINE_float('guidance', 3.0, 'Scale of guidance by text; 1 is none.')
 _SHIFT = flags.DEFINE_float('shift', 1.0, 'Shift of the time grid towards noise; 1 is none.')
 _SOLVER = flags.DEFINE_string('solver', 'euler', 'euler or heun.')
-_BATCH = flags.DEFINE_integer('batch_size', 100, 'Pictures or answers at once.', lower_bound=1)
+_BATCH = flags.DEFINE_integer('batch_size', 50, 'Pictures or answers at once.', lower_bound=1)
 
 STAGES = ('stage3', 'stage2', 'stage1')
 

@@ -52,7 +52,16 @@ _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'ask: 0 takes the best tok
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'ask: draw from the best k; 0 is all.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'ask: draw from the best with this share.')
 
-_ENDINGS = {'t2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif')}
+_ENDINGS = {'t2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif')}  # of the verbs that draw
+_SAMPLER = ('negative', 'guidance', 'guidance_interval', 'guidance_rescale', 'points', 'shift', 'solver')
+_WRITING = ('max_new_tokens', 'temperature', 'top_k', 'top_p')
+_FOR = {  # flags that only some verbs take
+  'image': ('edit', 'ask'),
+  'image_guidance': ('edit',),
+  **dict.fromkeys(('frames', 'fps'), ('t2v',)),
+  **dict.fromkeys(('size', 'output', *_SAMPLER), tuple(_ENDINGS)),
+  **dict.fromkeys(_WRITING, ('ask',)),
+}
 
 
 def main(argv):
@@ -65,8 +74,9 @@ def main(argv):
     raise UsageError('--checkpoint is required: a run or a weights directory')
   if action == 'edit' and not _IMAGE.value:
     raise UsageError('generate edit: --image is required: the picture to edit')
-  if action in ('t2i', 't2v') and _IMAGE.value:
-    raise UsageError(f'generate {action}: takes no --image; did you mean `generate edit`?')
+  for name, verbs in _FOR.items():
+    if flags.FLAGS[name].present and action not in verbs:
+      raise UsageError(f'generate {action}: takes no --{name}, which is for {" and ".join(verbs)}')
   if action == 'ask':
     return ask(prompts)
   draw(action, prompts)

@@ -40,7 +40,7 @@ from tuna_jax.sharding import anchor
 
 Report = Callable[[int, int], None]
 
-PIXELS = 1 << 20  # that the VAE encodes or decodes at once: its activations take hundreds of bytes a pixel
+PIXELS = 1 << 19  # that the VAE encodes or decodes at once: its activations take hundreds of bytes a pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,10 +231,10 @@ class Generator:
     return self._by_shape(latents, _decode, [x[0, ..., 0].size * area for x in latents])
 
   def _by_shape(self, arrays, fn, pixels):
-    """`fn` of the arrays in batches of one shape, of PIXELS at most; pixels: of each array."""
+    """`fn` of the arrays in batches of one shape, of PIXELS at most (a power of two of them); pixels: of each array."""
     out: list[Any] = [None] * len(arrays)
     shapes = [a.shape for a in arrays]
-    most = dict(zip(shapes, (max(1, PIXELS // n) for n in pixels)))
+    most = {shape: 1 << max(0, (PIXELS // n).bit_length() - 1) for shape, n in zip(shapes, pixels)}
     for rows, count, _ in self._batches(shapes, [0] * len(arrays), most):
       results = np.asarray(fn(self.vae_params, np.stack([arrays[i] for i in rows]), config=self.vae_config))
       for i, result in zip(rows[:count], results):
