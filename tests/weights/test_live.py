@@ -1,16 +1,13 @@
 """Real files, written by transformers and diffusers, through the command line and back."""
 
-import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.weights import public
 from tests.weights.small import small_config
 from tuna_jax import tree
-from tuna_jax.models.vae import WanVae
 from tuna_jax.weights import parts, safetensors, store
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.shapes import vae_shapes
@@ -24,43 +21,10 @@ def whole(params=None, vae=None):
   return store.Stored(CONFIG, params, CONFIG.vae, vae, {})
 
 
-def qwen(folder, config, **options):
-  import transformers
-  model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**parts.qwen2_json(config.decoder)))
-  _randomise(model)
+def saved(model, folder, **options):
+  """The model, written by its own library."""
   model.save_pretrained(folder, **options)
   return model
-
-
-def siglip(folder, config, **shape):
-  import transformers
-  v = config.vision
-  shape = {'image_size': v.grid, 'patch_size': 1, 'num_channels': 48, **shape}
-  model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
-      hidden_size=v.dim, intermediate_size=v.mlp_dim, num_hidden_layers=v.num_layers + 1,
-      num_attention_heads=v.num_heads, **shape))
-  _randomise(model)
-  model.save_pretrained(folder)
-  return model
-
-
-def wan(folder, config):
-  import diffusers
-  v = config.vae
-  model = diffusers.AutoencoderKLWan(
-      base_dim=v.encoder_dim, decoder_base_dim=v.decoder_dim, z_dim=48, dim_mult=list(v.dim_mult),
-      num_res_blocks=v.encoder_blocks, attn_scales=[], temperal_downsample=list(v.temporal_down), is_residual=True, in_channels=12, out_channels=12,
-      patch_size=2, scale_factor_temporal=4, scale_factor_spatial=16, latents_mean=[0.0] * 48, latents_std=[1.0] * 48)
-  model.save_pretrained(folder)
-  return model
-
-
-def _randomise(model):
-  import torch
-  torch.manual_seed(0)
-  with torch.no_grad():
-    for parameter in model.parameters():
-      parameter.copy_(torch.randn_like(parameter) * 0.1)
 
 
 def assert_same_files(a, b):
@@ -75,7 +39,7 @@ def assert_same_files(a, b):
 @pytest.mark.parametrize('shard', ['5GB', '40KB'])
 def test_qwen_files_go_in_and_come_out_byte_equal(tmp_path, tied, shard):
   config = small_config(tied=tied, vocab_multiple=1)
-  qwen(tmp_path / 'qwen', config, max_shard_size=shard)
+  saved(public.qwen2(config), tmp_path / 'qwen', max_shard_size=shard)
   planned = parts.assemble(config, decoder=tmp_path / 'qwen', seed=0)
   store.write(tmp_path / 'ours', config, planned.leaves, None, planned.notes())
   stored = store.open_stored(tmp_path / 'ours')
@@ -91,7 +55,7 @@ def test_qwen_files_go_in_and_come_out_byte_equal(tmp_path, tied, shard):
 def test_an_exported_decoder_is_a_model_that_transformers_loads_with_equal_outputs(tmp_path):
   import torch
   import transformers
-  model = qwen(tmp_path / 'qwen', CONFIG)
+  model = saved(public.qwen2(CONFIG), tmp_path / 'qwen')
   planned = parts.assemble(CONFIG, decoder=tmp_path / 'qwen', seed=0)
   tensors, config_json, stem = parts.home('decoder', whole(planned.leaves))
   (tmp_path / 'back').mkdir()
@@ -106,7 +70,7 @@ def test_an_exported_decoder_is_a_model_that_transformers_loads_with_equal_outpu
 def test_an_exported_vision_tower_is_a_model_that_transformers_loads(tmp_path):
   import torch
   import transformers
-  model = siglip(tmp_path / 'siglip', CONFIG)
+  model = saved(public.siglip(CONFIG), tmp_path / 'siglip')
   planned = parts.assemble(CONFIG, vision=tmp_path / 'siglip', seed=0)
   assert not [leaf for leaf in planned.fresh if leaf.startswith('vision/')]
   tensors, config_json, stem = parts.home('vision', whole(planned.leaves))
@@ -125,7 +89,7 @@ def test_an_exported_vision_tower_is_a_model_that_transformers_loads(tmp_path):
 
 
 def test_an_rgb_siglip_gives_everything_but_its_patch_embedding(tmp_path):
-  siglip(tmp_path / 'siglip', CONFIG, image_size=48, patch_size=16, num_channels=3)
+  saved(public.siglip(CONFIG, image_size=48, patch_size=16, num_channels=3), tmp_path / 'siglip')
   planned = parts.assemble(CONFIG, vision=tmp_path / 'siglip', seed=0)
   fresh = sorted(leaf for leaf in planned.fresh if leaf.startswith('vision/'))
   assert fresh == ['vision/patch_embed/bias', 'vision/patch_embed/kernel']
@@ -134,7 +98,7 @@ def test_an_rgb_siglip_gives_everything_but_its_patch_embedding(tmp_path):
 
 def test_resampled_positions_are_those_of_torch(tmp_path):
   import torch
-  model = siglip(tmp_path / 'siglip', CONFIG, image_size=48, patch_size=16, num_channels=3)
+  model = saved(public.siglip(CONFIG, image_size=48, patch_size=16, num_channels=3), tmp_path / 'siglip')
   planned = parts.assemble(CONFIG, vision=tmp_path / 'siglip', seed=0)
   table = dict(model.named_parameters())
   table = next(v for n, v in table.items() if 'position_embedding' in n).detach()
@@ -146,7 +110,7 @@ def test_resampled_positions_are_those_of_torch(tmp_path):
 
 
 def test_a_diffusers_vae_goes_in_and_comes_out_byte_equal(tmp_path):
-  wan(tmp_path / 'vae', CONFIG)
+  saved(public.wan(CONFIG.vae), tmp_path / 'vae')
   planned = parts.read_vae(CONFIG, tmp_path / 'vae')
   tensors, config_json, stem = parts.home('vae-diffusers', whole(vae=planned.leaves))
   (tmp_path / 'back').mkdir()
@@ -156,24 +120,6 @@ def test_a_diffusers_vae_goes_in_and_comes_out_byte_equal(tmp_path):
   theirs = json.loads((tmp_path / 'vae' / 'config.json').read_text())
   same = set(config_json) - {'latents_mean', 'latents_std'}
   assert {k: config_json[k] for k in same} == {k: theirs[k] for k in same}
-
-
-def test_a_converted_vae_gives_the_outputs_of_diffusers(tmp_path):
-  import torch
-  config = dataclasses.replace(CONFIG, vae=dataclasses.replace(CONFIG.vae, latent_mean=(), latent_std=()))
-  model = wan(tmp_path / 'vae', config)
-  params = store.load(parts.read_vae(config, tmp_path / 'vae').leaves, vae_shapes(config.vae))
-  video = np.random.default_rng(0).uniform(-1, 1, (1, 5, 32, 32, 3)).astype(np.float32)
-  with torch.no_grad():
-    posterior = model.encode(torch.from_numpy(video).permute(0, 4, 1, 2, 3)).latent_dist
-    pixels = model.decode(posterior.mean).sample
-  vae = WanVae(config.vae)
-  mean = jax.jit(lambda v: vae.apply({'params': params}, v, method='encode'))(jnp.asarray(video)).mean
-  decoded = jax.jit(lambda z: vae.apply({'params': params}, z, method='decode'))(mean)
-  for found, want in ((mean, posterior.mean), (decoded, pixels)):
-    want = want.permute(0, 2, 3, 4, 1).numpy()
-    found = np.clip(found, -1, 1) if found.shape[-1] == 3 else np.asarray(found)
-    assert np.linalg.norm(found - want) <= TOLERANCE * np.linalg.norm(want)
 
 
 def test_a_wan_pth_goes_in_and_comes_out_equal(tmp_path):

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.weights import public
 from tests.weights.small import small_config
 from tuna_jax.models import rope
 from tuna_jax.models.decoder import Decoder
 from tuna_jax.models.layers import Span
 from tuna_jax.models.vae import WanVae
 from tuna_jax.models.vision import Vision
-from tuna_jax.weights import tables
+from tuna_jax.weights import parts, store, tables
 from tuna_jax.weights.convert import convert, export
 from tuna_jax.weights.parity_sizes import quick_jit
 from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
@@ -32,16 +33,6 @@ BFLOAT16 = 2.0  # times the error of the reference's own bfloat16
 def exact_products():
   with jax.default_matmul_precision('highest'):
     yield
-
-
-def randomise(model):
-  import torch
-  torch.manual_seed(0)
-  with torch.no_grad():
-    for name, parameter in model.named_parameters():
-      gain = parameter.ndim == 1 and 'bias' not in name or 'gamma' in name
-      parameter.copy_(torch.randn_like(parameter) * 0.1 + float(gain))
-  return model.eval()
 
 
 def arrays(model):
@@ -74,13 +65,8 @@ def assert_same(table, run, params, model, name, want):
 
 def qwen2(tied):
   """(config, transformers' model, our parameters, ids)."""
-  import transformers
   config = small_config(tied=tied)
-  d = config.decoder
-  model = randomise(transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-      hidden_size=d.dim, intermediate_size=d.mlp_dim, num_hidden_layers=d.num_layers, num_attention_heads=d.num_heads,
-      num_key_value_heads=d.num_kv_heads, rms_norm_eps=d.norm_eps, vocab_size=d.vocab_size, tie_word_embeddings=tied,
-      rope_parameters={'rope_type': 'default', 'rope_theta': d.rope_theta}, use_sliding_window=False)))
+  d, model = config.decoder, public.qwen2(config)
   params = convert(tables.qwen2(d), arrays(model), {'decoder': tuna_shapes(config)['decoder']})
   return config, model, params, np.random.default_rng(0).integers(0, d.vocab_size, (2, 12))
 
@@ -117,13 +103,8 @@ def test_bfloat16_costs_the_decoder_at_most_twice_what_it_costs_qwen2():
 
 def siglip2():
   """(config, transformers' model, our parameters, latents [B, C, h, w])."""
-  import transformers
   config = small_config()
-  v, channels = config.vision, config.vae.latent_channels
-  model = randomise(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
-      hidden_size=v.dim, intermediate_size=v.mlp_dim, num_hidden_layers=v.num_layers + 1, image_size=v.grid,
-      patch_size=1, num_channels=channels, num_attention_heads=v.num_heads, layer_norm_eps=v.norm_eps,
-      hidden_act='gelu_pytorch_tanh', attention_dropout=0.0)))
+  v, channels, model = config.vision, config.vae.latent_channels, public.siglip(config)
   params = convert(tables.siglip2(v), arrays(model), {'vision': tuna_shapes(config)['vision']})
   return config, model, params, np.random.default_rng(0).standard_normal((2, channels, v.grid, v.grid), np.float32)
 
@@ -159,17 +140,13 @@ def test_bfloat16_costs_the_vision_tower_at_most_twice_what_it_costs_siglip():
 
 
 @pytest.fixture(scope='module')
-def wan():
-  """(our config, table, parameters, the model of diffusers in its Wan 2.2 form)."""
-  import diffusers
-  config = dataclasses.replace(small_config().vae, latent_mean=(), latent_std=())
-  model = randomise(diffusers.AutoencoderKLWan(
-      base_dim=config.encoder_dim, decoder_base_dim=config.decoder_dim, z_dim=config.latent_channels,
-      dim_mult=list(config.dim_mult), num_res_blocks=config.encoder_blocks, attn_scales=[],
-      temperal_downsample=list(config.temporal_down), is_residual=True, in_channels=12, out_channels=12, patch_size=2,
-      scale_factor_temporal=config.temporal_stride, scale_factor_spatial=config.spatial_stride))
-  table = tables.diffusers_vae(config)
-  return config, table, convert(table, arrays(model), vae_shapes(config)), model
+def wan(tmp_path_factory):
+  """(our config, table, parameters, the model of diffusers in its Wan 2.2 form); the weights go through its files."""
+  config = dataclasses.replace(small_config(), vae=dataclasses.replace(small_config().vae, latent_mean=(), latent_std=()))
+  model, folder = public.wan(config.vae), tmp_path_factory.mktemp('wan')
+  model.save_pretrained(folder)
+  params = store.load(parts.read_vae(config, folder).leaves, vae_shapes(config.vae))
+  return config.vae, tables.diffusers_vae(config.vae), params, model
 
 
 def channels_last(x):

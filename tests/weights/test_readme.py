@@ -8,8 +8,8 @@ import shlex
 import numpy as np
 import pytest
 
+from tests.weights import public
 from tests.weights.small import random_leaves
-from tests.weights.test_live import qwen, siglip
 from tuna_jax.config import TINY
 from tuna_jax.train.checkpoint import load_vae, load_weights, read_config
 from tuna_jax.weights import parts, store
@@ -44,9 +44,9 @@ def files(tmp_path_factory):
   """Qwen2.5 in shards and an RGB SigLIP-2 by transformers, the VAE's and Tuna's .pth by torch."""
   import torch
   root = tmp_path_factory.mktemp('files')
-  qwen(root / 'qwen', TINY, max_shard_size='200KB')
+  public.qwen2(TINY).save_pretrained(root / 'qwen', max_shard_size='200KB')
   (root / 'qwen' / 'tokenizer.json').write_text('{}')
-  siglip(root / 'siglip', TINY, image_size=48, patch_size=16, num_channels=3)
+  public.siglip(TINY, image_size=48, patch_size=16, num_channels=3).save_pretrained(root / 'siglip')
   leaves, vae = random_leaves(tuna_shapes(TINY)), random_leaves(vae_shapes(TINY.vae), 1)
   stored = store.Stored(TINY, lazies(leaves), TINY.vae, lazies(vae), {})
   for part, file, wrap in (('vae', 'Wan2.2_VAE.pth', dict), ('tuna', 'tuna.pt', lambda tensors: {'model': tensors})):
