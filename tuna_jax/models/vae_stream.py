@@ -20,6 +20,7 @@ from einops import rearrange, repeat
 
 from tuna_jax.config import VaeConfig
 from tuna_jax.models import vae
+from tuna_jax.sharding import anchor
 
 PAST = 2  # frames before its own that a convolution over time sees
 
@@ -91,7 +92,7 @@ def decode_stream(config: VaeConfig, params, latents) -> Iterator:
 @functools.partial(jax.jit, static_argnames='config')
 def _step(params, latents, carry, *, config):
   pixels, carry = decode_frame(config, params, latents, carry)
-  return vae.to_uint8(pixels), carry
+  return vae.to_uint8(pixels), tuple(anchor(past, 'rows') for past in carry)  # placed alike after every frame
 
 
 def _linear(p, x):
