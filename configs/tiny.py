@@ -14,10 +14,10 @@ from tuna_jax.train.config import MeshConfig, TrainConfig
 # stage: (steps, lr, warm-up); 'fast' is the five-minute version of the same.
 STEPS = {
     'tiny': {
-        'decoder': (200, 3e-3, 20),
-        'stage1': (300, 3e-3, 30),
-        'stage2': (950, 3e-3, 30),
-        'stage3': (150, 8e-4, 10),
+        'decoder': (500, 3e-3, 20),
+        'stage1': (500, 3e-3, 30),
+        'stage2': (2000, 3e-3, 30),
+        'stage3': (400, 8e-4, 10),
     },
     'fast': {
         'decoder': (80, 3e-3, 10),
@@ -41,6 +41,6 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
       config.optimizer, lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99)
   return dataclasses.replace(
       config, steps=steps, rows=rows, length=length, visual=visual, images=images, data=data, optimizer=optimizer,
-      mesh=MeshConfig(data=-1, fsdp=1), ntp_coeff=1.0, checkpoint_every=10**6, keep=1)
+      mesh=MeshConfig(data=-1, fsdp=1), ntp_coeff=1.0, time_shift=3.0, checkpoint_every=10**6, keep=1)
 
 

@@ -139,7 +139,8 @@ TINY = TunaConfig(
         num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256, vocab_size=384, rope_theta=1e4),
     flow_head=FlowHeadConfig(num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256),
     vae=VaeConfig(
-        encoder_dim=16, decoder_dim=16, encoder_blocks=1, decoder_blocks=1, latent_mean=(), latent_std=()),
+        latent_channels=16, encoder_dim=16, decoder_dim=16, encoder_blocks=1, decoder_blocks=1, latent_mean=(),
+        latent_std=()),
     dtype='float32')
 
 _SO400M = VisionConfig(num_layers=26, dim=1152, num_heads=16, num_kv_heads=16, head_dim=72, mlp_dim=4304)

@@ -104,8 +104,8 @@ def test_a_curve_has_a_line_for_each_task_and_one_for_all_of_them(written):
 
 
 def test_a_step_logged_twice_is_read_once(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "l1": 3.0}\n{"step": 1, "l1": 2.0}\n')
-  assert curves.read(tmp_path / 'metrics.jsonl') == [{'step': 1, 'l1': 2.0}]
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "psnr": 3.0}\n{"step": 1, "psnr": 2.0}\n')
+  assert curves.read(tmp_path / 'metrics.jsonl') == [{'step': 1, 'psnr': 2.0}]
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,38 @@ def test_the_average_warms_up_as_published_and_the_first_update_copies():
 def test_the_average_never_decays_slower_than_asked():
   ema = optimizer.update_ema({'a': jnp.float32(1)}, {'a': jnp.float32(0)}, jnp.int32(10**6), 0.9)
   np.testing.assert_allclose(ema['a'], 0.9, rtol=1e-6)
+
+
+def matrices(*shape):
+  return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+
+
+MUON = dataclasses.replace(PLAIN, kind='muon')
+
+
+def test_muon_moves_a_kernel_along_every_direction_alike_and_as_far_as_adam_would():
+  leaves = {'decoder/kernel': matrices(12, 30), 'decoder/bias': matrices(30)}
+  updates = step(MUON, leaves, leaves)
+  singular = np.linalg.svd(updates['decoder/kernel'], compute_uv=False)
+  assert singular.max() / singular.min() < 2  # those of the gradient differ by more than 3
+  size = np.sqrt(np.mean(np.square(updates['decoder/kernel'])))
+  assert 0.6 < size / (MUON.lr * 0.2) < 1.2
+  adam = step(PLAIN, leaves, leaves)['decoder/bias']
+  np.testing.assert_allclose(updates['decoder/bias'], adam, rtol=1e-5)
+
+
+def test_muon_takes_scanned_layers_and_temporal_taps_one_by_one():
+  stack, taps = matrices(3, 8, 5), matrices(3, 2, 2, 4, 6)
+  updates = step(MUON, {'layers/kernel': stack, 'conv/kernel': taps}, {'layers/kernel': stack, 'conv/kernel': taps})
+  for i in range(3):
+    alone = {'layers/kernel': stack[i], 'conv/kernel': taps[i]}
+    for name, update in step(MUON, alone, alone).items():
+      np.testing.assert_allclose(updates[name][i], update, rtol=1e-4, atol=1e-6)
+  flat = {'conv/kernel': taps[0].reshape(16, 6)}
+  np.testing.assert_allclose(
+    updates['conv/kernel'][0].reshape(16, 6), step(MUON, flat, flat)['conv/kernel'], rtol=1e-4, atol=1e-6)
+
+
+def test_an_unknown_kind_is_answered_with_the_nearest():
+  with pytest.raises(ValueError, match="kind 'adam': expected one of .*; nearest is 'adamw'"):
+    OptimizerConfig(kind='adam')

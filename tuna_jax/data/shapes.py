@@ -8,11 +8,13 @@ TensorFlow) is in `shapes_builder`.
 """
 
 import functools
+import itertools
 
 from tuna_jax.data import speech, world
 from tuna_jax.data.world import COLOURS, PLACES, SIZES, check_name, make_rng
 
 TASKS = ('t2i', 'caption', 'vqa', 'text', 'edit', 't2v', 'video_caption', 'video_vqa')
+_MORE = 2  # questions about a train scene beside the one that gives the record its type
 PROMPTS = ('one', 'two', 'count', 'position')
 
 
@@ -24,7 +26,7 @@ def record(task, split, seed, index):
 
       t2i, caption        image uint8 [64, 64, 3], caption. Captions of `caption` are the canonical
                           ones, those of `t2i` are of every style
-      vqa                 image, conversations, type (one of speech.QUESTIONS)
+      vqa                 image, conversations, type (one of speech.QUESTIONS) of the last question
       text                conversations, type: the language of the other tasks without pictures
       edit                raw_image, out_image, instruction, type (one of speech.EDITS)
       t2v, video_caption  video uint8 [9, 64, 64, 3], caption
@@ -62,10 +64,23 @@ def _vqa(rng, split):
   scene, kind, question, answer = _question(rng, split)
   return {
     'image': world.render(scene),
-    'conversations': _talk(f'<image>\n{question}', answer),
+    'conversations': _interview(rng, split, scene, speech.ask, speech.QUESTIONS, question, answer),
     'type': kind,
     'scene': scene.to_dict(),
   }
+
+
+def _interview(rng, split, scene, ask, kinds, question, answer):
+  """The question; in train _MORE others about the same scene stand before it, since a picture is
+  dear and an answer is short."""
+  pairs = []
+  if split == 'train':
+    apart = len({t.kind for t in scene.things}) == len(scene.things)
+    kinds = [k for k in kinds if apart or k != 'where']
+    pairs = [ask(scene, rng.choice(kinds), rng) for _ in range(_MORE)]
+  pairs.append((question, answer))
+  first, said = pairs[0]
+  return sum(itertools.starmap(_talk, pairs[1:]), _talk(f'<image>\n{first}', said))
 
 
 def _talk(human, gpt):
@@ -128,7 +143,7 @@ def _video_vqa(rng, split):
   question, answer = speech.ask_clip(scene, kind, rng)
   return {
     'video': world.render_clip(scene),
-    'conversations': _talk(f'<image>\n{question}', answer),
+    'conversations': _interview(rng, split, scene, speech.ask_clip, speech.CLIP_QUESTIONS, question, answer),
     'type': kind,
     'scene': scene.to_dict(),
   }

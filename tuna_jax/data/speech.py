@@ -88,10 +88,10 @@ def describe(scene, style='full', rng=None):
 
 def _draw_style(things, alike, rng):
   if alike and not things[0].motion:
-    return rng.choices(['count', 'full'], [75, 25])[0]
+    return rng.choices(['count', 'full'], [50, 50])[0]
   if len(things) == 2 and not things[0].motion:
-    return rng.choices(['full', 'placed', 'sized', 'bare', 'relation'], [20, 10, 10, 25, 35])[0]
-  return rng.choices(['full', 'placed', 'sized', 'bare'], [25, 20, 20, 35])[0]
+    return rng.choices(['full', 'placed', 'sized', 'bare', 'relation'], [40, 10, 5, 20, 25])[0]
+  return rng.choices(['full', 'placed', 'sized', 'bare'], [50, 20, 10, 20])[0]
 
 
 def holds(relation, a, b):

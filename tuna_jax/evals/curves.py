@@ -14,7 +14,6 @@ from etils import epath
 PANELS = {
   'ntp': ('text: cross-entropy of the next token', 'log'),
   'flow': ('pictures: squared error of the velocity', 'log'),
-  'l1': ('pixels: absolute error', 'log'),
   'psnr': ('pixels: signal to noise, dB', 'linear'),
 }
 BINS = 100  # points of a line, each a mean over its share of the run

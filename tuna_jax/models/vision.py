@@ -77,7 +77,7 @@ class Vision(nn.Module):
     c = self.config
     v = c.vision
     x = dense(v.dim, c.dtype, name='patch_embed')(latents.astype(c.dtype))
-    table = nn.Embed(v.grid**2, v.dim, embedding_init=nn.initializers.normal(0.02), name='position_embed').embedding
+    table = nn.Embed(v.grid**2, v.dim, embedding_init=nn.initializers.normal(1.0), name='position_embed').embedding
     size = jnp.take_along_axis(grid, jnp.maximum(image - 1, 0)[..., None], axis=1)[..., 1:]
     weights = position_weights(coords, size, v.grid)
     x = x + jnp.einsum('bvg,gd->bvd', weights, table).astype(c.dtype)

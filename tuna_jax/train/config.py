@@ -8,6 +8,7 @@ from tuna_jax.config import TunaConfig, nearest
 from tuna_jax.data.pipeline import DataConfig
 from tuna_jax.flow import TRAIN_SHIFT
 
+KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine', 'linear')
 
 
@@ -15,6 +16,7 @@ SCHEDULES = ('constant', 'cosine', 'linear')
 class OptimizerConfig:
   """AdamW with global-norm clipping and an exponential moving average.
 
+  kind: 'adamw', or 'muon' for the kernels with AdamW for the rest (`optimizer.scale_by`).
   groups: (name pattern, multiple of lr), first match wins; 0 means no gradient and no optimizer state.
   schedule: what follows `warmup` steps of linear rise: constant, or down to `final_lr` x lr at the last step.
   decay: patterns of the leaves that weight decay touches.
@@ -22,6 +24,7 @@ class OptimizerConfig:
   accumulate: micro-batches a step; the result equals one batch of all of them.
   """
 
+  kind: str = 'adamw'
   lr: float = 1e-4
   warmup: int = 1000
   schedule: str = 'constant'
@@ -37,6 +40,8 @@ class OptimizerConfig:
   groups: tuple[tuple[str, float], ...] = (('.*', 1.0),)
 
   def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(f'kind {self.kind!r}: expected one of {KINDS}{nearest(self.kind, KINDS)}')
     if self.schedule not in SCHEDULES:
       raise ValueError(f'schedule {self.schedule!r}: expected one of {SCHEDULES}{nearest(self.schedule, SCHEDULES)}')
 

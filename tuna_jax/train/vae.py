@@ -1,5 +1,7 @@
 """Training of a small VAE: reconstruction + KL, on stills and clips in turn.
 
+Muon, since Adam stays at blurs for thousands of steps: below 17 dB after 800 where Muon is at 25 after 500.
+
 The published sizes use the Wan 2.2 VAE as it is; this makes the tiny one that stands in its place. It ends with a
 weights directory whose config holds the latent statistics measured on the training data.
 """
@@ -22,6 +24,7 @@ from tuna_jax.config import VaeConfig
 from tuna_jax.data.pipeline import DataConfig, open_sources
 from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
 from tuna_jax.train import checkpoint
+from tuna_jax.train.optimizer import scale_by
 
 _log = logging.getLogger(__name__)
 _PICTURE_FIELDS = ('image', 'raw_image', 'out_image')
@@ -33,23 +36,21 @@ class VaeTrainConfig:
   start from what stills taught: after the share `clips_from` of the steps, `clip_share` of them take clips, and the
   learning rate rises once more.
 
-  edges: weight of the L1 error of differences between neighbouring pixels. choice: stills are the busiest of this many
-  times as many, since blank paper teaches little.
-  kl: weight of the KL term beside L1 + squared error of pixels in [-1, 1]. logvar: where the posterior's
-  log-variance starts, so that noise does not drown the first steps. ema: decay of the average that is kept.
+  choice: stills are the busiest of this many times as many, since blank paper teaches little.
+  kl: weight of the KL term beside the squared error of pixels in [-1, 1]. logvar: where the posterior's log-variance
+  starts, so that noise does not drown the first steps. ema: decay of the average that is kept.
   measured: pictures and clips the latent statistics are measured on.
   """
 
   model: VaeConfig
   data: DataConfig
-  steps: int = 2500
-  stills: int = 4
-  clips: int = 1
-  clips_from: float = 0.86
-  clip_share: float = 0.75
-  lr: float = 1.5e-3
+  steps: int = 900
+  stills: int = 6
+  clips: int = 2
+  clips_from: float = 0.55
+  clip_share: float = 0.8
+  lr: float = 1e-3
   warmup: int = 20
-  edges: float = 1.0
   choice: int = 3
   kl: float = 1e-5
   logvar: float = -6.0
@@ -106,9 +107,8 @@ def loss_fn(params, pixels, key, *, config: VaeTrainConfig):
   shape = (x.shape[0], t, x.shape[2] // stride, x.shape[3] // stride, config.model.latent_channels)
   y, moments = WanVae(config.model).apply({'params': params}, x, jax.random.normal(key, shape))
   kl = 0.5 * jnp.mean(jnp.square(moments.mean) + jnp.exp(moments.logvar) - 1 - moments.logvar)
-  l1, l2 = jnp.mean(jnp.abs(y - x)), jnp.mean(jnp.square(y - x))
-  edges = sum(jnp.mean(jnp.abs(jnp.diff(y - x, axis=axis))) for axis in (2, 3))
-  return l1 + l2 + config.edges * edges + config.kl * kl, {'l1': l1, 'psnr': 10 * jnp.log10(4.0 / l2), 'kl': kl}
+  error = jnp.mean(jnp.square(y - x))
+  return error + config.kl * kl, {'psnr': 10 * jnp.log10(4.0 / error), 'kl': kl}
 
 
 def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
@@ -126,7 +126,8 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   rate = optax.join_schedules(
       [rise(0.0, config.lr, config.warmup, max(late, config.warmup + 1), 0.05 * config.lr),
        rise(0.05 * config.lr, 0.5 * config.lr, 10, max(config.steps - late, 11), 0.01 * config.lr)], [late])
-  transformation = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate, b2=0.99))
+  transformation = optax.chain(
+      optax.clip_by_global_norm(config.clip), scale_by('muon', 0.9, 0.99), optax.scale_by_learning_rate(rate))
 
   @jax.jit
   def init(key):
