@@ -30,8 +30,6 @@ UNPROVED = (
   'tests/cli/test_pretrain.py',
   'tests/cli/test_train.py',
   'tests/evals/test_evaluate.py',
-  'tests/models/test_tuna.py',
-  'tests/models/test_vae_stream.py',
   'tests/notebooks/',
   'tests/train/test_checkpoint.py',
   'tests/train/test_loop.py',

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 
 from tests import shrink
@@ -11,6 +10,7 @@ from tuna_jax.batch import Batch
 from tuna_jax.config import TINY, TunaConfig
 from tuna_jax.data.segments import Example, Image, Text, Video, layout, pack
 from tuna_jax.models.tuna import Tuna
+from tuna_jax.weights.parity_sizes import quick_jit
 from tuna_jax.weights.shapes import tuna_shapes
 
 CONFIG = dataclasses.replace(shrink.model(TINY), remat='none')
@@ -78,8 +78,8 @@ def params(config: TunaConfig = CONFIG):
 def forward(config: TunaConfig = CONFIG, flow: bool = True):
   """jitted (batch, latents, t, cache) -> Output with `params`."""
 
-  @jax.jit
-  def run(batch, latents, t, cache=None):
-    return Tuna(config).apply({'params': params(config)}, batch, latents, t, cache, flow=flow)
+  @quick_jit
+  def run(params, batch, latents, t, cache=None):  # as constants, parameters would be folded for seconds
+    return Tuna(config).apply({'params': params}, batch, latents, t, cache, flow=flow)
 
-  return run
+  return functools.partial(run, params(config))
