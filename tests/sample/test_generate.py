@@ -74,6 +74,7 @@ def test_a_second_call_with_other_prompts_and_settings_compiles_nothing():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_a_batch_spread_over_devices_draws_and_says_what_one_device_does():
   g, prompts = generator(), PROMPTS[:4]
   mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
@@ -123,7 +124,6 @@ def test_questions_take_pictures_clips_and_conversations():
   turns = [{'role': 'user', 'content': [image, 'what is this']}, {'role': 'assistant', 'content': 'a red ball'},
            {'role': 'user', 'content': 'is it blue'}]
   assert isinstance(g.text(turns, max_new_tokens=6), str)
-  assert isinstance(g.text('what is this', images=[clip], max_new_tokens=6), str)
   assert isinstance(g.text('what is this', images=[image, pixels(16, 32), clip], max_new_tokens=6), str)
   assert isinstance(g.text('what is this', max_new_tokens=6), str)
   assert ''.join(g.stream('what is this', [image], max_new_tokens=6)) == answers[0]
