@@ -14,6 +14,7 @@ from tuna_jax.models.tuna import Tuna
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.prompt import collate, split, strides
+from tuna_jax.weights.parity_sizes import quick_jit
 
 TOLERANCE = 1e-5  # of the largest latent, after the whole ODE in float32
 CHANNELS = small.CONFIG.vae.latent_channels
@@ -40,15 +41,17 @@ def naive(all_plans, noise, scale, points, solver='euler'):
   cells, rows = noise.shape[1], len(noise)
   index = first[:, None] + np.arange(cells)
 
-  @jax.jit
-  def velocity(x, t):
-    latents = jax.vmap(lambda l, i, x: l.at[i].set(x))(jnp.asarray(batch.latents), index, jnp.tile(x, (2, 1, 1)))
-    times = jnp.where(batch.target, t, 1.0)
-    out = Tuna(small.CONFIG).apply({'params': small.params()}, batch, latents, times).velocity
-    v = jnp.take_along_axis(out, index[..., None], axis=1)
-    return flow.guide(v[:rows], v[rows:], scale)
+  @quick_jit
+  def run(params, batch, noise):  # as constants, parameters would be folded for seconds
+    def velocity(x, t):
+      latents = jax.vmap(lambda l, i, x: l.at[i].set(x))(batch.latents, index, jnp.tile(x, (2, 1, 1)))
+      out = Tuna(small.CONFIG).apply({'params': params}, batch, latents, jnp.where(batch.target, t, 1.0)).velocity
+      v = jnp.take_along_axis(out, index[..., None], axis=1)
+      return flow.guide(v[:rows], v[rows:], scale)
 
-  return np.asarray(flow.solve(velocity, jnp.asarray(noise), flow.times(points), solver))
+    return flow.solve(velocity, noise, flow.times(points), solver)
+
+  return np.asarray(run(small.params(), batch, noise))
 
 
 def cached(all_plans, noise, guidance, points, solver='euler'):

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from tuna_jax.models.tuna import Tuna
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.prompt import collate, strides
 from tuna_jax.sample.text import Choice
+from tuna_jax.weights.parity_sizes import quick_jit
 
 EOS = small.tokenizer().eos
 NEW = 12
@@ -35,9 +35,9 @@ def prompts(rows=None, length=None):
 
 
 def test_cached_decoding_of_ragged_rows_equals_running_each_row_whole_again():
-  @jax.jit
-  def next_token(batch, last):
-    model, variables = Tuna(small.CONFIG), {'params': small.params()}
+  @quick_jit
+  def next_token(params, batch, last):
+    model, variables = Tuna(small.CONFIG), {'params': params}
     hidden = model.apply(variables, batch, batch.latents, jnp.ones(batch.target.shape), flow=False).hidden
     return jnp.argmax(model.apply(variables, hidden[0, last], method='logits'))
 
@@ -46,7 +46,7 @@ def test_cached_decoding_of_ragged_rows_equals_running_each_row_whole_again():
     batch = collate([example], small.VAE.latent_channels, 64)
     for n, token in enumerate(ids):
       at = example.length + n
-      assert next_token(batch, at - 1) == token
+      assert next_token(small.params(), batch, at - 1) == token
       batch.tokens[0, at], batch.segment[0, at], batch.position[0, at] = token, 1, at
   assert len({tuple(ids) for ids in ours}) == 2
 
