@@ -31,7 +31,6 @@ UNPROVED = (
   'tests/cli/test_train.py',
   'tests/evals/test_evaluate.py',
   'tests/notebooks/',
-  'tests/train/test_checkpoint.py',
   'tests/train/test_loop.py',
   'tests/train/test_step.py',
 )

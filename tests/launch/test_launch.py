@@ -186,9 +186,12 @@ def test_a_signal_lets_the_child_save_and_starts_nothing_again(tmp_path, sent, c
     f'with open({str(tmp_path / "lives")!r}, "a") as f: f.write("life\\n")\n'
     'time.sleep(30)\n'
   )
+  # A shell that starts tests in the background has them ignore Ctrl-C, and bash cannot trap what it ignores.
+  ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
     ['bash', str(LAUNCH / 'supervise.sh'), '--', sys.executable, str(child)], cwd=tmp_path
   )
+  signal.signal(signal.SIGINT, ignored)
   while not (tmp_path / 'lives').exists():
     time.sleep(0.05)
   process.send_signal(sent)
@@ -197,6 +200,7 @@ def test_a_signal_lets_the_child_save_and_starts_nothing_again(tmp_path, sent, c
   assert lives(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_two_local_processes_train_two_steps_as_one_process_does(tmp_path):
   from tests import shrink  # here: this file also runs as a script
 
