@@ -18,7 +18,7 @@ TASK = jax.random.randint(_keys[4], (B, L), 0, TASKS)
 
 
 def next_token(hidden=HIDDEN, weight=WEIGHT, labels=LABELS, chunk=256):
-  return losses.next_token(lambda h: h @ HEAD, hidden, labels, weight, TASK, TASKS, chunk)
+  return losses.next_token(lambda h: h @ HEAD, hidden, labels, weight, TASK, TASKS, chunk=chunk)
 
 
 def test_next_token_equals_the_textbook():

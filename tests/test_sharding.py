@@ -158,6 +158,15 @@ def test_an_anchor_constrains_on_cpu_and_leaves_out_what_does_not_divide():
   assert out.sharding.shard_shape(x.shape) == (4, 6, 4)
 
 
+def test_what_is_looked_up_is_laid_out_in_steps_and_ends_like_hidden():
+  x = jnp.zeros((8, 6, 4))
+  with jax.set_mesh(sharding.make_mesh(fsdp=2, context=2, tensor=2)):
+    anchored = jax.jit(sharding.anchor, static_argnums=1)
+    lowered, wanted = (anchored.lower(x, kind) for kind in ('looked_up', 'hidden'))
+  assert [a.as_text().count('sharding_constraint') for a in (lowered, wanted)] == [3, 1]
+  assert lowered.compile().output_shardings == wanted.compile().output_shardings
+
+
 def test_an_anchor_takes_one_position_without_its_axis():
   mesh = sharding.make_mesh(fsdp=2, context=2, tensor=2)
   assert sharding.activation_spec('logits', (4, 8), mesh) == P(('data', 'fsdp'), 'tensor')

@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from tuna_jax.sharding import active_mesh
-
 CHUNK = 2048  # tokens of a device; with 151,680 words their logits take 1.2 GB in float32
 
 
@@ -37,11 +35,12 @@ def _by_task(values, weights, task, tasks: int) -> Sum:
   return Sum(jnp.tensordot(values * weights, one_hot, (axes, axes)), jnp.tensordot(weights, one_hot, (axes, axes)))
 
 
-def next_token(logits_fn: Callable, hidden, labels, weight, task, tasks: int, chunk: int | None = None) -> Sum:
+def next_token(logits_fn: Callable, hidden, labels, weight, task, tasks: int, *, devices: int = 1,
+               chunk: int | None = None) -> Sum:
   """Cross-entropy of the next token, computed `chunk` positions at a time so that [B, L, vocab] never exists.
 
-  By default a chunk is CHUNK tokens of each device, however many rows and positions that is: each chunk fetches the
-  language head over the links anew.
+  By default a chunk is CHUNK tokens of each of the `devices` that the tokens are spread over, however many rows and
+  positions that is: each chunk fetches the language head over the links anew.
 
   Args:
     logits_fn: hidden [B, n, D] -> float32[B, n, vocab].
@@ -50,8 +49,6 @@ def next_token(logits_fn: Callable, hidden, labels, weight, task, tasks: int, ch
   """
   rows, length = labels.shape
   if chunk is None:
-    mesh = active_mesh()
-    devices = 1 if mesh is None else mesh.size // mesh.shape['tensor']
     chunk = max(CHUNK * devices // rows, 1)
   chunk = min(chunk, length)
 

@@ -63,7 +63,7 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _ROW),
   ('(connector|time_embed)/fc1/kernel', _COLUMN),
   ('(connector|time_embed)/fc2/kernel', _ROW),
-  # Along the width, so that a look-up is exchanged and never summed over devices (`LOOKED_UP`).
+  # Along the width, so that a look-up is exchanged and never summed over devices (`WAYS`).
   ('decoder/embed/embedding', Place(P('tensor', ('context', 'fsdp')), ('context', 'tensor'))),
   ('decoder/lm_head/kernel', _COLUMN),
   ('flow_head/(layers|final)/adaln/kernel', _COLUMN),
@@ -75,8 +75,9 @@ RULES: tuple[tuple[str, Place], ...] = (
 
 ANCHORS = {
   'tokens': P(ROWS, 'context'),  # [B, L]
-  'looked_up': P('data', None, ('context', 'fsdp')),  # [B, L, D] as an embedding table gives it
-  'looked_up_rows': P(ROWS, None, 'context'),
+  'by_width': P('data', None, ('context', 'fsdp')),  # [B, L, D] as an embedding table gives it
+  'by_width_and_row': P(ROWS, None, 'context'),
+  'looked_up': P(ROWS, 'context', None),  # [B, L, D], the layout of `hidden`
   'hidden': P(ROWS, 'context', None),  # [B, L, D]
   'visual': P(ROWS, 'context', None),  # [B, V or M + V, D]
   'heads': P(ROWS, 'context', 'tensor', None),  # [B, L, H, d]
@@ -86,9 +87,9 @@ ANCHORS = {
   'logits': P(ROWS, 'context', 'tensor'),  # [B, L, vocabulary]
   'rows': P(ROWS),  # [B]
 }
-# From a table cut along the width to rows and positions: each step moves one mesh axis, an exchange
-# of a row's share. In one step the compiler gathers the rows of all devices instead.
-LOOKED_UP = ('looked_up', 'looked_up_rows', 'hidden')
+# Layouts on the way to another. From a table cut along the width to rows and positions each step moves one
+# mesh axis, an exchange of a row's share. In one step the compiler gathers the rows of all devices instead.
+WAYS = {'looked_up': ('by_width', 'by_width_and_row')}
 
 
 def make_mesh(
@@ -208,7 +209,7 @@ _SEQUENCE = ('tokens', 'labels', 'label_weight', 'segment', 'position', 'kv_limi
 
 
 def anchor(x, kind: str):
-  """`x` constrained to the layout named `kind` in ANCHORS; untouched if no mesh is set.
+  """`x` constrained to the layout named `kind` in ANCHORS, by its WAYS; untouched if no mesh is set.
 
   Mesh axes that do not divide an axis of x are left out: one row may be sampled on eight devices.
   """
@@ -217,7 +218,9 @@ def anchor(x, kind: str):
   mesh = active_mesh()
   if mesh is None:
     return x
-  return jax.lax.with_sharding_constraint(x, activation_spec(kind, x.shape, mesh))
+  for step in (*WAYS.get(kind, ()), kind):
+    x = jax.lax.with_sharding_constraint(x, activation_spec(step, x.shape, mesh))
+  return x
 
 
 def active_mesh():

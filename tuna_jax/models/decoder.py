@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TunaConfig
 from tuna_jax.models.layers import Attention, RMSNorm, Span, SwiGLU, dense, stack
-from tuna_jax.sharding import LOOKED_UP, anchor
+from tuna_jax.sharding import anchor
 
 
 class DecoderBlock(nn.Module):
@@ -45,10 +45,7 @@ class Decoder(nn.Module):
 
   def embed(self, tokens):
     """int32[B, L] -> [B, L, D]."""
-    x = self.embedder(tokens)
-    for kind in LOOKED_UP:
-      x = anchor(x, kind)
-    return x
+    return anchor(self.embedder(tokens), 'looked_up')
 
   def __call__(self, x, span: Span, cache=None):
     """x [B, L, D] -> (final-normed hidden [B, L, D], cache)."""

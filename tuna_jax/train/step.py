@@ -17,6 +17,7 @@ from tuna_jax import flow, losses
 from tuna_jax.batch import Batch
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.tuna import Tuna
+from tuna_jax.sharding import active_mesh
 from tuna_jax.train import optimizer as optimizer_lib
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -43,7 +44,10 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
     x_t, velocity = flow.interpolate(batch.latents, noise, per_token)
   out = model.apply({'params': params}, batch, x_t, t, flow=draws)
   logits = functools.partial(model.apply, {'params': params}, method='logits')
-  sums = {'ntp': losses.next_token(logits, out.hidden, batch.labels, batch.label_weight, batch.task, NUM_TASKS)}
+  mesh = active_mesh()
+  sums = {'ntp': losses.next_token(
+      logits, out.hidden, batch.labels, batch.label_weight, batch.task, NUM_TASKS,
+      devices=1 if mesh is None else mesh.size // mesh.shape['tensor'])}
   if draws:
     selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
     task = jnp.take_along_axis(batch.task, batch.place, axis=1)
