@@ -8,6 +8,7 @@ import atexit
 import dataclasses
 import functools
 import importlib
+import os
 import pathlib
 import shutil
 import tempfile
@@ -136,6 +137,11 @@ def randomise(abstract, seed: int, scale: float = 0.1):
     ),
     abstract,
   )
+
+
+def flags(devices: int) -> str:
+  """XLA_FLAGS of a process that is to see so many devices; the last of two equal flags counts."""
+  return f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
 
 
 def overrides(config: TrainConfig, base: TrainConfig) -> list[str]:

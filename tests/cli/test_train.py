@@ -36,7 +36,7 @@ def command(config, workdir, *more):
 
 
 def start(*arguments, devices=1, **environment):
-  environment = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', **environment}
+  environment = {'XLA_FLAGS': shrink.flags(devices), **environment}
   return subprocess.Popen(
     arguments,
     stdout=subprocess.PIPE,

@@ -209,7 +209,7 @@ def test_two_local_processes_train_two_steps_as_one_process_does(tmp_path):
     port = server.getsockname()[1]
   losses = []
   for processes in (2, 1):
-    environment = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={2 // processes}'}
+    environment = {'XLA_FLAGS': shrink.flags(2 // processes)}
     done = subprocess.run(
       [
         'bash', str(LAUNCH / 'local.sh'), f'--name=by-{processes}', f'--out={tmp_path}', f'--port={port}',

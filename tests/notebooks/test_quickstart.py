@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import shrink
+
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = ROOT / 'notebooks' / '01_quickstart.ipynb'
 
@@ -33,7 +35,7 @@ def test_it_uses_public_names_only(notebook):
 @pytest.mark.slow
 def test_it_runs_top_to_bottom(notebook, monkeypatch):
   monkeypatch.setenv('TUNA_NOTEBOOK_STEPS', '2')
-  monkeypatch.setenv('XLA_FLAGS', '')  # one device: the simulated eight only cost time here
+  monkeypatch.setenv('XLA_FLAGS', shrink.flags(1))  # the simulated eight only cost time here
   monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
   client = NotebookClient(notebook, timeout=900, resources={'metadata': {'path': str(PATH.parent)}})
   client.execute()

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests import shrink
 from tuna_jax.train import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def free_port() -> int:
 def start(script, address, count, number, timeout=60, expect='-', **environment):
   environment = {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'XLA_FLAGS': shrink.flags(2),
     'PYTHONPATH': str(ROOT),
   } | environment
   return subprocess.Popen(

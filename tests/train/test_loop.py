@@ -18,11 +18,9 @@ import numpy as np
 import pytest
 
 from tests import shrink
-from tests.models import small
-from tuna_jax import flow, tree
-from tuna_jax.models.tuna import Tuna
+from tuna_jax import tree
+from tuna_jax.sample.open import open_generator
 from tuna_jax.train import checkpoint, loop, state
-from tuna_jax.weights.shapes import tuna_shapes
 
 
 def train(config, workdir):
@@ -130,26 +128,12 @@ def test_a_missing_leaf_stops_the_hand_over_and_is_named(chain, tmp_path):
   assert not (tmp_path / 'run' / 'config.json').exists()  # nothing claims to be a run
 
 
-def test_the_last_stage_draws_and_writes(chain):
-  workdir, _ = chain.run('stage3')
-  config = checkpoint.read_config(str(workdir))
-  params = checkpoint.load_weights(str(workdir), tuna_shapes(config.model))
-  batch = small.batch(('t2i',), ('edit',))
-  model = Tuna(config.model)
-
-  @jax.jit
-  def sample(noise):
-    drawn = np.take_along_axis(batch.target, np.maximum(batch.image - 1, 0), axis=1)[..., None]
-
-    def velocity(x, t):
-      times = jax.numpy.where(batch.target, t, 1.0)
-      x = jax.numpy.where(drawn, x, batch.latents)
-      return model.apply({'params': params}, batch, x, times).velocity * drawn
-
-    return flow.solve(velocity, noise, flow.times(3))
-
-  x = sample(np.random.default_rng(0).normal(size=batch.latents.shape).astype(np.float32))
-  assert x.shape == batch.latents.shape and np.isfinite(x).all()
+@pytest.mark.parametrize('stage', shrink.STAGES)
+def test_what_a_stage_leaves_draws_and_writes(chain, stage):
+  generator = open_generator(chain.run(stage)[0], batch_size=1)
+  drawn = np.asarray(generator.image('a red circle', points=2))
+  assert drawn.shape == (64, 64, 3) and drawn.dtype == np.uint8 and drawn.std() > 0
+  assert isinstance(generator.text('what is this?', images=[drawn], max_new_tokens=3), str)
 
 
 def test_a_finished_run_is_not_trained_again(chain):
