@@ -7,17 +7,17 @@ DECODER = ((0.0, (('text', 1.0),)),)
 VAE = ((0.0, (('t2i', 0.7), ('t2v', 0.3))),)
 
 # Stage 1: the decoder is frozen; the visual side learns to describe and to draw.
-STAGE1 = ((0.0, (('t2i', 0.5), ('caption', 0.5))),)
+STAGE1 = ((0.0, (('t2i', 0.65), ('caption', 0.35))),)
 
-# Stage 2: everything trains; instructions, editing and clips join part-way.
+# Stage 2: everything trains; instructions, editing and clips join part-way. Drawing is learned last and gets most.
 STAGE2 = (
-    (0.0, (('t2i', 0.5), ('caption', 0.4), ('text', 0.1))),
-    (0.1, (('t2i', 0.35), ('caption', 0.15), ('vqa', 0.2), ('edit', 0.25), ('text', 0.05))),
-    (0.2, (('t2i', 0.28), ('caption', 0.08), ('vqa', 0.17), ('edit', 0.2), ('t2v', 0.17), ('video_caption', 0.03),
-           ('video_vqa', 0.07))),
+    (0.0, (('t2i', 0.65), ('caption', 0.25), ('text', 0.1))),
+    (0.1, (('t2i', 0.42), ('caption', 0.06), ('vqa', 0.2), ('edit', 0.27), ('text', 0.05))),
+    (0.2, (('t2i', 0.33), ('caption', 0.04), ('vqa', 0.18), ('edit', 0.22), ('t2v', 0.14), ('video_caption', 0.03),
+           ('video_vqa', 0.06))),
 )
 
 # Stage 3: instruction following, editing and high-quality generation at a low rate.
-STAGE3 = ((0.0, (('t2i', 0.28), ('caption', 0.06), ('vqa', 0.18), ('edit', 0.22), ('t2v', 0.18), ('video_vqa', 0.08))),)
+STAGE3 = ((0.0, (('t2i', 0.33), ('caption', 0.05), ('vqa', 0.2), ('edit', 0.2), ('t2v', 0.14), ('video_vqa', 0.08))),)
 
 MIXTURES = {'decoder': DECODER, 'vae': VAE, 'stage1': STAGE1, 'stage2': STAGE2, 'stage3': STAGE3}

@@ -14,16 +14,16 @@ from tuna_jax.train.config import MeshConfig, TrainConfig
 # stage: (steps, lr, warm-up); 'fast' is the five-minute version of the same.
 STEPS = {
     'tiny': {
-        'decoder': (500, 3e-3, 20),
-        'stage1': (500, 3e-3, 30),
-        'stage2': (2000, 3e-3, 30),
-        'stage3': (400, 8e-4, 10),
+        'decoder': (800, 2.5e-3, 40),
+        'stage1': (700, 2.5e-3, 40),
+        'stage2': (5000, 2.5e-3, 40),
+        'stage3': (800, 8e-4, 20),
     },
     'fast': {
-        'decoder': (80, 3e-3, 10),
-        'stage1': (60, 3e-3, 10),
-        'stage2': (90, 3e-3, 10),
-        'stage3': (20, 8e-4, 5),
+        'decoder': (200, 3e-3, 20),
+        'stage1': (150, 3e-3, 20),
+        'stage2': (450, 3e-3, 20),
+        'stage3': (50, 8e-4, 5),
     },
 }
 
@@ -31,7 +31,7 @@ STEPS = {
 def shrink(config: TrainConfig, size: str) -> TrainConfig:
   """`config` at the size 'tiny', or 'fast' with fewer steps."""
   steps, lr, warmup = STEPS[size][config.stage]
-  rows, length = 16, 128
+  rows, length = 8, 128
   visual, images = (80, 5) if config.visual else (0, 0)
   data = dataclasses.replace(
       config.data, media=MediaConfig(image_size='64', video_size='64', frames=9), threads=1, prefetch=2, encode_batch=8,

@@ -29,8 +29,8 @@ _TEST = flags.DEFINE_string('test_mixture', '', 'Mixture file of held-out record
 _STEP = flags.DEFINE_integer('step', None, 'The step of the run; default the latest.')
 _EMA = flags.DEFINE_bool('ema', True, 'Use the averages of the run.')
 _POINTS = flags.DEFINE_integer('points', 16, 'Points of the time grid: points - 1 steps.')
-_GUIDANCE = flags.DEFINE_float('guidance', 3.0, 'Scale of guidance by text; 1 is none.')
-_SHIFT = flags.DEFINE_float('shift', 1.0, 'Shift of the time grid towards noise; 1 is none.')
+_GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'Scale of guidance by text; 1 is none.')
+_SHIFT = flags.DEFINE_float('shift', 3.0, 'Shift of the time grid towards noise; 1 is none.')
 _SOLVER = flags.DEFINE_string('solver', 'euler', 'euler or heun.')
 _BATCH = flags.DEFINE_integer('batch_size', 50, 'Pictures or answers at once.', lower_bound=1)
 

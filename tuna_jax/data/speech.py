@@ -90,8 +90,8 @@ def _draw_style(things, alike, rng):
   if alike and not things[0].motion:
     return rng.choices(['count', 'full'], [50, 50])[0]
   if len(things) == 2 and not things[0].motion:
-    return rng.choices(['full', 'placed', 'sized', 'bare', 'relation'], [40, 10, 5, 20, 25])[0]
-  return rng.choices(['full', 'placed', 'sized', 'bare'], [50, 20, 10, 20])[0]
+    return rng.choices(['full', 'placed', 'sized', 'bare', 'relation'], [50, 3, 3, 20, 24])[0]
+  return rng.choices(['full', 'placed', 'sized', 'bare'], [65, 10, 10, 15])[0]
 
 
 def holds(relation, a, b):

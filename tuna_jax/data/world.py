@@ -289,13 +289,13 @@ def held_out(scene):
 
 # (number of things, all of one kind and size) and its share.
 FAMILIES = (
-  ((1, False), 25),
-  ((2, False), 35),
-  ((3, False), 12),
-  ((4, False), 8),
-  ((2, True), 8),
-  ((3, True), 7),
-  ((4, True), 5),
+  ((1, False), 22),
+  ((2, False), 42),
+  ((3, False), 8),
+  ((4, False), 4),
+  ((2, True), 9),
+  ((3, True), 8),
+  ((4, True), 7),
 )
 
 

@@ -44,16 +44,16 @@ class VaeTrainConfig:
 
   model: VaeConfig
   data: DataConfig
-  steps: int = 900
+  steps: int = 1000
   stills: int = 6
   clips: int = 2
-  clips_from: float = 0.55
+  clips_from: float = 0.5
   clip_share: float = 0.8
   lr: float = 1e-3
   warmup: int = 20
   choice: int = 3
-  kl: float = 1e-5
-  logvar: float = -6.0
+  kl: float = 3e-4
+  logvar: float = -4.0
   clip: float = 1.0
   ema: float = 0.99
   seed: int = 0
