@@ -40,6 +40,7 @@ INITIAL = (
     (r'flow_head/(layers|final)/adaln/kernel', _constant(0)),
     (r'flow_head/final/linear/kernel', _constant(0)),
     (r'time_embed/fc\d/kernel', _normal(0.02)),
+    ('vision/position_embed/embedding', _normal(1.0)),
     (r'.*/embedding', _normal(0.02)),
     (r'.*/kernel', None),  # lecun normal over the leaf's own inputs
 )
