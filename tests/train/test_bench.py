@@ -8,7 +8,6 @@ import pytest
 
 from tests import shrink
 from tuna_jax import batch as batch_lib
-from tuna_jax.cli import bench as cli
 from tuna_jax.train import bench, flops, topology
 
 PEAK = 1e12
@@ -32,9 +31,9 @@ def test_mfu_is_useful_flops_over_seconds_devices_and_peak():
   assert found['mfu'] == pytest.approx(found['useful_flops'] / (found['seconds'] * 8 * PEAK))
   assert found['tokens_per_second'] == pytest.approx(8 * config.length / found['seconds'])
   assert np.isfinite(found['loss'])
-  said = cli.train_table(found)
+  said = bench.table(found)
   assert 'MFU = useful FLOPs / (seconds x devices x peak)' in said and 'TFLOP/s a device' in said
-  assert 'give --peak_tflops' in cli.train_table({**found, 'mfu': None})
+  assert 'give --peak_tflops' in bench.table({**found, 'mfu': None})
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,6 @@ def test_arguments_are_the_state_batch_and_key_of_the_loop():
   mesh = sharding.make_mesh()
   (state, batch, key), placed = plan.step_arguments(run('tiny', rows=8), mesh)
   assert jax.tree.structure(state) == jax.tree.structure(placed)
-  assert batch.latents.shape == (8, 1024, 48) and jax.dtypes.issubdtype(
+  assert batch.latents.shape == (8, 1024, 16) and jax.dtypes.issubdtype(
     key.dtype, jax.dtypes.prng_key
   )

@@ -93,7 +93,7 @@ def train():
   peak = _PEAK.value * 1e12 if _PEAK.value else None
   found = bench.bench(common.from_config_dict(_CONFIG.value), _STEPS.value, peak)
   if jax.process_index() == 0:
-    print(train_table(found))
+    print(bench.table(found))
     _write(found)
 
 
@@ -101,29 +101,6 @@ def _write(found):
   if _JSON.value:
     with open(_JSON.value, 'w', encoding='utf-8') as f:
       json.dump(found, f, indent=1)
-
-
-def train_table(result) -> str:
-  """What `bench train` prints."""
-  mesh = ' x '.join(f'{name} {size}' for name, size in result['mesh'].items())
-  lines = [
-    (f'{result["stage"]} on {result["devices"]} x {result["device"]}, mesh {mesh}: {result["rows"]} rows '
-    f'of {result["tokens_in_a_row"]:,} tokens'),
-    f'compiled in {result["compile_seconds"]:.1f} s',
-    f'{"seconds a step":24}{result["seconds"]:14.4f}',
-    f'{"tokens/s":24}{result["tokens_per_second"]:14,.0f}',
-    f'{"TFLOP/s a device":24}{result["flops_per_device"] / 1e12:14.4f}',
-  ]
-  if result['peak_bytes']:
-    lines.append(f'{"memory of a device, GiB":24}{result["peak_bytes"] / 2**30:14.2f}')
-  if result['mfu'] is None:
-    return '\n'.join([*lines, 'MFU: no published peak of this device is known; give --peak_tflops'])
-  return '\n'.join([
-    *lines,
-    f'{"MFU, %":24}{100 * result["mfu"]:14.2f}',
-    (f'MFU = useful FLOPs / (seconds x devices x peak) = {result["useful_flops"]:.4g} / '
-    f'({result["seconds"]:.4g} x {result["devices"]} x {result["peak_flops"]:.4g})'),
-  ])
 
 
 def sample_table(result, size: str) -> str:

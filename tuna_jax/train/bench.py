@@ -110,3 +110,26 @@ def full_rows(config: TrainConfig) -> Batch:
   for m in media:
     batch.latents[m.row, m.start : m.start + m.cells] = m.media.reshape(m.cells, -1)
   return batch
+
+
+def table(result) -> str:
+  """The result of `bench` as lines to read."""
+  mesh = ' x '.join(f'{name} {size}' for name, size in result['mesh'].items())
+  lines = [
+    (f'{result["stage"]} on {result["devices"]} x {result["device"]}, mesh {mesh}: {result["rows"]} rows '
+    f'of {result["tokens_in_a_row"]:,} tokens'),
+    f'compiled in {result["compile_seconds"]:.1f} s',
+    f'{"seconds a step":24}{result["seconds"]:14.4f}',
+    f'{"tokens/s":24}{result["tokens_per_second"]:14,.0f}',
+    f'{"TFLOP/s a device":24}{result["flops_per_device"] / 1e12:14.4f}',
+  ]
+  if result['peak_bytes']:
+    lines.append(f'{"memory of a device, GiB":24}{result["peak_bytes"] / 2**30:14.2f}')
+  if result['mfu'] is None:
+    return '\n'.join([*lines, 'MFU: no published peak of this device is known; give --peak_tflops'])
+  return '\n'.join([
+    *lines,
+    f'{"MFU, %":24}{100 * result["mfu"]:14.2f}',
+    (f'MFU = useful FLOPs / (seconds x devices x peak) = {result["useful_flops"]:.4g} / '
+    f'({result["seconds"]:.4g} x {result["devices"]} x {result["peak_flops"]:.4g})'),
+  ])
