@@ -3,7 +3,6 @@
 Markers: `slow` (deselected without --slow), `parity` (against PyTorch; needs the `parity` extra).
 """
 
-import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -20,17 +19,15 @@ CACHE = 'TUNA_TEST_CACHE'  # set by the run's first process; workers and subproc
 # Before anything imports jax.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu may be here for ahead-of-time compiles
-# Eight devices, and a compiler that hurries: most of the suite's time is compilation, and numbers here are few.
-QUICK = {
-  'xla_force_host_platform_device_count': 8,
-  'xla_backend_optimization_level': 0,
-  'xla_llvm_disable_expensive_passes': 'true',
-}
-if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones know no such flag, and abort
-  QUICK['xla_cpu_use_fusion_emitters'] = 'false'
-_given = os.environ.get('XLA_FLAGS', '')
-os.environ['XLA_FLAGS'] = ' '.join([_given, *(f'--{k}={v}' for k, v in QUICK.items() if k not in _given)]).strip()
 sys.path.insert(0, str(ROOT))  # `configs` and `tuna_jax` of this checkout
+from tuna_jax.quick import CPU_OPTIONS
+
+# Eight devices, and a compiler that hurries: most of the suite's time is compilation, and numbers here are few.
+_given = os.environ.get('XLA_FLAGS', '')
+_flags = {'xla_force_host_platform_device_count': 8, **CPU_OPTIONS}
+os.environ['XLA_FLAGS'] = ' '.join(
+  [_given, *(f'--{k}={v}' for k, v in _flags.items() if k not in _given)]
+).strip()
 
 def pytest_addoption(parser):
   parser.addoption('--slow', action='store_true', help='run the tests marked slow as well')

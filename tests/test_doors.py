@@ -23,6 +23,7 @@ CORE = ('config', 'tree', 'batch')
 # What each room may import of ours, itself aside. `models` also go by the order above, see below.
 DOORS = {
   **dict.fromkeys(CORE, CORE),
+  'quick': (),
   'sharding': CORE,
   'flow': ('batch',),
   'losses': ('batch',),
@@ -49,7 +50,7 @@ DOORS = {
   'configs': ('config', 'data', 'train'),
   # An instrument, not a part: it holds whole passes, training and sampling included, against
   # the official ones.
-  'parity': (*CORE, 'flow', 'losses', 'models', 'data', 'weights', 'train', 'sample'),
+  'parity': (*CORE, 'quick', 'flow', 'losses', 'models', 'data', 'weights', 'train', 'sample'),
 }
 
 # What stands open beyond that: (module, what it imports), each with its reason.

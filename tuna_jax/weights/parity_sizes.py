@@ -16,6 +16,7 @@ from tuna_jax.config import (
   VaeConfig,
   VisionConfig,
 )
+from tuna_jax.quick import CPU_OPTIONS
 from tuna_jax.weights import tables
 from tuna_jax.weights.convert import convert
 from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
@@ -30,18 +31,12 @@ ONLY = {
 # Stands for a tower that the case does not have.
 _TOWER = {'num_layers': 1, 'dim': 16, 'num_heads': 1, 'num_kv_heads': 1, 'head_dim': 16, 'mlp_dim': 8}
 _VAE = VaeConfig()  # Wan 2.2's own sizes
-
-
-# A case runs once or a few times, so on a CPU the time is all in the compiler: this one is 7 times as fast.
-_QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-if jax.__version__.startswith('0.10.'):  # later compilers know no such option and refuse it
-  _QUICK['xla_cpu_use_fusion_emitters'] = False
 _tuna_shapes, _vae_shapes = functools.cache(tuna_shapes), functools.cache(vae_shapes)
 
 
 def quick_jit(function: Callable) -> Callable:
   """jax.jit for what runs once: on a CPU, without the expensive half of the compiler."""
-  return jax.jit(function, compiler_options=_QUICK if jax.default_backend() == 'cpu' else None)
+  return jax.jit(function, compiler_options=CPU_OPTIONS if jax.default_backend() == 'cpu' else None)
 
 
 def tuna(*, vision=None, decoder=None, flow_head=None, vae=_VAE, time_frequencies: int = 256) -> TunaConfig:
