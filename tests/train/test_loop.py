@@ -256,7 +256,7 @@ def test_a_signal_in_a_save_or_between_steps_leaves_a_run_that_continues(chain, 
 
 def test_the_first_ctrl_c_is_remembered_and_the_second_ends():
   before = signal.getsignal(signal.SIGINT)
-  with loop._StopSignals() as stop:
+  with loop.StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.asked
     with pytest.raises(KeyboardInterrupt):
@@ -269,7 +269,7 @@ def test_a_thread_leaves_signals_to_its_caller():
   seen, before = [], signal.getsignal(signal.SIGTERM)
 
   def run():
-    with loop._StopSignals() as stop:
+    with loop.StopSignals() as stop:
       seen.append((stop.asked, signal.getsignal(signal.SIGTERM)))
 
   thread = threading.Thread(target=run)

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from tests import shrink
 from tuna_jax.data import world
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.models.vae import WanVae, normalize, to_float
-from tuna_jax.train import checkpoint, vae
+from tuna_jax.train import checkpoint, loop, vae
 
 
 def config(**changes):
@@ -98,3 +100,20 @@ def test_a_mixture_without_pictures_is_refused():
   data = dataclasses.replace(config().data, phases=((0.0, (('text', 1.0),)),))
   with pytest.raises(ValueError, match='shapes: no source of pictures'):
     vae.Media(data, 0)
+
+
+def test_a_vae_that_was_stopped_goes_on_to_the_same_weights(trained, tmp_path, monkeypatch):
+  _, model, params = trained
+  draw = vae.Media.batch
+
+  def stop_in_the_first_step(media, step, *rest):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return draw(media, step, *rest)
+
+  with monkeypatch.context() as patch, pytest.raises(loop.Stopped, match='stopped at step 1 of 2; the same command'):
+    patch.setattr(vae.Media, 'batch', stop_in_the_first_step)
+    vae.train_vae(config(), str(tmp_path))
+  assert not (tmp_path / 'config.json').exists()
+  found, again = vae.train_vae(config(), str(tmp_path))
+  assert found == model and not (tmp_path / 'stopped').exists()
+  jax.tree.map(np.testing.assert_array_equal, again, params)

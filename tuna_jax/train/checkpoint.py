@@ -96,6 +96,21 @@ class Checkpoints:
     self._manager.close()
 
 
+def save_tree(path: epath.Path, value) -> None:
+  """Writes a tree of arrays and numbers, whole or not at all."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path.absolute(), tree.flatten(value), force=True)
+
+
+def restore_tree(path: epath.Path, default):
+  """What `save_tree` wrote, with the structure, shapes and types of `default`; `default` itself if nothing is there."""
+  if not path.exists():
+    return default
+  with ocp.StandardCheckpointer() as checkpointer:
+    leaves = checkpointer.restore(path.absolute(), tree.flatten(default))
+  return jax.tree_util.tree_map_with_path(lambda at, _: leaves[tree.name_of(at)], default)
+
+
 def save_weights(directory: str, params, config: TunaConfig | VaeConfig, notes: dict[str, Any] | None = None) -> None:
   """Writes a weights directory; `notes` (JSON-able) says where the weights come from."""
   root = epath.Path(directory)

@@ -57,7 +57,7 @@ def train(config: TrainConfig, workdir: str, devices: Sequence[jax.Device] | Non
   mesh = sharding.make_mesh(
       m.data, m.fsdp, m.context, m.tensor, devices=devices or jax.devices(), num_slices=m.slices)
   with contextlib.ExitStack() as closing:
-    stop = closing.enter_context(_StopSignals())  # closed last: a second SIGTERM must not cut a save short
+    stop = closing.enter_context(StopSignals())  # closed last: a second SIGTERM must not cut a save short
     closing.enter_context(jax.set_mesh(mesh))
     return _train(config, workdir, mesh, stop, closing)
 
@@ -176,7 +176,7 @@ def local_rows(mesh, rows: int) -> list[int]:
   return sorted({row for index in held for row in range(*index[0].indices(rows))})
 
 
-class _StopSignals:
+class StopSignals:
   """Remembers SIGTERM and SIGINT instead of dying of them; a second Ctrl-C dies.
 
   Among several processes it does nothing: one that stops alone leaves the others waiting in a collective. There jax's

@@ -23,7 +23,7 @@ from etils import epath
 from tuna_jax.config import VaeConfig
 from tuna_jax.data.pipeline import DataConfig, open_sources
 from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
-from tuna_jax.train import checkpoint
+from tuna_jax.train import checkpoint, loop
 from tuna_jax.train.optimizer import scale_by
 
 _log = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ def loss_fn(params, pixels, key, *, config: VaeTrainConfig):
 def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   """Trains, measures the latents, writes a weights directory at `workdir`; returns (VaeConfig, parameters).
 
-  Does nothing but read them back if the directory is complete.
+  Does nothing but read them back if the directory is complete. SIGTERM or Ctrl-C saves after the running step and
+  raises loop.Stopped; the next call goes on where it stopped.
   """
   root = epath.Path(workdir)
   if (root / 'config.json').exists():
@@ -147,10 +148,11 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
     return (params, ema, opt_state), metrics
 
   key = jax.random.key(config.seed)
-  state = init(key)
+  stopped = root / 'stopped'
+  start, state = checkpoint.restore_tree(stopped, (0, init(key)))
   began = time.perf_counter()
-  with (root / 'metrics.jsonl').open('w') as records:
-    for step in range(config.steps):
+  with loop.StopSignals() as stop, (root / 'metrics.jsonl').open('a' if start else 'w') as records:
+    for step in range(start, config.steps):
       clips = media.has_clips and step >= config.clips_from * config.steps and (
           int((step + 1) * config.clip_share) > int(step * config.clip_share))
       pixels = media.batch(step, config.clips if clips else config.stills, clips, 1 if clips else config.choice)
@@ -160,9 +162,14 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
         records.write(json.dumps({'step': step + 1, **values}) + '\n')
         print(f'VAE step {step + 1}/{config.steps}, seconds: {time.perf_counter() - began:.0f}, '
               + ', '.join(f'{n}: {v:.4f}' for n, v in values.items()), flush=True)
+      if stop.asked and step + 1 < config.steps:
+        checkpoint.save_tree(stopped, (step + 1, state))
+        raise loop.Stopped(f'{workdir}: stopped at step {step + 1} of {config.steps}; the same command continues')
   params = state[1]
   model = measure(config, params, media)
   checkpoint.save_weights(workdir, params, model, {'trained_steps': config.steps, 'seed': config.seed})
+  if stopped.exists():
+    stopped.rmtree()
   return model, params
 
 
