@@ -40,6 +40,17 @@ def bytes_of(result):
   }
 
 
+def test_slices_lie_along_data():
+  from tuna_jax import sharding
+  from tuna_jax.train import topology
+
+  devices = topology.devices_of('v5e:4x4', slices=2)
+  mesh = sharding.make_mesh(-1, 4, 1, 2, devices=devices, num_slices=2)
+  assert dict(mesh.shape) == {'data': 4, 'fsdp': 4, 'context': 1, 'tensor': 2}
+  found = [{device.slice_index for device in part.flat} for part in mesh.devices]
+  assert sorted(map(tuple, found)) == [(0,), (0,), (1,), (1,)] and found[0] == found[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('row', json.loads(BUDGETS.read_text()), ids=lambda row: row['name'])
 def test_memory_and_collectives_stay_in_their_budget(row):

@@ -117,6 +117,29 @@ ENTRY %main (p: f32[16,16]) -> f32[8,16] {
   ]
 
 
+def test_what_hosts_exchange_between_slices_lies_along_data():
+  attributes = (
+    'channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+  )
+  text = f"""HloModule m
+
+ENTRY %main (p: bf16[64,8,128]) -> bf16[64,8,128] {{
+  %p = bf16[64,8,128]{{2,1,0:T(8,128)(2,1)}} parameter(0)
+  %t = token[] after-all()
+  %r = (bf16[64,8,128]{{2,1,0}}, u32[], token[]) recv(%t), {attributes}
+  %s = (bf16[64,8,128]{{2,1,0:T(8,128)(2,1)}}, u32[], token[]) send(%p, %t), {attributes}
+  %done = token[] send-done(%s), {attributes}
+  ROOT %x = bf16[64,8,128]{{2,1,0}} recv-done(%r), {attributes}
+}}
+"""
+  mesh = sharding.make_mesh(**MESH)
+  assert hlo.collectives(text, mesh, slices=2) == [
+    hlo.Collective('dcn-all-reduce', ('data',), 1, 64 * 8 * 128 * 2)
+  ]
+
+
 RING = """HloModule m
 
 %condition (s: (u32[], f32[8,16])) -> pred[] {

@@ -3,6 +3,9 @@
 Reads the optimized HLO text: `compiled.as_text()`. Bytes are what one device sends for the
 operation on a ring of n devices: (n - 1) / n of the gathered array for an all-gather, of the array
 before it is scattered for a reduce-scatter, twice that for an all-reduce.
+
+Between the slices of a multi-slice run a TPU has no such operation: each device hands its part to the host, which
+exchanges it over the data-centre network. These are the `dcn-` kinds, along `data`, where slices lie.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(')
 _NAME = re.compile(r'\s+(?:ROOT )?%([\w.\-]+) = ')
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(calls|to_apply|body|branch_computations)=(?:%?([\w.\-]+)|\{([^}]*)\})')
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -43,8 +47,8 @@ class Collective(NamedTuple):
   bytes: int
 
 
-def collectives(text: str, mesh) -> list[Collective]:
-  """The collectives of an HLO module compiled for `mesh`, largest first.
+def collectives(text: str, mesh, slices: int = 1) -> list[Collective]:
+  """The collectives of an HLO module compiled for `mesh`, `slices` slices joined along data, largest first.
 
   Raises ValueError for a loop with collectives in it whose trip count the compiler does not know.
   """
@@ -65,6 +69,11 @@ def collectives(text: str, mesh) -> list[Collective]:
               kind = 'reduce-scatter'
             found[kind, axes, 'count'] += 1
             found[kind, axes, 'bytes'] += _sent(kind, whole, ways)
+        elif op == 'send' and (between := _BETWEEN_SLICES.search(line)):
+          kind = between[1].lower().replace('_', '-')
+          whole = _sizes(shape)[0] * (slices if kind == 'all-gather' else 1)
+          found[f'dcn-{kind}', ('data',), 'count'] += 1
+          found[f'dcn-{kind}', ('data',), 'bytes'] += _sent(kind, whole, slices)
         elif not op.endswith(('-done', '-update')):
           times = _trips(line, bodies) if op == 'while' else 1
           for called in _called(line, bodies):
@@ -168,13 +177,18 @@ def _spread_channels(bodies) -> dict[str, str]:
   }
 
 
-def _whole_bytes(kind, op, shape, ways) -> float:
-  """Bytes of what is gathered, summed or exchanged."""
-  sizes = [
+def _sizes(shape) -> list[int]:
+  """Bytes of each array in a result type."""
+  return [
     _BITS[dtype] * int(np.prod([int(n) for n in dims.split(',') if n], dtype=np.int64)) // 8
     for dtype, dims in _ARRAY.findall(shape)
     if dtype in _BITS
   ]
+
+
+def _whole_bytes(kind, op, shape, ways) -> float:
+  """Bytes of what is gathered, summed or exchanged."""
+  sizes = _sizes(shape)
   if op.endswith('-start') and kind == 'collective-permute':
     return sizes[0]  # (operand, result, contexts)
   if op.endswith('-start') and kind == 'all-gather':

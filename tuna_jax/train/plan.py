@@ -94,7 +94,7 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
   if compiled is not None:
     analysis = compiled.memory_analysis()
     peak, offloaded = analysis.peak_memory_in_bytes, analysis.host_temp_size_in_bytes
-    found = hlo.collectives(compiled.as_text(), mesh)
+    found = hlo.collectives(compiled.as_text(), mesh, slices)
   memory = _memory(config, mesh, arguments, peak)
   work = flops.train_flops(config)
   roofline, assumptions = _roofline(config, mesh, chip, slices, work, found, memory)
@@ -234,8 +234,8 @@ def _roofline(config, mesh, chip, slices, work, found, memory):
     / (chip.hbm_bandwidth / chip.devices),
   }
   for c in found or ():
-    between_slices = slices > 1 and 'data' in c.axes
-    name = f'links {"+".join(c.axes)}'
+    between_slices = c.kind.startswith('dcn-')
+    name = f'{"dcn" if between_slices else "links"} {"+".join(c.axes)}'
     seconds[name] = seconds.get(name, 0) + c.bytes / (DCN if between_slices else chip.ring)
   seconds['step'] = max(seconds.values())
   seconds['useful_share'] = (
@@ -248,7 +248,7 @@ def _roofline(config, mesh, chip, slices, work, found, memory):
     (f'hbm: the train state read and written once at {chip.hbm_bandwidth / 1e12:.2f} TB/s, no '
     'activations'),
     f'links: each mesh axis is one ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
-    *([f'data crosses slices at {DCN / 1e9:.2f} GB/s a chip'] if slices > 1 else []),
+    *([f'dcn: data crosses slices at {DCN / 1e9:.2f} GB/s a chip'] if slices > 1 else []),
     'step: the slowest of these, as if all overlapped: a bound, not a prediction',
   )
   return seconds, assumptions
