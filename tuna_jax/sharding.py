@@ -1,8 +1,8 @@
 """Where arrays live: one mesh, one table for parameters, a few named anchors for activations.
 
   mesh axes   data     rows of a batch; parameters are copies. Slices of a pod are joined here
-              fsdp     rows of a batch; parameters are cut along the model width
-              context  sequence positions; parameters are cut once more where the width divides
+              fsdp     rows of a batch; parameters are cut along the model width, large kernels along their long side
+              context  sequence positions; parameters are cut once more where that divides
               tensor   heads and MLP columns
 
 A parameter is placed by the first row of `RULES` whose pattern is the end of its name, with the
@@ -44,6 +44,11 @@ class Place(NamedTuple):
 
 _COLUMN = Place(P(WIDTH, 'tensor'))  # [width, heads or MLP]
 _ROW = Place(P('tensor', WIDTH))  # [heads or MLP, width]
+# Cut along their long side, the gradients of large kernels leave a TPU's links scattered; cut 128 ways along the width,
+# which is a few rows each, they were summed whole on every device, at twice the bytes.
+_LONG = ('tensor', *WIDTH)
+_LONG_COLUMN = Place(P(None, _LONG), ('context', 'tensor'))  # [width, MLP]
+_LONG_ROW = Place(P(_LONG, None), ('context', 'tensor'))  # [MLP, width]
 _COPY = Place(P())
 
 RULES: tuple[tuple[str, Place], ...] = (
@@ -59,14 +64,14 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('(decoder|flow_head)/layers/attn/o_proj/kernel', _ROW),
   ('vision/layers/mlp/fc1/kernel', _COLUMN),
   ('vision/layers/mlp/fc2/kernel', _ROW),
-  ('(decoder|flow_head)/layers/mlp/(gate|up)_proj/kernel', _COLUMN),
-  ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _ROW),
+  ('(decoder|flow_head)/layers/mlp/(gate|up)_proj/kernel', _LONG_COLUMN),
+  ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _LONG_ROW),
   ('(connector|time_embed)/fc1/kernel', _COLUMN),
   ('(connector|time_embed)/fc2/kernel', _ROW),
   # Along the width, so that a look-up is exchanged and never summed over devices (`WAYS`).
   ('decoder/embed/embedding', Place(P('tensor', ('context', 'fsdp')), ('context', 'tensor'))),
-  ('decoder/lm_head/kernel', _COLUMN),
-  ('flow_head/(layers|final)/adaln/kernel', _COLUMN),
+  ('decoder/lm_head/kernel', _LONG_COLUMN),
+  ('flow_head/(layers|final)/adaln/kernel', _LONG_COLUMN),
   ('flow_head/final/linear/kernel', Place(P(WIDTH, None))),
   # A few thousand numbers each: a copy costs less than gathering them.
   ('.*/bias', _COPY),
