@@ -8,6 +8,7 @@ mesh axis, FLOPs, and a roofline with its assumptions. Exits 3 where the step do
 what to change. LIBTPU_INIT_ARGS gives the compiler the flags of a run (launch/presets.sh).
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -20,6 +21,9 @@ from ml_collections import config_flags
 from tuna_jax.cli import UsageError, app
 
 EXIT_UNFIT = 3
+# Of glibc's malloc.h: the compiler leaves holes in the heap of each of its threads. One heap, and large blocks outside
+# it that go back when they are freed, take less of this machine's memory.
+_ONE_HEAP = {-8: 1, -3: 2**16, -1: 2**17}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage and size: FILE:SIZE.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'CHIP:DIMS or CHIP-COUNT of one slice.')
@@ -36,6 +40,9 @@ def main(argv):
   from configs import common
   from tuna_jax.train import plan
 
+  if hasattr(ctypes.CDLL(None), 'mallopt'):
+    for option, value in _ONE_HEAP.items():
+      ctypes.CDLL(None).mallopt(option, value)
   config = common.from_config_dict(_CONFIG.value)
   result = plan.plan(config, _TOPOLOGY.value, _SLICES.value or config.mesh.slices)
   print(plan.table(result))
