@@ -14,16 +14,16 @@ from tuna_jax.train.config import MeshConfig, TrainConfig
 # stage: (steps, lr, warm-up); 'fast' is the five-minute version of the same.
 STEPS = {
     'tiny': {
-        'decoder': (800, 2.5e-3, 40),
-        'stage1': (700, 2.5e-3, 40),
-        'stage2': (5000, 2.5e-3, 40),
-        'stage3': (800, 8e-4, 20),
+        'decoder': (2500, 1.5e-3, 80),
+        'stage1': (1000, 2e-3, 80),
+        'stage2': (11000, 1e-3, 80),
+        'stage3': (1200, 4e-4, 40),
     },
     'fast': {
-        'decoder': (200, 3e-3, 20),
-        'stage1': (150, 3e-3, 20),
-        'stage2': (450, 3e-3, 20),
-        'stage3': (50, 8e-4, 5),
+        'decoder': (400, 1.5e-3, 40),
+        'stage1': (250, 2e-3, 40),
+        'stage2': (1000, 1.2e-3, 40),
+        'stage3': (100, 4e-4, 10),
     },
 }
 
@@ -31,10 +31,10 @@ STEPS = {
 def shrink(config: TrainConfig, size: str) -> TrainConfig:
   """`config` at the size 'tiny', or 'fast' with fewer steps."""
   steps, lr, warmup = STEPS[size][config.stage]
-  rows, length = 8, 128
+  rows, length = 4, 128
   visual, images = (80, 5) if config.visual else (0, 0)
   data = dataclasses.replace(
-      config.data, media=MediaConfig(image_size='64', video_size='64', frames=9), threads=1, prefetch=2, encode_batch=8,
+      config.data, media=MediaConfig(image_size='64', video_size='64', frames=9), threads=1, prefetch=2, encode_batch=2,
       tasks=dataclasses.replace(config.data.tasks, system=None, questions=(speech.DESCRIBE,),
                                 video_questions=(speech.DESCRIBE_CLIP,)))
   optimizer = dataclasses.replace(

@@ -14,7 +14,10 @@ from tuna_jax.data import speech, world
 from tuna_jax.data.world import COLOURS, PLACES, SIZES, check_name, make_rng
 
 TASKS = ('t2i', 'caption', 'vqa', 'text', 'edit', 't2v', 'video_caption', 'video_vqa')
-_MORE = 2  # questions about a train scene beside the one that gives the record its type
+_MORE = {'train': 2, 'test': 0}  # questions about a picture before the one that gives the record its type
+_TOLD = 3  # questions about a scene in words
+# Of train's conversations, this share opens with the things in any order: each place must be found by its thing.
+_LISTED, LIST = 0.5, 'say what there is.'
 PROMPTS = ('one', 'two', 'count', 'position')
 
 
@@ -64,23 +67,23 @@ def _vqa(rng, split):
   scene, kind, question, answer = _question(rng, split)
   return {
     'image': world.render(scene),
-    'conversations': _interview(rng, split, scene, speech.ask, speech.QUESTIONS, question, answer),
+    'conversations': _interview(
+      scene, speech.ask, speech.QUESTIONS, rng, '<image>\n', _MORE[split], [(question, answer)]
+    ),
     'type': kind,
     'scene': scene.to_dict(),
   }
 
 
-def _interview(rng, split, scene, ask, kinds, question, answer):
-  """The question; in train _MORE others about the same scene stand before it, since a picture is
-  dear and an answer is short."""
-  pairs = []
-  if split == 'train':
-    apart = len({t.kind for t in scene.things}) == len(scene.things)
-    kinds = [k for k in kinds if apart or k != 'where']
-    pairs = [ask(scene, rng.choice(kinds), rng) for _ in range(_MORE)]
-  pairs.append((question, answer))
-  first, said = pairs[0]
-  return sum(itertools.starmap(_talk, pairs[1:]), _talk(f'<image>\n{first}', said))
+def _interview(scene, ask, kinds, rng, opening, count, last=()):
+  """`count` questions about one scene, then `last`: a picture is dear and an answer is short."""
+  apart = len({t.kind for t in scene.things}) == len(scene.things)
+  kinds = [k for k in kinds if apart or k != 'where']
+  pairs = [ask(scene, rng.choice(kinds), rng) for _ in range(count)]
+  if pairs and rng.random() < _LISTED:
+    pairs[0] = LIST, _shuffled(scene, rng)
+  (first, said), *rest = [*pairs, *last]
+  return sum(itertools.starmap(_talk, rest), _talk(opening + first, said))
 
 
 def _talk(human, gpt):
@@ -143,14 +146,16 @@ def _video_vqa(rng, split):
   question, answer = speech.ask_clip(scene, kind, rng)
   return {
     'video': world.render_clip(scene),
-    'conversations': _interview(rng, split, scene, speech.ask_clip, speech.CLIP_QUESTIONS, question, answer),
+    'conversations': _interview(
+      scene, speech.ask_clip, speech.CLIP_QUESTIONS, rng, '<image>\n', _MORE[split], [(question, answer)]
+    ),
     'type': kind,
     'scene': scene.to_dict(),
   }
 
 
 # What the decoder reads before it has eyes: a scene in words stands where a picture will stand.
-_TEXT = {'restate': 30, 'question': 25, 'edit': 15, 'say': 10, 'clip': 10, 'clip_question': 10}
+_TEXT = {'restate': 15, 'question': 50, 'edit': 15, 'say': 5, 'clip': 5, 'clip_question': 10}
 
 
 def _text(rng, split):
@@ -162,9 +167,11 @@ def _text(rng, split):
       'type': kind,
       'scene': {**scene.to_dict(), 'before': before.to_dict()},
     }
-  if kind == 'question':
-    scene, _, question, answer = _question(rng, split)
-    talk = _talk(f'{_shuffled(scene, rng)}. {question}', answer)
+  if kind in ('question', 'clip_question'):
+    clip = kind == 'clip_question'
+    ask, kinds = (speech.ask_clip, speech.CLIP_QUESTIONS) if clip else (speech.ask, speech.QUESTIONS)
+    scene = world.random_clip(rng, split) if clip else world.random_scene(rng, split)
+    talk = _interview(scene, ask, kinds, rng, f'{_shuffled(scene, rng)}. ', _TOLD)
   elif kind == 'restate':
     scene = world.random_scene(rng, split)
     talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE}', speech.describe(scene))
@@ -173,11 +180,7 @@ def _text(rng, split):
     talk = _talk('say what a picture may show.', speech.describe(scene, 'any', rng))
   else:
     scene = world.random_clip(rng, split)
-    if kind == 'clip':
-      talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE_CLIP}', speech.describe(scene))
-    else:
-      question, answer = speech.ask_clip(scene, rng.choice(speech.CLIP_QUESTIONS), rng)
-      talk = _talk(f'{_shuffled(scene, rng)}. {question}', answer)
+    talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE_CLIP}', speech.describe(scene))
   return {'conversations': talk, 'type': kind, 'scene': scene.to_dict()}
 
 

@@ -21,10 +21,10 @@ class DecoderBlock(nn.Module):
     c = self.config
     d = c.decoder
     x = checkpoint_name(anchor(x, 'hidden'), 'block_input')
-    y, cache = Attention(d, c.dtype, c.attention, qkv_bias=True, name='attn')(
+    y, cache = Attention(d, c.dtype, c.attention, qkv_bias=True, closed=True, name='attn')(
         RMSNorm(d.norm_eps, name='input_norm')(x), span, cache)
     x = x + y
-    x = x + SwiGLU(d.mlp_dim, c.dtype, name='mlp')(RMSNorm(d.norm_eps, name='post_norm')(x))
+    x = x + SwiGLU(d.mlp_dim, c.dtype, closed=True, name='mlp')(RMSNorm(d.norm_eps, name='post_norm')(x))
     return x, cache
 
 
@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     c = self.config
     d = c.decoder
     self.embedder = nn.Embed(
-        d.padded_vocab, d.dim, dtype=c.dtype, embedding_init=nn.initializers.normal(0.02), name='embed')
+        d.padded_vocab, d.dim, dtype=c.dtype, embedding_init=nn.initializers.normal(4 * d.dim**-0.5), name='embed')
     self.layers = stack(DecoderBlock, d.num_layers, c.remat, 'layers', config=c)
     self.norm = RMSNorm(d.norm_eps, name='norm')
     if not d.tied:

@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 
 def dense(features: int, dtype, *, bias: bool = True, zeros: bool = False, name: str | None = None) -> nn.Dense:
-  """A linear layer; `zeros` starts it at zero (adaLN and the output of the flow head)."""
+  """A linear layer; `zeros` starts it at zero (adaLN, the flow head's output, a closed branch)."""
   init = nn.initializers.zeros_init() if zeros else nn.initializers.lecun_normal()
   return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
@@ -67,6 +67,7 @@ class Attention(nn.Module):
   out_bias: bool = False
   out_name: str = 'o_proj'
   qk_norm_eps: float | None = None
+  closed: bool = False  # starts by adding nothing
 
   @nn.compact
   def __call__(self, x, span: Span, cache=None):
@@ -86,7 +87,7 @@ class Attention(nn.Module):
       cache = (k, v)
     y = attention(q, k, v, kv_limit=span.kv_limit, q_segment=span.segment, kv_segment=span.kv_segment, impl=self.impl)
     y = rearrange(y, 'b l h d -> b l (h d)')
-    return dense(x.shape[-1], self.dtype, bias=self.out_bias, name=self.out_name)(y), cache
+    return dense(x.shape[-1], self.dtype, bias=self.out_bias, zeros=self.closed, name=self.out_name)(y), cache
 
 
 class SwiGLU(nn.Module):
@@ -94,13 +95,14 @@ class SwiGLU(nn.Module):
 
   mlp_dim: int
   dtype: str
+  closed: bool = False
 
   @nn.compact
   def __call__(self, x):
     gate = dense(self.mlp_dim, self.dtype, bias=False, name='gate_proj')(x)
     up = dense(self.mlp_dim, self.dtype, bias=False, name='up_proj')(x)
     y = anchor(nn.silu(gate) * up, 'mlp')
-    return dense(x.shape[-1], self.dtype, bias=False, name='down_proj')(y)
+    return dense(x.shape[-1], self.dtype, bias=False, zeros=self.closed, name='down_proj')(y)
 
 
 class Mlp(nn.Module):
@@ -110,11 +112,12 @@ class Mlp(nn.Module):
   out_dim: int
   dtype: str
   approximate: bool
+  closed: bool = False
 
   @nn.compact
   def __call__(self, x):
     y = nn.gelu(dense(self.mlp_dim, self.dtype, name='fc1')(x), approximate=self.approximate)
-    return dense(self.out_dim, self.dtype, name='fc2')(anchor(y, 'mlp'))
+    return dense(self.out_dim, self.dtype, zeros=self.closed, name='fc2')(anchor(y, 'mlp'))
 
 
 _POLICIES = {

@@ -80,10 +80,8 @@ class TimeEmbed(nn.Module):
   @nn.compact
   def __call__(self, t):
     c = self.config
-    init = nn.initializers.normal(0.02)
-    x = nn.Dense(c.flow_head.dim, dtype=c.dtype, kernel_init=init, name='fc1')(
-        sinusoid(t, c.time_frequencies).astype(c.dtype))
-    return nn.Dense(c.flow_head.dim, dtype=c.dtype, kernel_init=init, name='fc2')(nn.silu(x))
+    x = dense(c.flow_head.dim, c.dtype, name='fc1')(sinusoid(t, c.time_frequencies).astype(c.dtype))
+    return dense(c.flow_head.dim, c.dtype, name='fc2')(nn.silu(x))
 
 
 class Connector(nn.Module):

@@ -59,11 +59,12 @@ class VisionBlock(nn.Module):
     c = self.config
     v = c.vision
     x = checkpoint_name(anchor(x, 'visual'), 'block_input')
-    y, _ = Attention(v, c.dtype, c.attention, qkv_bias=True, out_bias=True, out_name='out_proj', name='attn')(
-        nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm1')(x), span)
+    attend = Attention(
+        v, c.dtype, c.attention, qkv_bias=True, out_bias=True, out_name='out_proj', closed=True, name='attn')
+    y, _ = attend(nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm1')(x), span)
     x = x + y
     y = nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm2')(x)
-    return x + Mlp(v.mlp_dim, v.dim, c.dtype, approximate=True, name='mlp')(y), cache
+    return x + Mlp(v.mlp_dim, v.dim, c.dtype, approximate=True, closed=True, name='mlp')(y), cache
 
 
 class Vision(nn.Module):
