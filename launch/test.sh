@@ -3,9 +3,10 @@
 #
 #   bash launch/test.sh [--live] [--slow] [PYTEST ARGUMENTS]
 #
-#   --live   installs the parity extra (torch, transformers, diffusers) and runs the tests against them too
-#   --slow   runs the tests marked slow too
-#   --help   this text
+#   --live     installs the parity extra (torch, transformers, diffusers) and runs the tests against them too
+#   --slow     runs the tests marked slow too
+#   --dry-run  print what would run
+#   --help     this text
 #
 # Everything else goes to pytest: `bash launch/test.sh tests/cli -k help`.
 # TUNA_TEST_WORKERS: processes to spread the tests over (default: the cores, at most 4).
@@ -18,6 +19,7 @@ arguments=()
 for argument in "$@"; do
   case $argument in
     --help | -h) usage && exit 0 ;;
+    --dry-run) DRY_RUN=1 ;;
     --live) extras+=(parity) && arguments+=(--live) ;;
     *) arguments+=("$argument") ;;
   esac
@@ -33,4 +35,4 @@ done
 
 ensure_venv "${extras[@]}"
 export JAX_PLATFORMS=cpu
-python -m pytest -q -n "$workers" "${arguments[@]}"
+run python -m pytest -q -n "$workers" "${arguments[@]}"

@@ -161,6 +161,8 @@ def _is_users(error) -> bool:
   )
   if isinstance(error, TypeError):
     return raised_in == 'tuna_jax.config'  # from_dict says so of a value of the wrong type
+  if isinstance(error, FileNotFoundError) and ours:
+    return True  # with a file's name from the system, or in words of our own
   if isinstance(error, OSError):
     return error.filename is not None and (ours or raised_in in ('pathlib', 'pathlib._local'))
   return ours and isinstance(error, ValueError)

@@ -112,12 +112,24 @@ def fetch(package: str, cache: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+def _inside(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+  """The members of a tar file; raises ValueError for a link, a device or a path that leads out of the archive."""
+  for member in tar.getmembers():
+    path = pathlib.PurePosixPath(member.name)
+    if not (member.isfile() or member.isdir()) or path.is_absolute() or '..' in path.parts:
+      raise ValueError(f'{tar.name}: {member.name} is no plain file inside the archive')
+  return tar.getmembers()
+
+
 def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
   """Unpacks a package's tar file into `folder`, all or nothing."""
   part = folder.with_name(folder.name + '.part')
   shutil.rmtree(part, ignore_errors=True)
   with tarfile.open(archive) as tar:
-    tar.extractall(part, filter='data')
+    if hasattr(tarfile, 'data_filter'):
+      tar.extractall(part, filter='data')
+    else:  # Python before 3.11.4
+      tar.extractall(part, members=_inside(tar))
   (inner,) = part.iterdir()  # npm packs one directory
   inner.rename(folder)
   part.rmdir()

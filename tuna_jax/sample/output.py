@@ -89,8 +89,11 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
     with av.open(os.fspath(path)) as file:
       text = file.metadata.get('comment', '').removeprefix(f'{KEY}=')
   else:
-    with Image.open(path) as file:
-      text = file.info.get(KEY) or file.info.get('comment', b'').decode().removeprefix(f'{KEY}=')
+    try:
+      with Image.open(path) as file:
+        text = file.info.get(KEY) or file.info.get('comment', b'').decode().removeprefix(f'{KEY}=')
+    except OSError:
+      raise ValueError(f'{path}: no such file, or not a picture') from None
   if not text.startswith('{'):
     raise ValueError(f'{path}: holds no settings of tuna_jax')
   return json.loads(text)

@@ -39,9 +39,10 @@ INITIAL = (
     (r'.*/bias', _constant(0)),
     (r'flow_head/(layers|final)/adaln/kernel', _constant(0)),
     (r'flow_head/final/linear/kernel', _constant(0)),
-    (r'time_embed/fc\d/kernel', _normal(0.02)),
+    ('decoder/layers/(attn/o_proj|mlp/down_proj)/kernel', _constant(0)),
+    ('vision/layers/(attn/out_proj|mlp/fc2)/kernel', _constant(0)),
     ('vision/position_embed/embedding', _normal(1.0)),
-    (r'.*/embedding', _normal(0.02)),
+    ('decoder/embed/embedding', lambda shape, rng: _normal(4 * shape[-1] ** -0.5)(shape, rng)),
     (r'.*/kernel', None),  # lecun normal over the leaf's own inputs
 )
 
