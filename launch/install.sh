@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs tuna_jax with the named extras: `bash launch/install.sh [--dry-run] tpu`. Without a Python of at least
-# 3.11, Ubuntu's own package of it is installed (TPU VM images come with 3.10).
+# Makes .venv and installs tuna_jax with the named extras: `bash launch/install.sh [--dry-run] tpu`. Without a Python
+# of at least 3.11, Ubuntu's own package of it is installed (TPU VM images come with 3.10).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [[ ${1:-} != --help ]] || { usage && exit 0; }

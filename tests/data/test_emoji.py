@@ -147,3 +147,14 @@ def test_a_failing_npm_is_quoted(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', f'{tmp_path}:/bin:/usr/bin')
   with pytest.raises(emoji.EmojiUnavailable, match='x@1 failed .*ENOTFOUND'):
     emoji.fetch('x@1', tmp_path / 'cache')
+
+
+@pytest.mark.parametrize('name', ['../out', '/out', 'link'])
+def test_an_archive_that_leads_out_of_itself_is_refused_on_every_python(tmp_path, name):
+  member = tarfile.TarInfo(name)
+  if name == 'link':
+    member.type, member.linkname = tarfile.SYMTYPE, '/out'
+  with tarfile.open(tmp_path / 'a.tgz', 'w:gz') as tar:
+    tar.addfile(member)
+  with tarfile.open(tmp_path / 'a.tgz') as tar, pytest.raises(ValueError, match='no plain file'):
+    emoji._inside(tar)

@@ -280,3 +280,17 @@ def test_the_builder_writes_and_reads_the_records_without_tensorflow(task, tmp_p
       assert row.keys() == record.keys()
       assert all(np.array_equal(row[name], record[name]) for name in row)
   assert 'tensorflow' not in sys.modules
+
+
+@pytest.mark.parametrize('task', ['vqa', 'video_vqa'])
+def test_about_half_of_trains_conversations_open_with_everything_there_is(task):
+  opened = 0
+  for i in range(60):
+    found = shapes.record(task, 'train', 0, i)
+    asked, said = (turn['value'] for turn in found['conversations'][:2])
+    if asked.endswith(shapes.LIST):
+      opened += 1
+      things = world.Scene.from_dict(found['scene']).things
+      assert speech.parse_caption(said).true_of(things) and len(found['conversations']) == 6
+    assert len(shapes.record(task, 'test', 0, i)['conversations']) == 2
+  assert 15 < opened < 45

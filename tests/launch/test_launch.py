@@ -47,6 +47,7 @@ CASES = {
     'slurm.sh', '--name=mine', BUCKET, '--gpus=4', '--partition=h100', '--account=lab', '--time=4:00:00',
     '--dry-run', *RUN,
   ),
+  'install': ('install.sh', '--dry-run', 'tpu'),
   'presets': ('presets.sh',),
 }  # fmt: skip
 
@@ -62,6 +63,12 @@ def launch(script, *arguments, **environment):
     timeout=60,
     env=clean | environment,
   )
+
+
+def test_a_dry_run_of_the_tests_runs_none():
+  done = launch('test.sh', '--live', '--dry-run', 'tests/cli', TUNA_TEST_WORKERS='3')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout.splitlines()[-1] == 'python -m pytest -q -n 3 --live tests/cli'
 
 
 @pytest.mark.parametrize('case', CASES)

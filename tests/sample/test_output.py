@@ -40,3 +40,11 @@ def test_a_file_of_somebody_else_has_no_settings(tmp_path):
   Image.new('RGB', (4, 4)).save(tmp_path / 'b.png')
   with pytest.raises(ValueError, match='no settings'):
     read_info(tmp_path / 'b.png')
+
+
+@pytest.mark.parametrize('name', ['none.png', 'none.mp4', 'text.png', 'text.mp4'])
+def test_a_missing_or_broken_file_is_named_in_a_value_error(tmp_path, name):
+  for kind in ('png', 'mp4'):
+    (tmp_path / f'text.{kind}').write_text('no picture')
+  with pytest.raises(ValueError, match=name):
+    read_info(tmp_path / name)

@@ -82,18 +82,18 @@ class Clip:
 
 
 def read_info(path: str | os.PathLike) -> dict[str, Any]:
-  """The `info` of a file written by `save`. Raises ValueError for a file without one."""
-  if _ending(path, ('.png', '.mp4', '.gif')) == '.mp4':
-    import av
+  """The `info` of a file written by `save`. Raises ValueError for a file without one, or none at all."""
+  try:
+    if _ending(path, ('.png', '.mp4', '.gif')) == '.mp4':
+      import av
 
-    with av.open(os.fspath(path)) as file:
-      text = file.metadata.get('comment', '').removeprefix(f'{KEY}=')
-  else:
-    try:
+      with av.open(os.fspath(path)) as file:
+        text = file.metadata.get('comment', '').removeprefix(f'{KEY}=')
+    else:
       with Image.open(path) as file:
         text = file.info.get(KEY) or file.info.get('comment', b'').decode().removeprefix(f'{KEY}=')
-    except OSError:
-      raise ValueError(f'{path}: no such file, or not a picture') from None
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read as a picture or clip ({type(error).__name__})') from None
   if not text.startswith('{'):
     raise ValueError(f'{path}: holds no settings of tuna_jax')
   return json.loads(text)
