@@ -8,6 +8,5 @@ def get_config(size: str = 'tiny'):
   config = common.base('decoder', size)
   return common.to_config_dict(common.replace(
       config, visual=0, images=0, flow_coeff=0.0, ntp_coeff=1.0,
-      data=common.replace(
-          config.data, phases=mixtures.DECODER, tasks=common.replace(config.data.tasks, learn='everything')),
+      data=common.replace(config.data, phases=mixtures.DECODER),
       optimizer=common.replace(config.optimizer, groups=(('decoder/.*', 1.0), ('.*', 0.0)))), size)

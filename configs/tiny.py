@@ -14,13 +14,13 @@ from tuna_jax.train.config import MeshConfig, TrainConfig
 # stage: (steps, lr, warm-up); 'fast' is the five-minute version of the same.
 STEPS = {
     'tiny': {
-        'decoder': (2500, 1.5e-3, 80),
+        'decoder': (2500, 1e-3, 80),
         'stage1': (1000, 2e-3, 80),
         'stage2': (11000, 1e-3, 80),
         'stage3': (1200, 4e-4, 40),
     },
     'fast': {
-        'decoder': (400, 1.5e-3, 40),
+        'decoder': (500, 1e-3, 40),
         'stage1': (250, 2e-3, 40),
         'stage2': (1000, 1.2e-3, 40),
         'stage3': (100, 4e-4, 10),

@@ -1,6 +1,7 @@
 """The rendered world: its pictures, its sentences, its split and its builder."""
 
 import json
+import re
 import subprocess
 import sys
 import zlib
@@ -207,15 +208,65 @@ def test_every_sentence_is_made_of_the_listed_words():
   for task in shapes.TASKS:
     for record in records(task, 'train', MANY):
       for s in sentences(record):
-        said |= set(s.replace('<image>', '').replace('.', '').replace('?', '').split())
+        said |= set(s.replace('<image>', '').translate({ord(c): None for c in '.,?'}).split())
   assert said <= set(shapes.WORDS)
 
 
 def test_yes_and_no_are_about_equally_often_the_answer():
-  answers = [
-    r['conversations'][-1]['value'] for r in records('vqa', 'train', 2000) if r['type'] == 'yesno'
-  ]
+  answers = [verdict(r) for r in records('vqa', 'train', 2000) if r['type'] == 'yesno']
   assert 0.42 < answers.count('yes') / len(answers) < 0.58
+
+
+def test_captions_name_things_in_reading_order_but_where_they_say_the_places():
+  for record in records('t2i', 'train', FEW):
+    meaning = speech.parse_caption(record['caption'])
+    things = scenes(record)[0].things
+    if meaning.relation:
+      assert len({t.place.split()[0] for t in things}) == 1 or len({t.place.split()[1] for t in things}) == 1
+    elif not all(p.place for p in meaning.phrases):
+      assert [(p.colour, p.shape) for p in meaning.phrases] == [t.kind for t in things]
+
+
+def verdict(record):
+  return speech.verdict(record['conversations'][-1]['value'])
+
+
+def test_a_verdict_is_the_longest_name_at_the_end():
+  assert speech.verdict('the red circle is top left') == 'top left'
+  assert speech.verdict('the red circle moves left') == 'left' == speech.verdict('left')
+  assert speech.verdict('a red circle is nowhere, so no') == 'no'
+  assert speech.verdict('the red thing') == 'the red thing' and speech.verdict('upright') == 'upright'
+
+
+@pytest.mark.parametrize('task', ['vqa', 'video_vqa'])
+def test_conversations_of_train_ask_twice_and_every_answer_has_a_verdict(task):
+  for split, turns in (('train', 4), ('test', 2)):
+    for record in records(task, split, FEW):
+      assert len(record['conversations']) == turns
+      assert {speech.verdict(t['value']) for t in record['conversations'][1::2]} <= set(speech.VERDICTS)
+
+
+def test_answers_are_true_and_so_is_what_they_say_before_the_verdict():
+  seen = set()
+  for record in records('vqa', 'train', MANY):
+    things = scenes(record)[0].things
+    question, answer = (turn['value'] for turn in record['conversations'][-2:])
+    if found := re.search(r'how many (?:(\w+) shapes|(\w+)) are there', question):
+      name = found[1] or found[2]
+      those = [t for t in things if name in ('shapes', t.colour, speech.PLURAL[t.shape])]
+      want = speech.NUMBERS[len(those)]
+    elif found := re.search(r'(is there an?|where is the) (\w+) (\w+)\?', question):
+      name = found[1]
+      those = [t for t in things if t.kind == found.groups()[1:]]
+      want = those[0].place if name.startswith('where') else 'yes' if those else 'no'
+    else:
+      continue
+    seen.add(name)
+    assert verdict(record) == want
+    if name != 'shapes':
+      said = re.split(' is | are ', answer)[1].split(', so ')[0]
+      assert said == (' and '.join(t.place for t in those) or 'nowhere')
+  assert {'shapes', 'is there a', 'where is the', 'red', 'circles'} <= seen
 
 
 def test_all_question_and_edit_types_occur():
@@ -280,17 +331,3 @@ def test_the_builder_writes_and_reads_the_records_without_tensorflow(task, tmp_p
       assert row.keys() == record.keys()
       assert all(np.array_equal(row[name], record[name]) for name in row)
   assert 'tensorflow' not in sys.modules
-
-
-@pytest.mark.parametrize('task', ['vqa', 'video_vqa'])
-def test_about_half_of_trains_conversations_open_with_everything_there_is(task):
-  opened = 0
-  for i in range(60):
-    found = shapes.record(task, 'train', 0, i)
-    asked, said = (turn['value'] for turn in found['conversations'][:2])
-    if asked.endswith(shapes.LIST):
-      opened += 1
-      things = world.Scene.from_dict(found['scene']).things
-      assert speech.parse_caption(said).true_of(things) and len(found['conversations']) == 6
-    assert len(shapes.record(task, 'test', 0, i)['conversations']) == 2
-  assert 15 < opened < 45

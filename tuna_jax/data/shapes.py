@@ -7,6 +7,7 @@ sentences in `speech`; `Shapes` (loaded on first use, it needs tensorflow_datase
 TensorFlow) is in `shapes_builder`.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -14,10 +15,9 @@ from tuna_jax.data import speech, world
 from tuna_jax.data.world import COLOURS, PLACES, SIZES, check_name, make_rng
 
 TASKS = ('t2i', 'caption', 'vqa', 'text', 'edit', 't2v', 'video_caption', 'video_vqa')
-_MORE = {'train': 2, 'test': 0}  # questions about a picture before the one that gives the record its type
+_MORE = {'train': 1, 'test': 0}  # a question about a picture before the one that gives the record its type
 _TOLD = 3  # questions about a scene in words
-# Of train's conversations, this share opens with the things in any order: each place must be found by its thing.
-_LISTED, LIST = 0.5, 'say what there is.'
+_WORDS = 90  # of a conversation, about; what does not fit in is not asked
 PROMPTS = ('one', 'two', 'count', 'position')
 
 
@@ -43,12 +43,21 @@ def record(task, split, seed, index):
 
 
 def _t2i(rng, split):
-  scene = world.random_scene(rng, split)
-  return {
-    'image': world.render(scene),
-    'caption': speech.describe(scene, 'any', rng),
-    'scene': scene.to_dict(),
-  }
+  while True:
+    scene = world.random_scene(rng, split)
+    caption = speech.describe(scene, 'any', rng)
+    scene = _composed(scene, speech.parse_caption(caption))
+    if world.held_out(scene) == (split == 'test'):
+      return {'image': world.render(scene), 'caption': caption, 'scene': scene.to_dict()}
+
+
+def _composed(scene, meaning):
+  """The scene as it is drawn: where a caption says no places, things fill them in reading order, or the left column
+  if one is above the other. So a prompt that leaves the layout open has one picture to learn, not six."""
+  if any(p.place for p in meaning.phrases):
+    return scene
+  places = tuple(PLACES)[:: 2 if meaning.relation in ('above', 'below') else 1]
+  return world.Scene(tuple(dataclasses.replace(t, place=p) for t, p in zip(scene.things, places)))
 
 
 def _caption(rng, split):
@@ -76,14 +85,19 @@ def _vqa(rng, split):
 
 
 def _interview(scene, ask, kinds, rng, opening, count, last=()):
-  """`count` questions about one scene, then `last`: a picture is dear and an answer is short."""
+  """At most `count` questions about one scene, then `last`: a picture is dear and an answer is short."""
   apart = len({t.kind for t in scene.things}) == len(scene.things)
   kinds = [k for k in kinds if apart or k != 'where']
-  pairs = [ask(scene, rng.choice(kinds), rng) for _ in range(count)]
-  if pairs and rng.random() < _LISTED:
-    pairs[0] = LIST, _shuffled(scene, rng)
-  (first, said), *rest = [*pairs, *last]
+  pairs = [*(ask(scene, rng.choice(kinds), rng) for _ in range(count)), *last]
+  left = _WORDS - len(opening.split())
+  fits = [*itertools.takewhile(lambda words: words <= left, itertools.accumulate(map(_length, reversed(pairs))))]
+  (first, said), *rest = pairs[-max(len(fits), 1):]
   return sum(itertools.starmap(_talk, rest), _talk(opening + first, said))
+
+
+def _length(pair):
+  """Tokens of a question and its answer with the marks around them, about."""
+  return sum(len(text.split()) for text in pair) + 10
 
 
 def _talk(human, gpt):
@@ -123,7 +137,7 @@ def _edit(rng, split):
 
 def _t2v(rng, split):
   scene = world.random_clip(rng, split)
-  style = 'full' if split == 'test' else rng.choice(('full', 'any'))
+  style = 'full' if split == 'test' or rng.random() < 0.75 else 'any'
   return {
     'video': world.render_clip(scene),
     'caption': speech.describe(scene, style, rng),
@@ -155,7 +169,10 @@ def _video_vqa(rng, split):
 
 
 # What the decoder reads before it has eyes: a scene in words stands where a picture will stand.
-_TEXT = {'restate': 15, 'question': 50, 'edit': 15, 'say': 5, 'clip': 5, 'clip_question': 10}
+_TEXT = {'recall': 45, 'question': 20, 'restate': 10, 'edit': 10, 'clip': 5, 'clip_question': 10}
+
+
+_PAIR = (((2, False), 1),)
 
 
 def _text(rng, split):
@@ -172,12 +189,15 @@ def _text(rng, split):
     ask, kinds = (speech.ask_clip, speech.CLIP_QUESTIONS) if clip else (speech.ask, speech.QUESTIONS)
     scene = world.random_clip(rng, split) if clip else world.random_scene(rng, split)
     talk = _interview(scene, ask, kinds, rng, f'{_shuffled(scene, rng)}. ', _TOLD)
+  elif kind == 'recall':
+    scene = world.random_scene(rng, split, _PAIR)
+    things = list(scene.things)
+    rng.shuffle(things)
+    told = ' and '.join(speech.phrase(t, size=False) for t in things)
+    talk = _interview(scene, speech.ask, ('what', 'colour', 'where'), rng, f'{told}. ', _TOLD)
   elif kind == 'restate':
     scene = world.random_scene(rng, split)
     talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE}', speech.describe(scene))
-  elif kind == 'say':
-    scene = world.random_scene(rng, split)
-    talk = _talk('say what a picture may show.', speech.describe(scene, 'any', rng))
   else:
     scene = world.random_clip(rng, split)
     talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE_CLIP}', speech.describe(scene))
@@ -275,7 +295,7 @@ _PROMPTS = {'one': _one, 'two': _two, 'count': _count, 'position': _position}
 _GRAMMAR = """
   a an and at the of to is are there that one into what which where how many way does
   shape shapes colour move moves stays add remove paint turn describe picture clip say may show
-  yes no
+  yes no so nowhere moving
 """
 WORDS = tuple(
   sorted(

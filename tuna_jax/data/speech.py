@@ -8,7 +8,7 @@ the end of instructions and questions only.
     placed    a red circle at the top left and a blue square at the bottom right
     sized     a large red circle and a small blue square
     bare      a red circle and a blue square
-    relation  a red circle left of a blue square           (two things; right of, above, below)
+    relation  a red circle left of a blue square           (two things in a row or a column; right of, above, below)
     count     three green circles; three large green circles   (things all alike)
 
 In a clip every thing's phrase ends with `moves left|right|up|down` or `stays still`.
@@ -42,11 +42,11 @@ RELATION_MARGIN = 8
 def phrase(thing, size=True, place=True):
   """'a large red circle at the top left moves right', less what is switched off."""
   words = ([thing.size] if size else []) + [thing.colour, thing.shape]
-  text = f'{"an" if words[0] == "orange" else "a"} {" ".join(words)}'
+  text = _a(' '.join(words))
   if place:
     text += f' at the {thing.place}'
   if thing.motion:
-    text += ' stays still' if thing.motion == 'still' else f' moves {thing.motion}'
+    text += f' {_motion(thing)}'
   return text
 
 
@@ -55,9 +55,10 @@ def describe(scene, style='full', rng=None):
 
   'full' is the one canonical caption and needs no rng.
 
-  The other styles list the things in an order drawn from `rng` (a random.Random); 'any' draws a
-  style that fits the scene too. Raises ValueError where a style does not fit: 'relation' wants two
-  different things without motion, 'count' two or more that are all alike.
+  Things are named in reading order, but for 'placed', which draws an order from `rng` (a random.Random), and
+  'relation', which starts with either thing; 'any' draws a style that fits the scene. Raises ValueError where a style
+  does not fit: 'relation' wants two different things without motion side by side or one above the other, 'count' two
+  or more that are all alike.
   """
   world.check_name('style', style, STYLES)
   things = list(scene.things)
@@ -75,23 +76,30 @@ def describe(scene, style='full', rng=None):
       )
     size = f'{things[0].size} ' if rng.random() < 0.3 else ''
     return f'{NUMBERS[len(things)]} {size}{things[0].colour} {PLURAL[things[0].shape]}'
-  rng.shuffle(things)
   if style == 'relation':
-    if len(things) != 2 or alike or things[0].motion:
-      raise ValueError(f"'relation' wants two different things of a picture: {scene}")
-    a, b = things
-    relation = rng.choice([r for r in RELATIONS if holds(r, a.center, b.center)])
+    if alike or not _in_line(things):
+      raise ValueError(f"'relation' wants two different things of a picture in a row or a column: {scene}")
+    a, b = rng.sample(things, 2)
+    (relation,) = (r for r in RELATIONS if holds(r, a.center, b.center))
     return f'{phrase(a, False, False)} {relation} {phrase(b, False, False)}'
   size, place = style == 'sized', style == 'placed'
+  if place:
+    rng.shuffle(things)
   return ' and '.join(phrase(t, size, place) for t in things)
+
+
+def _in_line(things):
+  """Whether there are two things, both without motion, in one row or one column."""
+  return len(things) == 2 and not things[0].motion and sum(
+    holds(r, things[0].center, things[1].center) for r in RELATIONS) == 1
 
 
 def _draw_style(things, alike, rng):
   if alike and not things[0].motion:
     return rng.choices(['count', 'full'], [50, 50])[0]
-  if len(things) == 2 and not things[0].motion:
-    return rng.choices(['full', 'placed', 'sized', 'bare', 'relation'], [50, 3, 3, 20, 24])[0]
-  return rng.choices(['full', 'placed', 'sized', 'bare'], [65, 10, 10, 15])[0]
+  if _in_line(things):
+    return rng.choices(['full', 'placed', 'sized', 'bare', 'relation'], [30, 5, 5, 30, 30])[0]
+  return rng.choices(['full', 'placed', 'sized', 'bare'], [55, 10, 10, 25])[0]
 
 
 def holds(relation, a, b):
@@ -182,36 +190,56 @@ def _parse_things(part, text):
 
 
 def ask(scene, kind, rng):
-  """A question of one of QUESTIONS and its short answer; 'where' wants things that differ in kind.
+  """A question of one of QUESTIONS and its answer; 'where' wants things that differ in kind.
 
-  what: a shape's name; colour: a colour; count: a number word; where: a place; yesno: yes or no,
-  equally often.
+  An answer ends with its `verdict` and says before it what that follows from: each word that has to be found out
+  comes right after those that decide it, which a small model learns in a tenth of the tokens.
+  Verdicts of what: a shape's name; colour: a colour; count: a number word; where: a place; yesno: yes or no, equally
+  often.
   """
   world.check_name('question type', kind, QUESTIONS)
   things = scene.things
   t = rng.choice(things)
   if kind == 'what':
     if rng.random() < 0.5 and _once(things, 'colour', t.colour):
-      return f'what shape is the {t.colour} one?', t.shape
-    return f'what shape is at the {t.place}?', t.shape
+      return f'what shape is the {t.colour} one?', f'the {t.colour} {t.shape}'
+    return f'what shape is at the {t.place}?', f'the {t.place} {t.shape}'
   if kind == 'colour':
     if rng.random() < 0.5 and _once(things, 'shape', t.shape):
-      return f'what colour is the {t.shape}?', t.colour
-    return f'what colour is the shape at the {t.place}?', t.colour
+      return f'what colour is the {t.shape}?', f'the {t.shape} is {t.colour}'
+    return f'what colour is the shape at the {t.place}?', f'the {t.place} is {t.colour}'
   if kind == 'count':
     form = rng.random()
     if form < 0.5:
       return 'how many shapes are there?', NUMBERS[len(things)]
     if form < 0.75:
       shape = t.shape if rng.random() < 0.8 else rng.choice(SHAPES)
-      return f'how many {PLURAL[shape]} are there?', NUMBERS[sum(o.shape == shape for o in things)]
-    colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
-    return f'how many {colour} shapes are there?', NUMBERS[sum(o.colour == colour for o in things)]
+      name, found = PLURAL[shape], [o for o in things if o.shape == shape]
+    else:
+      colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
+      name, found = f'{colour} shapes', [o for o in things if o.colour == colour]
+    return f'how many {name} are there?', f'{name} are {_seen(found)}, so {NUMBERS[len(found)]}'
   if kind == 'where':
     if not _once(things, 'kind', t.kind):
       raise ValueError(f"'where' wants things of different kinds: {scene}")
-    return f'where is the {t.colour} {t.shape}?', t.place
+    return f'where is the {t.colour} {t.shape}?', f'the {t.colour} {t.shape} is {t.place}'
   return _ask_yesno(things, t, rng)
+
+
+def _a(words):
+  return f'{"an" if words.startswith("orange") else "a"} {words}'
+
+
+def _seen(things):
+  return ' and '.join(t.place for t in things) or 'nowhere'
+
+
+VERDICTS = (*SHAPES, *COLOURS, *NUMBERS, *PLACES, 'left', 'right', 'up', 'down', 'still', 'yes', 'no')
+
+
+def verdict(answer):
+  """What an answer comes to: the longest of VERDICTS that it ends with, or all of it where there is none."""
+  return max((v for v in VERDICTS if f' {answer}'.endswith(f' {v}')), key=len, default=answer)
 
 
 def _once(things, field, value):
@@ -225,14 +253,15 @@ def _ask_yesno(things, t, rng):
   if form < 0.4 and len({o.kind for o in things}) > 1:
     other = rng.choice([o for o in things if o is not t])
     relation = rng.choice([r for r in RELATIONS if holds(r, t.center, other.center) == true])
-    return f'is the {t.colour} {t.shape} {relation} the {other.colour} {other.shape}?', answer
+    a, b = (f'the {o.colour} {o.shape}' for o in (t, other))
+    return f'is {a} {relation} {b}?', f'{a} is {t.place} and {b} is {other.place}, so {answer}'
   if form < 0.6 and _once(things, 'kind', t.kind):
     size = t.size if true else SIZES[1 - SIZES.index(t.size)]
-    return f'is the {t.colour} {t.shape} {size}?', answer
-  colour, shape = t.kind
-  if not true:
-    colour, shape = _absent_kind(things, t, rng)
-  return f'is there {"an" if colour == "orange" else "a"} {colour} {shape}?', answer
+    name = f'the {t.colour} {t.shape}'
+    return f'is {name} {size}?', f'{name} is {t.size}, so {answer}'
+  kind = t.kind if true else _absent_kind(things, t, rng)
+  name = _a(' '.join(kind))
+  return f'is there {name}?', f'{name} is {_seen([o for o in things if o.kind == kind])}, so {answer}'
 
 
 def _absent_kind(things, t, rng):
@@ -244,9 +273,9 @@ def _absent_kind(things, t, rng):
 
 
 def ask_clip(scene, kind, rng):
-  """A question about a clip, of one of CLIP_QUESTIONS, and its short answer.
+  """A question about a clip, of one of CLIP_QUESTIONS, and its answer, as `ask` gives them.
 
-  direction: left, right, up, down or still; what: the moving shape; colour; count; yesno.
+  Verdicts of direction: left, right, up, down or still; what: the moving shape; colour; count; yesno.
   """
   world.check_name('clip question type', kind, CLIP_QUESTIONS)
   things = scene.things
@@ -254,27 +283,35 @@ def ask_clip(scene, kind, rng):
   t = rng.choice(things)
   if kind == 'direction':
     t = rng.choice(moving) if moving and rng.random() < 0.8 else t
-    return f'which way does the {t.colour} {t.shape} move?', t.motion
+    return f'which way does the {t.colour} {t.shape} move?', _moves(t)
   if kind == 'what' and moving:
-    return 'which shape moves?', moving[0].shape
+    return 'which shape moves?', f'the moving {moving[0].shape}'
   if kind == 'what':
-    return f'what shape is the {t.colour} one?', t.shape
+    return f'what shape is the {t.colour} one?', f'the {t.colour} {t.shape}'
   if kind == 'colour' and moving and rng.random() < 0.6:
-    return 'what colour is the shape that moves?', moving[0].colour
+    return 'what colour is the shape that moves?', f'what moves is {moving[0].colour}'
   if kind == 'colour':
     if _once(things, 'shape', t.shape):
-      return f'what colour is the {t.shape}?', t.colour
-    return f'what colour is the shape at the {t.place}?', t.colour
+      return f'what colour is the {t.shape}?', f'the {t.shape} is {t.colour}'
+    return f'what colour is the shape at the {t.place}?', f'the {t.place} is {t.colour}'
   if kind == 'count':
     return 'how many shapes are there?', NUMBERS[len(things)]
   true = rng.random() < 0.5
   if rng.random() < 0.5 and moving:
     t = moving[0]
     motion = t.motion if true else rng.choice([m for m in list(MOTIONS)[:4] if m != t.motion])
-    return f'does the {t.colour} {t.shape} move {motion}?', 'yes' if true else 'no'
+    return f'does the {t.colour} {t.shape} move {motion}?', f'{_moves(t)}, so {"yes" if true else "no"}'
   if true != (t.motion != 'still') and len({o.motion == 'still' for o in things}) > 1:
     t = next(o for o in things if o is not t)
-  return f'does the {t.colour} {t.shape} move?', 'no' if t.motion == 'still' else 'yes'
+  return f'does the {t.colour} {t.shape} move?', f'{_moves(t)}, so {"no" if t.motion == "still" else "yes"}'
+
+
+def _moves(t):
+  return f'the {t.colour} {t.shape} {_motion(t)}'
+
+
+def _motion(t):
+  return 'stays still' if t.motion == 'still' else f'moves {t.motion}'
 
 
 # ---- edits
@@ -304,7 +341,7 @@ def edit(scene, kind, rng):
     )
     return f'add {phrase(new)}.', _ordered([*things, new])
   t = things.pop(rng.randrange(len(things)))
-  name = f'the {t.colour} {t.shape}'
+  name = f'the {t.colour} {t.shape} at the {t.place}'
   if kind == 'remove':
     return f'remove {name}.', _ordered(things)
   if kind == 'recolour':

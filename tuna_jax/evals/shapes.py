@@ -229,8 +229,8 @@ def score_clip(video, record):
 
 
 def score_answer(text, record):
-  """Whether an answer is the record's, but for case, spaces and a full stop."""
-  return _plain(text) == _plain(record['conversations'][-1]['value'])
+  """Whether an answer ends in the record's verdict; case, spaces and a full stop do not matter."""
+  return speech.verdict(_plain(text)) == speech.verdict(record['conversations'][-1]['value'])
 
 
 def _plain(text):
@@ -257,8 +257,8 @@ def most_frequent_caption(records):
 
 
 def answer_prior(records):
-  """{question type: its commonest answer}: what can be answered without looking."""
+  """{question type: its commonest verdict}: what can be answered without looking."""
   counts = collections.defaultdict(collections.Counter)
   for r in records:
-    counts[r['type']][r['conversations'][-1]['value']] += 1
+    counts[r['type']][speech.verdict(r['conversations'][-1]['value'])] += 1
   return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items()}

@@ -12,7 +12,7 @@ from tuna_jax.sample.generate import Generator
 
 KNOWN = 2000  # train records that a floor is learned from
 CAPTION_TOKENS = 64  # four things, fully described, are 47 words
-ANSWER_TOKENS = 8
+ANSWER_TOKENS = 40  # four places and what follows
 
 
 def captions(generator: Generator, n: int) -> Result:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from tuna_jax import batch as batch_lib
 from tuna_jax import tree
 from tuna_jax.config import TunaConfig
+from tuna_jax.models import decoder
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import TrainConfig
@@ -31,7 +32,8 @@ class TrainState(NamedTuple):
 def init_params(config: TunaConfig, key):
   """Fresh parameters of the whole model; shapes do not depend on any batch."""
   batch = batch_lib.empty(1, 4, 1, 1, config.vae.latent_channels)
-  return Tuna(config).init(key, batch, batch.latents, jnp.ones((1, 1)))['params']
+  params = Tuna(config).init(key, batch, batch.latents, jnp.ones((1, 1)))['params']
+  return {**params, 'decoder': decoder.looking_back(params['decoder'], config.decoder)}
 
 
 def make_optimizer(config: TrainConfig):
