@@ -199,7 +199,7 @@ def test_what_is_not_a_caption_does_not_parse(text):
 
 def test_t2i_captions_come_in_every_style():
   captions = ' | '.join(r['caption'] for r in records('t2i', 'train'))
-  for words in ('three', 'left of', 'above', 'at the top left', 'small', '| a red circle'):
+  for words in ('three', 'left of', 'above', 'at the top left', 'small', '| a blue square'):
     assert words in captions
 
 
