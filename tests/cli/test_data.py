@@ -26,7 +26,14 @@ def test_check_names_bad_records_and_fails_above_the_share(mixture):
   done = data('check', mixture, '--image_size=64')
   assert done.returncode == 1 and 'a.jsonl:2: ' in done.stdout and 'gone.png' in done.stdout
   assert '3 of 3 records read, 1 unusable; media: 2 of 64x64' in done.stdout
+  assert 'more than --max_skip_share=0.01 of the records are unusable: ' in done.stderr and 'a.jsonl' in done.stderr
   assert data('check', mixture, '--max_skip_share=0.5').returncode == 0
+
+
+def test_preview_leaves_bad_records_out_and_says_so(mixture, tmp_path):
+  done = data('preview', mixture, f'--out={tmp_path / "p.html"}')
+  assert done.returncode == 0 and 'left out: ' in done.stderr and 'a.jsonl:2' in done.stderr
+  assert (tmp_path / 'p.html').read_text(encoding='utf-8').count('<h3>') >= 1
 
 
 def test_shapes_writes_mixtures_that_check_and_preview(tmp_path):

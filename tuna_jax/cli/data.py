@@ -19,6 +19,7 @@ import collections
 import json
 import os
 import pathlib
+import sys
 
 import numpy as np
 from absl import flags
@@ -82,7 +83,7 @@ def check(path):
   from tuna_jax.data import sources
   from tuna_jax.data.tasks import TASKS, Context
 
-  failed, none = False, np.random.default_rng(0)
+  failed, none = [], np.random.default_rng(0)
   for source in _sources(path):
     count = min(_LIMIT.value, len(source)) if _LIMIT.value else len(source)
     context, bad, sizes = Context(_Letters()), 0, collections.Counter()
@@ -93,12 +94,19 @@ def check(path):
         sizes.update('x'.join(map(str, m.shape[:-1])) for m in _media(record, sources.MEDIA_FIELDS))
       except ValueError as e:
         bad += 1
-        where = source.where(i)
-        print(str(e) if str(e).startswith(where) else f'{where}: {e}')
-    failed |= bad > _SHARE.value * count
+        print(_at(source, i, e))
+    if bad > _SHARE.value * count:
+      failed.append(source.name)
     shapes_ = ', '.join(f'{n} of {size}' for size, n in sizes.most_common(8))
     print(f'{source.name}: {source.task}, {count} of {len(source)} records read, {bad} unusable; media: {shapes_ or "none"}')
-  return int(failed)
+  if failed:
+    print(f'more than --max_skip_share={_SHARE.value:g} of the records are unusable: {", ".join(failed)}', file=sys.stderr)
+  return int(bool(failed))
+
+
+def _at(source, index, error) -> str:
+  where = source.where(index)
+  return str(error) if str(error).startswith(where) else f'{where}: {error}'
 
 
 def preview(path):
@@ -115,7 +123,11 @@ def preview(path):
   context, rng, examples = Context(tokenizer), np.random.default_rng(0), []
   for source in opened:
     for i in range(min(_COUNT.value, len(source))):
-      plan = TASKS[source.task](source[i], context, rng)
+      try:
+        plan = TASKS[source.task](source[i], context, rng)
+      except ValueError as e:
+        print(f'left out: {_at(source, i, e)}', file=sys.stderr)
+        continue
       examples.append((f'{source.task}: {source.where(i)}',
                        segments.layout(plan, tokenizer, (4, 16), NUMBERS[source.task])))
   epath.Path(_OUT.value).write_text(preview_page.page(examples, tokenizer), encoding='utf-8')

@@ -28,8 +28,9 @@ def main(argv):
   from tuna_jax.weights import parity  # imports jax
 
   start, rows = time.time(), []
-  print(_line('case', 'output', 'shape', 'max abs', 'rel L2', 'sens 1ulp', 'verdict'))
   for row in parity.run(_GOLDEN.value, _ONLY.value):
+    if not rows:
+      print(_line('case', 'output', 'shape', 'max abs', 'rel L2', 'sens 1ulp', 'verdict'))
     rows.append(row)
     verdict = 'ok' if row.passed else 'FAIL'
     shape = '' if row.shape is None else 'x'.join(map(str, row.shape)) or 'scalar'

@@ -134,7 +134,9 @@ def open_picture(source) -> Image.Image:
   try:
     picture = Image.open(io.BytesIO(_bytes(source)))
     picture.load()
-  except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as e:
+  except UnidentifiedImageError as e:  # its own words hold an address in memory
+    raise MediaError(f'{_name(source)}: not a readable picture (of no known format)') from e
+  except (OSError, SyntaxError, Image.DecompressionBombError) as e:
     raise MediaError(f'{_name(source)}: not a readable picture ({e})') from e
   return _on_white(ImageOps.exif_transpose(picture))
 
@@ -168,7 +170,9 @@ def _animation(source):
   try:
     picture = Image.open(io.BytesIO(_bytes(source)))
     frames = [_on_white(f.copy()) for f in ImageSequence.Iterator(picture)]
-  except (UnidentifiedImageError, OSError, SyntaxError) as e:
+  except UnidentifiedImageError as e:
+    raise MediaError(f'{source}: not a readable animation (of no known format)') from e
+  except (OSError, SyntaxError) as e:
     raise MediaError(f'{source}: not a readable animation ({e})') from e
   return len(frames), lambda wanted: [frames[i] for i in wanted]
 

@@ -41,9 +41,9 @@ class OptimizerConfig:
 
   def __post_init__(self):
     if self.kind not in KINDS:
-      raise ValueError(f'kind {self.kind!r}: expected one of {KINDS}{nearest(self.kind, KINDS)}')
+      raise ValueError(f'optimizer.kind {self.kind!r}: expected one of {KINDS}{nearest(self.kind, KINDS)}')
     if self.schedule not in SCHEDULES:
-      raise ValueError(f'schedule {self.schedule!r}: expected one of {SCHEDULES}{nearest(self.schedule, SCHEDULES)}')
+      raise ValueError(f'optimizer.schedule {self.schedule!r}: expected one of {SCHEDULES}{nearest(self.schedule, SCHEDULES)}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _start(config: TrainConfig, abstract: TrainState, placed) -> TrainState:
 def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   """The data of the run, placed on the mesh; each process builds the rows its devices hold."""
   if not config.tokenizer:
-    raise ValueError('tokenizer: no directory given')
+    raise ValueError('tokenizer: no directory given; --config.tokenizer=DIR')
   tokenizer = Tokenizer.from_dir(config.tokenizer)
   if tokenizer.vocab_size > config.model.decoder.vocab_size:
     raise ValueError(f'{config.tokenizer}: {tokenizer.vocab_size} tokens, the model has '
@@ -137,7 +137,7 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   encode = None
   if config.visual:
     if not config.vae:
-      raise ValueError('vae: no directory given, and the run has pictures')
+      raise ValueError('vae: no directory given, and the run has pictures; --config.vae=DIR')
     vae, params = checkpoint.load_vae(config.vae)
     if vae.latent_channels != config.model.vae.latent_channels:
       raise ValueError(f'{config.vae}: {vae.latent_channels} latent channels, the model has '
