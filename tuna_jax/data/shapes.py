@@ -65,23 +65,16 @@ def _caption(rng, split):
   return {'image': world.render(scene), 'caption': speech.describe(scene), 'scene': scene.to_dict()}
 
 
-def _question(rng, split):
-  kind = rng.choice(speech.QUESTIONS)
-  families = world.distinct_families() if kind == 'where' else world.FAMILIES
-  scene = world.random_scene(rng, split, families)
-  return scene, kind, *speech.ask(scene, kind, rng)
-
-
 def _vqa(rng, split):
-  scene, kind, question, answer = _question(rng, split)
-  return {
-    'image': world.render(scene),
-    'conversations': _interview(
-      scene, speech.ask, speech.QUESTIONS, rng, '<image>\n', _MORE[split], [(question, answer)]
-    ),
-    'type': kind,
-    'scene': scene.to_dict(),
-  }
+  kind = rng.choice(speech.QUESTIONS)
+  scene = world.random_scene(rng, split, world.distinct_families() if kind == 'where' else world.FAMILIES)
+  return {'image': world.render(scene), **_asked(scene, speech.ask, speech.QUESTIONS, kind, rng, split)}
+
+
+def _asked(scene, ask, kinds, kind, rng, split):
+  last = ask(scene, kind, rng)
+  talk = _interview(scene, ask, kinds, rng, '<image>\n', _MORE[split], [last])
+  return {'conversations': talk, 'type': kind, 'scene': scene.to_dict()}
 
 
 def _interview(scene, ask, kinds, rng, opening, count, last=()):
@@ -157,15 +150,7 @@ def _video_caption(rng, split):
 def _video_vqa(rng, split):
   scene = world.random_clip(rng, split)
   kind = rng.choice(speech.CLIP_QUESTIONS)
-  question, answer = speech.ask_clip(scene, kind, rng)
-  return {
-    'video': world.render_clip(scene),
-    'conversations': _interview(
-      scene, speech.ask_clip, speech.CLIP_QUESTIONS, rng, '<image>\n', _MORE[split], [(question, answer)]
-    ),
-    'type': kind,
-    'scene': scene.to_dict(),
-  }
+  return {'video': world.render_clip(scene), **_asked(scene, speech.ask_clip, speech.CLIP_QUESTIONS, kind, rng, split)}
 
 
 # What the decoder reads before it has eyes: a scene in words stands where a picture will stand.
