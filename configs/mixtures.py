@@ -12,8 +12,8 @@ STAGE1 = ((0.0, (('t2i', 0.65), ('caption', 0.35))),)
 # Stage 2: everything trains; instructions, editing and clips join part-way. Drawing is learned last and gets most.
 STAGE2 = (
     (0.0, (('t2i', 0.65), ('caption', 0.25), ('text', 0.1))),
-    (0.1, (('t2i', 0.42), ('caption', 0.06), ('vqa', 0.2), ('edit', 0.27), ('text', 0.05))),
-    (0.2, (('t2i', 0.33), ('caption', 0.04), ('vqa', 0.18), ('edit', 0.22), ('t2v', 0.14), ('video_caption', 0.03),
+    (0.05, (('t2i', 0.33), ('caption', 0.05), ('vqa', 0.37), ('edit', 0.23), ('text', 0.02))),
+    (0.2, (('t2i', 0.22), ('caption', 0.05), ('vqa', 0.35), ('edit', 0.18), ('t2v', 0.12), ('video_caption', 0.02),
            ('video_vqa', 0.06))),
 )
 

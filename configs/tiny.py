@@ -16,7 +16,7 @@ STEPS = {
     'tiny': {
         'decoder': (2500, 1e-3, 80),
         'stage1': (1000, 2e-3, 80),
-        'stage2': (11000, 1e-3, 80),
+        'stage2': (12200, 1e-3, 80),
         'stage3': (1200, 4e-4, 40),
     },
     'fast': {
@@ -37,8 +37,10 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
       config.data, media=MediaConfig(image_size='64', video_size='64', frames=9), threads=1, prefetch=2, encode_batch=2,
       tasks=dataclasses.replace(config.data.tasks, system=None, questions=(speech.DESCRIBE,),
                                 video_questions=(speech.DESCRIBE_CLIP,)))
+  # The decoder finds things by their names sooner at half the rate of what draws.
+  groups = (('decoder/.*', 0.5), ('.*', 1.0)) if config.stage == 'stage2' else config.optimizer.groups
   optimizer = dataclasses.replace(
-      config.optimizer, lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99)
+      config.optimizer, lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99, groups=groups)
   return dataclasses.replace(
       config, steps=steps, rows=rows, length=length, visual=visual, images=images, data=data, optimizer=optimizer,
       mesh=MeshConfig(data=-1, fsdp=1), ntp_coeff=1.0, time_shift=3.0, checkpoint_every=10**6, keep=1)

@@ -16,6 +16,8 @@ from tuna_jax.data.world import COLOURS, PLACES, SIZES, check_name, make_rng
 
 TASKS = ('t2i', 'caption', 'vqa', 'text', 'edit', 't2v', 'video_caption', 'video_vqa')
 _MORE = {'train': 1, 'test': 0}  # a question about a picture before the one that gives the record its type
+# The kinds it is drawn from: what takes a thing's colour and shape together to find is asked more.
+_ALSO = (*speech.QUESTIONS, 'count', 'where', 'where', 'yesno', 'yesno')
 _TOLD = 3  # questions about a scene in words
 _WORDS = 90  # of a conversation, about; what does not fit in is not asked
 PROMPTS = ('one', 'two', 'count', 'position')
@@ -68,7 +70,7 @@ def _caption(rng, split):
 def _vqa(rng, split):
   kind = rng.choice(speech.QUESTIONS)
   scene = world.random_scene(rng, split, world.distinct_families() if kind == 'where' else world.FAMILIES)
-  return {'image': world.render(scene), **_asked(scene, speech.ask, speech.QUESTIONS, kind, rng, split)}
+  return {'image': world.render(scene), **_asked(scene, speech.ask, _ALSO, kind, rng, split)}
 
 
 def _asked(scene, ask, kinds, kind, rng, split):

@@ -218,11 +218,11 @@ def ask(scene, kind, rng):
     else:
       colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
       name, found = f'{colour} shapes', [o for o in things if o.colour == colour]
-    return f'how many {name} are there?', f'{name} are {_seen(found)}, so {NUMBERS[len(found)]}'
+    return f'how many {name} are there?', f'{name} {_seen(found)}, so {NUMBERS[len(found)]}'
   if kind == 'where':
     if not _once(things, 'kind', t.kind):
       raise ValueError(f"'where' wants things of different kinds: {scene}")
-    return f'where is the {t.colour} {t.shape}?', f'the {t.colour} {t.shape} is {t.place}'
+    return f'where is the {t.colour} {t.shape}?', f'{t.colour} {t.shape} {t.place}'
   return _ask_yesno(things, t, rng)
 
 
@@ -253,15 +253,15 @@ def _ask_yesno(things, t, rng):
   if form < 0.4 and len({o.kind for o in things}) > 1:
     other = rng.choice([o for o in things if o is not t])
     relation = rng.choice([r for r in RELATIONS if holds(r, t.center, other.center) == true])
-    a, b = (f'the {o.colour} {o.shape}' for o in (t, other))
-    return f'is {a} {relation} {b}?', f'{a} is {t.place} and {b} is {other.place}, so {answer}'
+    a, b = (f'{o.colour} {o.shape}' for o in (t, other))
+    return f'is the {a} {relation} the {b}?', f'{a} {t.place} and {b} {other.place}, so {answer}'
   if form < 0.6 and _once(things, 'kind', t.kind):
     size = t.size if true else SIZES[1 - SIZES.index(t.size)]
     name = f'the {t.colour} {t.shape}'
     return f'is {name} {size}?', f'{name} is {t.size}, so {answer}'
   kind = t.kind if true else _absent_kind(things, t, rng)
-  name = _a(' '.join(kind))
-  return f'is there {name}?', f'{name} is {_seen([o for o in things if o.kind == kind])}, so {answer}'
+  name = ' '.join(kind)
+  return f'is there {_a(name)}?', f'{name} {_seen([o for o in things if o.kind == kind])}, so {answer}'
 
 
 def _absent_kind(things, t, rng):
