@@ -170,7 +170,7 @@ def test_stages_differ_in_what_they_say_they_differ_in():
   ]
   assert [tuple(start for start, _ in c.data.phases) for c in (one, two, three)] == [
     (0.0,),
-    (0.0, 0.1, 0.2),
+    (0.0, 0.05, 0.2),
     (0.0,),
   ]
   for c in (one, two, three):
