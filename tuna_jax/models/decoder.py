@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from tuna_jax import tree
 from tuna_jax.config import DecoderConfig, TunaConfig
 from tuna_jax.models import rope
 from tuna_jax.models.layers import Attention, RMSNorm, Span, SwiGLU, dense, stack
@@ -78,9 +77,10 @@ def looking_back(params, config: DecoderConfig, sharpness: float = 5.0, pairs: i
   angle = back * rope.frequencies(d, config.rope_theta)[:pairs]
   query = jnp.zeros((len(back), d)).at[:, :pairs].set(jnp.cos(angle))
   query = query.at[:, d // 2:d // 2 + pairs].set(-jnp.sin(angle))
-  flat = tree.flatten(params)
+  attn = dict(params['layers']['attn'])
   for name, heads, bias in (('q', len(query), query), ('k', 1, jnp.zeros((1, d)).at[:, :pairs].set(1.0))):
-    leaf = f'layers/attn/{name}_proj/'
-    flat[leaf + 'kernel'] = flat[leaf + 'kernel'].at[0, :, :heads * d].multiply(0.1)
-    flat[leaf + 'bias'] = flat[leaf + 'bias'].at[0, :heads * d].set(sharpness * bias.reshape(-1))
-  return tree.unflatten(flat)
+    leaf = attn[f'{name}_proj']
+    attn[f'{name}_proj'] = {
+        'kernel': leaf['kernel'].at[0, :, :heads * d].multiply(0.1),
+        'bias': leaf['bias'].at[0, :heads * d].set(sharpness * bias.reshape(-1))}
+  return {**params, 'layers': {**params['layers'], 'attn': attn}}

@@ -15,13 +15,11 @@ shardings is ignored, so it restores on any mesh. `load_weights` reads either ki
 
 from __future__ import annotations
 
-import contextlib
 import json
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from tuna_jax import tree
@@ -137,18 +135,6 @@ def read_config(directory: str) -> TunaConfig | VaeConfig | TrainConfig:
   return from_dict(kinds[found['kind']], found['config'])
 
 
-@contextlib.contextmanager
-def _item_by_item():
-  """Orbax warns of every item that is read apart from its checkpoint, which is how weights are read."""
-  said = lambda record: 'Metadata file does not exist' not in record.getMessage()
-  logging.get_absl_logger().addFilter(said)
-  try:
-    yield
-  finally:
-    logging.get_absl_logger().removeFilter(said)
-
-
-@_item_by_item()
 def load_weights(directory: str, abstract, *, step: int | None = None, ema: bool = True):
   """Parameters from a run (its averages, unless `ema` is False) or a weights directory.
 
