@@ -9,7 +9,7 @@ VAE = ((0.0, (('t2i', 0.7), ('t2v', 0.3))),)
 # Stage 1: the decoder is frozen; the visual side learns to describe and to draw.
 STAGE1 = ((0.0, (('t2i', 0.65), ('caption', 0.35))),)
 
-# Stage 2: everything trains; instructions, editing and clips join part-way. Drawing is learned last and gets most.
+# Stage 2: everything trains; instructions, editing and clips join part-way. Questions take longest.
 STAGE2 = (
     (0.0, (('t2i', 0.65), ('caption', 0.25), ('text', 0.1))),
     (0.05, (('t2i', 0.33), ('caption', 0.05), ('vqa', 0.37), ('edit', 0.23), ('text', 0.02))),
