@@ -6,7 +6,7 @@ from configs import mixtures
 from tuna_jax.config import from_dict, to_dict
 from tuna_jax.config import size as named_size
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.pipeline import DataConfig
+from tuna_jax.data.mixture import DataConfig
 from tuna_jax.train.vae import VaeTrainConfig
 
 

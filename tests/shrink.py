@@ -19,7 +19,7 @@ import numpy as np
 from configs import common
 from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, to_dict
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.pipeline import DataConfig, texts
+from tuna_jax.data.mixture import DataConfig, texts
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.train import checkpoint
 from tuna_jax.train.config import TrainConfig

@@ -87,5 +87,6 @@ def test_every_verb_writes_its_file_with_prompt_seed_and_settings_in_it(tmp_path
       ('a red ball', 7, 3), ('', 8, 3), ('make it blue', 7, 3), ('a red ball', 7, 3)]
   assert [f['guidance']['scale'] for f in found.values()] == [7.5, 7.5, 7.5, 6.0]
   assert found['b.png']['guidance']['interval'] == [0, 0.6]
+  assert found['b.png']['sources'] == [f'{tmp_path}/a-0.png']
   assert len(read_video(str(tmp_path / 'c.gif'), '16', 5)) == 5
   assert len(done.stdout.splitlines()) >= 5  # four files and an answer

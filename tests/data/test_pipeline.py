@@ -13,13 +13,14 @@ from tuna_jax import batch as batch_lib
 from tuna_jax.data import pipeline, tasks
 from tuna_jax.data.latents import LatentCache, encode_all
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.pipeline import DataConfig, Pipeline
+from tuna_jax.data.mixture import DataConfig, texts
+from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
 
 SIZES = (4, 160, 64, 4, 3)
 TASKS = tasks.TaskConfig(system=None)
 ALL = ((0.0, tuple((task, 1.0) for task in tasks.TASKS)),)
-TOKENIZER = Tokenizer.train(pipeline.texts(DataConfig(tasks=TASKS), limit=30), 384)
+TOKENIZER = Tokenizer.train(texts(DataConfig(tasks=TASKS), limit=30), 384)
 
 
 def encode(pixels):

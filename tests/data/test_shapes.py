@@ -258,14 +258,15 @@ def test_answers_are_true_and_so_is_what_they_say_before_the_verdict():
     elif found := re.search(r'(is there an?|where is the) (\w+) (\w+)\?', question):
       name = found[1]
       those = [t for t in things if t.kind == found.groups()[1:]]
+      alike = [t.shape for t in things if t.colour == found[2]]
       want = those[0].place if name.startswith('where') else 'yes' if those else 'no'
     else:
       continue
     seen.add(name)
     assert verdict(record) == want
     if name != 'shapes':
-      said = answer.split(', so ')[0]
-      assert said.endswith(f' {" and ".join(t.place for t in those) or "nowhere"}')
+      listed = alike if name.startswith('is there') else [t.place for t in those]
+      assert answer.split(', so ')[0].endswith(f' {" and ".join(listed) or "nowhere"}')
   assert {'shapes', 'is there a', 'where is the', 'red', 'circles'} <= seen
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from tuna_jax.data import tasks
-from tuna_jax.data.segments import layout
+from tuna_jax.data.segments import Image, Video, layout
 from tuna_jax.data.tokenizer import Tokenizer
 
 PICTURE = np.zeros((16, 16, 3), np.uint8)
 CLIP = np.zeros((5, 16, 16, 3), np.uint8)
+LATENT = np.zeros((1, 1, 1, 48), np.float32)
 TOKENIZER = Tokenizer.train(['a red ball', 'user\n', 'assistant\n', 'what is it?', 'make it blue', 'Look.'], 320)
 RNG = np.random.default_rng(0)
 SPAN = '<|vision_start|><|image_pad|><|image_pad|><|vision_end|>'
@@ -125,9 +126,14 @@ def test_a_caption_cannot_smuggle_in_special_tokens():
   assert (e.tokens == TOKENIZER.eos).sum() == 2 and (e.tokens == TOKENIZER.img_pad).sum() == 2
 
 
+def asked(turns):
+  """The prompt of a conversation about a picture, as a generator lays it out."""
+  return layout(tasks.conversation(TOKENIZER, turns, [Image(PICTURE)], header=True), TOKENIZER, (4, 16))
+
+
 def test_a_question_s_prompt_is_the_beginning_of_its_training_example():
   trained = laid_out('vqa', {'image': PICTURE, 'conversations': TALK})
-  prompt = layout(tasks.prompt_plan('vqa', context(), 'what is it?', images=[PICTURE]), TOKENIZER, (4, 16))
+  prompt = asked([('user', 'what is it?')])
   np.testing.assert_array_equal(prompt.tokens, trained.tokens[:prompt.length])
   assert prompt.length + len(TOKENIZER.encode('a red ball')) + 1 == trained.length
 
@@ -135,19 +141,18 @@ def test_a_question_s_prompt_is_the_beginning_of_its_training_example():
 def test_a_later_turn_s_prompt_is_the_beginning_of_its_training_example():
   talk = [*TALK, {'from': 'human', 'value': 'what?'}, {'from': 'gpt', 'value': 'blue'}]
   trained = laid_out('vqa', {'image': PICTURE, 'conversations': talk})
-  prompt = tasks.prompt_plan('vqa', context(), 'what?', images=[PICTURE], turns=tasks.turns_of({'conversations': TALK}))
-  prompt = layout(prompt, TOKENIZER, (4, 16))
+  prompt = asked([*tasks.turns_of({'conversations': TALK}), ('user', 'what?')])
   np.testing.assert_array_equal(prompt.tokens, trained.tokens[:prompt.length])
 
 
-@pytest.mark.parametrize('task, record', [
-    ('t2i', {'image': PICTURE, 'caption': 'a red ball'}), ('t2v', {'video': CLIP, 'caption': 'a red ball'}),
-    ('edit', {'raw_image': PICTURE, 'out_image': PICTURE, 'instruction': 'a red ball'})])
-def test_a_drawing_prompt_is_its_training_example(task, record):
+@pytest.mark.parametrize('task, record, plan', [
+    ('t2i', {'image': PICTURE, 'caption': 'a red ball'}, tasks.generation(TOKENIZER, 'a red ball', Image(LATENT, True))),
+    ('t2v', {'video': CLIP, 'caption': 'a red ball'},
+     tasks.generation(TOKENIZER, 'a red ball', Video(LATENT.repeat(2, 0), True))),
+    ('edit', {'raw_image': PICTURE, 'out_image': PICTURE, 'instruction': 'a red ball'},
+     tasks.editing(TOKENIZER, [Image(PICTURE)], 'a red ball', Image(LATENT, True)))])
+def test_a_drawing_prompt_is_its_training_example(task, record, plan):
   trained = laid_out(task, record)
-  shape = (2, 1, 1, 48) if task == 't2v' else (1, 1, 1, 48)
-  images = [PICTURE] if task == 'edit' else []
-  plan = tasks.prompt_plan(task, context(), 'a red ball', images=images, target=np.zeros(shape, np.float32))
   prompt = layout(plan, TOKENIZER, (4, 16))
   for name in ('tokens', 'slot', 'kv_limit', 'target', 'grid'):
     np.testing.assert_array_equal(getattr(prompt, name), getattr(trained, name))

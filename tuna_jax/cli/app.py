@@ -137,8 +137,6 @@ def _guard(main, program, argv):
   if not flags.FLAGS['verbosity'].present:
     # absl.app says INFO by default, and libraries beneath us talk a page about every checkpoint.
     absl_logging.set_verbosity(absl_logging.WARNING)
-    # orbax says so of every item that is read apart from its checkpoint, which is how weights are read.
-    absl_logging.get_absl_logger().addFilter(lambda record: 'Metadata file does not exist' not in record.getMessage())
   try:
     return main(argv)
   except Exception as error:

@@ -110,7 +110,7 @@ def _at(source, index, error) -> str:
 
 
 def preview(path):
-  from tuna_jax.data import pipeline, segments
+  from tuna_jax.data import mixture, segments
   from tuna_jax.data import preview as preview_page
   from tuna_jax.data.tasks import NUMBERS, TASKS, Context
   from tuna_jax.data.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def preview(path):
   if _TOKENIZER.value:
     tokenizer = Tokenizer.from_dir(_TOKENIZER.value)
   else:
-    tokenizer = Tokenizer.train(pipeline.texts(pipeline.DataConfig(mixture=path), limit=500), 4096)
+    tokenizer = Tokenizer.train(mixture.texts(mixture.DataConfig(mixture=path), limit=500), 4096)
   context, rng, examples = Context(tokenizer), np.random.default_rng(0), []
   for source in opened:
     for i in range(min(_COUNT.value, len(source))):

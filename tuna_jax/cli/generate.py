@@ -73,10 +73,10 @@ def main(argv):
   if not _CHECKPOINT.value:
     raise UsageError('--checkpoint is required: a run or a weights directory')
   if action == 'edit' and not _IMAGE.value:
-    raise UsageError('generate edit: --image is required: the picture to edit')
+    raise UsageError('edit: --image is required: the picture to edit')
   for name, verbs in _FOR.items():
     if flags.FLAGS[name].present and action not in verbs:
-      raise UsageError(f'generate {action}: takes no --{name}, which is for {" and ".join(verbs)}')
+      raise UsageError(f'{action}: takes no --{name}, which is for {" and ".join(verbs)}')
   if action == 'ask':
     return ask(prompts)
   draw(action, prompts)
@@ -87,7 +87,7 @@ def info(paths):
   from tuna_jax.sample.output import read_info
 
   if not paths:
-    raise UsageError('generate info: missing argument FILE')
+    raise UsageError('info: missing argument FILE')
   for path in paths:
     print(json.dumps(read_info(path), indent=1, ensure_ascii=False))
 

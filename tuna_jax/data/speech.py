@@ -202,23 +202,23 @@ def ask(scene, kind, rng):
   t = rng.choice(things)
   if kind == 'what':
     if rng.random() < 0.5 and _once(things, 'colour', t.colour):
-      return f'what shape is the {t.colour} one?', f'the {t.colour} {t.shape}'
-    return f'what shape is at the {t.place}?', f'the {t.place} {t.shape}'
+      return f'what shape is the {t.colour} one?', f'{t.colour} {t.shape}'
+    return f'what shape is at the {t.place}?', f'{t.place} {t.shape}'
   if kind == 'colour':
     if rng.random() < 0.5 and _once(things, 'shape', t.shape):
-      return f'what colour is the {t.shape}?', f'the {t.shape} is {t.colour}'
-    return f'what colour is the shape at the {t.place}?', f'the {t.place} is {t.colour}'
+      return f'what colour is the {t.shape}?', f'{t.shape} {t.colour}'
+    return f'what colour is the shape at the {t.place}?', f'{t.place} {t.colour}'
   if kind == 'count':
     form = rng.random()
     if form < 0.5:
       return 'how many shapes are there?', NUMBERS[len(things)]
     if form < 0.75:
       shape = t.shape if rng.random() < 0.8 else rng.choice(SHAPES)
-      name, found = PLURAL[shape], [o for o in things if o.shape == shape]
+      key, name, found = PLURAL[shape], PLURAL[shape], [o for o in things if o.shape == shape]
     else:
       colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
-      name, found = f'{colour} shapes', [o for o in things if o.colour == colour]
-    return f'how many {name} are there?', f'{name} {_seen(found)}, so {NUMBERS[len(found)]}'
+      key, name, found = colour, f'{colour} shapes', [o for o in things if o.colour == colour]
+    return f'how many {name} are there?', f'{key} {_listed(t.place for t in found)}, so {NUMBERS[len(found)]}'
   if kind == 'where':
     if not _once(things, 'kind', t.kind):
       raise ValueError(f"'where' wants things of different kinds: {scene}")
@@ -230,8 +230,8 @@ def _a(words):
   return f'{"an" if words.startswith("orange") else "a"} {words}'
 
 
-def _seen(things):
-  return ' and '.join(t.place for t in things) or 'nowhere'
+def _listed(words):
+  return ' and '.join(words) or 'nowhere'
 
 
 VERDICTS = (*SHAPES, *COLOURS, *NUMBERS, *PLACES, 'left', 'right', 'up', 'down', 'still', 'yes', 'no')
@@ -257,11 +257,11 @@ def _ask_yesno(things, t, rng):
     return f'is the {a} {relation} the {b}?', f'{a} {t.place} and {b} {other.place}, so {answer}'
   if form < 0.6 and _once(things, 'kind', t.kind):
     size = t.size if true else SIZES[1 - SIZES.index(t.size)]
-    name = f'the {t.colour} {t.shape}'
-    return f'is {name} {size}?', f'{name} is {t.size}, so {answer}'
+    name = f'{t.colour} {t.shape}'
+    return f'is the {name} {size}?', f'{name} {t.size}, so {answer}'
   kind = t.kind if true else _absent_kind(things, t, rng)
-  name = ' '.join(kind)
-  return f'is there {_a(name)}?', f'{name} {_seen([o for o in things if o.kind == kind])}, so {answer}'
+  seen = _listed(o.shape for o in things if o.colour == kind[0])
+  return f'is there {_a(" ".join(kind))}?', f'{kind[0]} {seen}, so {answer}'
 
 
 def _absent_kind(things, t, rng):
@@ -287,13 +287,13 @@ def ask_clip(scene, kind, rng):
   if kind == 'what' and moving:
     return 'which shape moves?', f'the moving {moving[0].shape}'
   if kind == 'what':
-    return f'what shape is the {t.colour} one?', f'the {t.colour} {t.shape}'
+    return f'what shape is the {t.colour} one?', f'{t.colour} {t.shape}'
   if kind == 'colour' and moving and rng.random() < 0.6:
     return 'what colour is the shape that moves?', f'what moves is {moving[0].colour}'
   if kind == 'colour':
     if _once(things, 'shape', t.shape):
-      return f'what colour is the {t.shape}?', f'the {t.shape} is {t.colour}'
-    return f'what colour is the shape at the {t.place}?', f'the {t.place} is {t.colour}'
+      return f'what colour is the {t.shape}?', f'{t.shape} {t.colour}'
+    return f'what colour is the shape at the {t.place}?', f'{t.place} {t.colour}'
   if kind == 'count':
     return 'how many shapes are there?', NUMBERS[len(things)]
   true = rng.random() < 0.5

@@ -207,27 +207,5 @@ def turns_of(record: Mapping) -> list[tuple[str, str]]:
   return turns
 
 
-def prompt_plan(task: str, ctx: Context, prompt: str = '', *, images: Sequence[np.ndarray] = (),
-                target: np.ndarray | None = None, turns: Sequence[tuple[str, str]] = ()) -> Plan:
-  """The plan of a request, laid out as training examples of `task` are.
-
-  prompt: the text; for guidance call again with '' or the negative prompt.
-  images: sources of an edit, or what a question is about; clips for the video tasks.
-  target: t2i, t2v, edit: an array of the shape to draw, latents [T, h, w, C] or pixels. Its values are not used.
-  turns: earlier (role, text) turns of a conversation; `prompt` is the next user turn, and the plan ends with an open
-    assistant turn. Raises ValueError for an unknown task or a drawing task without `target`.
-  """
-  check_task(task)
-  visual = Video if task in ('t2v', 'video_caption', 'video_vqa') else Image
-  if task in ('t2i', 't2v', 'edit'):
-    if target is None:
-      raise ValueError(f'{task}: needs a target shape to draw')
-    if task == 'edit':
-      return editing(ctx.tokenizer, [Image(p) for p in images], prompt, Image(target, True))
-    return generation(ctx.tokenizer, prompt, visual(target, True))
-  turns = [*turns, ('user', prompt)] if prompt else list(turns)
-  return conversation(ctx.tokenizer, turns, [visual(p) for p in images], system=ctx.config.system, header=True)
-
-
 def _list(value) -> Sequence[np.ndarray]:
   return value if isinstance(value, (list, tuple)) else [value]

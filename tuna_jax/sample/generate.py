@@ -187,7 +187,8 @@ class Generator:
       plans.append([tasks_lib.editing(self.tokenizer, s, t, target) for s, t in branches])
     seeds = requests.seeds_of(seed, len(texts))
     drawn = self.decode(self.draw(plans, seeds, how, report))
-    infos = _infos(texts, negative, seeds, how)
+    infos = [{**info, 'sources': [requests.name_of(s) for s in entry]}
+             for info, entry in zip(_infos(texts, negative, seeds, how), entries)]
     return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
 
   # ---- latents

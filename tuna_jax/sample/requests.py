@@ -160,6 +160,11 @@ def read_source(source, config: MediaConfig, size: str | None, stride: int) -> n
   return media.fit(picture, own_size(picture.height, picture.width, height * width, stride))[None]
 
 
+def name_of(source) -> str:
+  """The path of a picture, or what kind of thing it is."""
+  return os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+
+
 def own_size(height: int, width: int, area: int, stride: int) -> Size:
   """(height, width) as given, scaled down to `area` pixels if larger, each side rounded to a multiple of `stride`."""
   scale = min(1.0, math.sqrt(area / (height * width)))

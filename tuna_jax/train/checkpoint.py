@@ -16,6 +16,7 @@ shardings is ignored, so it restores on any mesh. `load_weights` reads either ki
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import jax
@@ -30,6 +31,9 @@ from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 from tuna_jax.weights import store
 from tuna_jax.weights.shapes import vae_shapes
+
+# orbax warns so of every item that is read apart from its checkpoint, which is how weights are read here.
+logging.getLogger('absl').addFilter(lambda record: 'Metadata file does not exist' not in record.getMessage())
 
 
 class Checkpoints:

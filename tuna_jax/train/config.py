@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tuna_jax.config import TunaConfig, nearest
-from tuna_jax.data.pipeline import DataConfig
+from tuna_jax.data.mixture import DataConfig
 from tuna_jax.flow import TRAIN_SHIFT
 
 KINDS = ('adamw', 'muon')

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 from etils import epath
 
-from tuna_jax.data.pipeline import texts
+from tuna_jax.data.mixture import texts
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.train.config import TrainConfig
 

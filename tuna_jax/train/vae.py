@@ -21,7 +21,7 @@ import optax
 from etils import epath
 
 from tuna_jax.config import VaeConfig
-from tuna_jax.data.pipeline import DataConfig, open_sources
+from tuna_jax.data.mixture import DataConfig, open_sources
 from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
 from tuna_jax.train import checkpoint, loop
 from tuna_jax.train.optimizer import scale_by
