@@ -239,10 +239,12 @@ def test_a_verdict_is_the_longest_name_at_the_end():
 
 
 @pytest.mark.parametrize('task', ['vqa', 'video_vqa'])
-def test_conversations_of_train_ask_twice_and_every_answer_has_a_verdict(task):
-  for split, turns in (('train', 4), ('test', 2)):
+def test_conversations_of_train_ask_up_to_twice_nothing_twice_and_every_answer_has_a_verdict(task):
+  for split, turns in (('train', (2, 4)), ('test', (2,))):
     for record in records(task, split, FEW):
-      assert len(record['conversations']) == turns
+      assert len(record['conversations']) in turns
+      asked = [t['value'].removeprefix('<image>\n') for t in record['conversations'][::2]]
+      assert len(set(asked)) == len(asked)
       assert {speech.verdict(t['value']) for t in record['conversations'][1::2]} <= set(speech.VERDICTS)
 
 

@@ -17,7 +17,13 @@ from tuna_jax.data.world import COLOURS, PLACES, SIZES, check_name, make_rng
 TASKS = ('t2i', 'caption', 'vqa', 'text', 'edit', 't2v', 'video_caption', 'video_vqa')
 _MORE = {'train': 1, 'test': 0}  # a question about a picture before the one that gives the record its type
 # The kinds it is drawn from: what takes a thing's colour and shape together to find is asked more.
-_ALSO = (*speech.QUESTIONS, 'count', 'where', 'where', 'yesno', 'yesno')
+_ALSO = ('colour', 'count', 'count', 'where', 'where', 'where', 'yesno', 'yesno', 'yesno')
+# Scenes to ask about: train sees one thing, or things all alike, less often, for they teach nothing of which is which.
+_ASKED = {
+  'train': (((1, False), 10), ((2, False), 50), ((3, False), 16), ((4, False), 6),
+            ((2, True), 7), ((3, True), 6), ((4, True), 5)),
+  'test': world.FAMILIES,
+}
 _TOLD = 3  # questions about a scene in words
 _WORDS = 90  # of a conversation, about; what does not fit in is not asked
 PROMPTS = ('one', 'two', 'count', 'position')
@@ -69,7 +75,8 @@ def _caption(rng, split):
 
 def _vqa(rng, split):
   kind = rng.choice(speech.QUESTIONS)
-  scene = world.random_scene(rng, split, world.distinct_families() if kind == 'where' else world.FAMILIES)
+  families = [(family, weight) for family, weight in _ASKED[split] if not (family[1] and kind == 'where')]
+  scene = world.random_scene(rng, split, families)
   return {'image': world.render(scene), **_asked(scene, speech.ask, _ALSO, kind, rng, split)}
 
 
@@ -80,10 +87,10 @@ def _asked(scene, ask, kinds, kind, rng, split):
 
 
 def _interview(scene, ask, kinds, rng, opening, count, last=()):
-  """At most `count` questions about one scene, then `last`: a picture is dear and an answer is short."""
+  """At most `count` questions about one scene, then `last`, none twice: a picture is dear and an answer is short."""
   apart = len({t.kind for t in scene.things}) == len(scene.things)
   kinds = [k for k in kinds if apart or k != 'where']
-  pairs = [*(ask(scene, rng.choice(kinds), rng) for _ in range(count)), *last]
+  pairs = list(dict([*last, *(ask(scene, rng.choice(kinds), rng) for _ in range(count))]).items())[::-1]
   left = _WORDS - len(opening.split())
   fits = [*itertools.takewhile(lambda words: words <= left, itertools.accumulate(map(_length, reversed(pairs))))]
   (first, said), *rest = pairs[-max(len(fits), 1):]

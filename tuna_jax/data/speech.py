@@ -254,7 +254,9 @@ def _ask_yesno(things, t, rng):
     other = rng.choice([o for o in things if o is not t])
     relation = rng.choice([r for r in RELATIONS if holds(r, t.center, other.center) == true])
     a, b = (f'{o.colour} {o.shape}' for o in (t, other))
-    return f'is the {a} {relation} the {b}?', f'{a} {t.place} and {b} {other.place}, so {answer}'
+    axis = RELATIONS[relation][0] != 0
+    at, there = (o.place.split()[axis] for o in (t, other))
+    return f'is the {a} {relation} the {b}?', f'{a} {at} and {b} {there}, so {answer}'
   if form < 0.6 and _once(things, 'kind', t.kind):
     size = t.size if true else SIZES[1 - SIZES.index(t.size)]
     name = f'{t.colour} {t.shape}'
