@@ -12,7 +12,7 @@ from tuna_jax.train.vae import VaeTrainConfig
 
 def get_config(size: str = 'tiny'):
   """size: tiny, or fast (tiny, in fewer steps); 2b and 7b use the published Wan 2.2 VAE."""
-  steps = {'tiny': 1000, 'fast': 350}
+  steps = {'tiny': 1000, 'fast': 300}
   if size not in steps:
     raise ValueError(f'configs/vae.py:{size}: expected tiny or fast; other sizes use the published VAE')
   media = MediaConfig(image_size='64', video_size='64', frames=9)
