@@ -45,7 +45,7 @@ def test_shapes_writes_mixtures_that_check_and_preview(tmp_path):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (('check', 'gone.json'), 'gone.json: no such file'), (('check',), 'expected 1 files, found 0'),
+    (('check', 'gone.json'), 'gone.json: no such file'), (('check',), 'expected 1 files (MIXTURE.json), found 0'),
     (('shapes',), '--out is missing'), (('chek', 'x'), "nearest is 'check'")])
 def test_mistakes_are_one_line_and_exit_code_2(arguments, words):
   done = data(*arguments)

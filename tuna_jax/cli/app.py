@@ -139,6 +139,9 @@ def _guard(main, program, argv):
     absl_logging.set_verbosity(absl_logging.WARNING)
   try:
     return main(argv)
+  except BrokenPipeError:  # the reader of our output has left, as `head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
   except Exception as error:
     if os.environ.get(TRACEBACK) == '1' or not _is_users(error):
       raise

@@ -45,7 +45,7 @@ def main(argv):
   action, *paths = argv[1:]
   wanted = 1 if action in ('check', 'preview') else 0
   if len(paths) != wanted:
-    raise UsageError(f'data {action}: expected {wanted} files, found {len(paths)}')
+    raise UsageError(f'data {action}: expected {wanted} files{" (MIXTURE.json)" if wanted else ""}, found {len(paths)}')
   if action != 'check' and not _OUT.value:
     raise UsageError(f'data {action}: --out is missing')
   return {'shapes': shapes, 'emoji': emoji, 'check': check, 'preview': preview}[action](*paths)

@@ -24,13 +24,14 @@ _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Directory of the tokenizer, l
 _STEP = flags.DEFINE_integer('step', None, 'The step of a run; default the latest.')
 _EMA = flags.DEFINE_bool('ema', True, 'Use the averages of a run.')
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'File to write: .png, .mp4 or .gif; with several results a number is added.'
+  'output', None, 'File to write: .png, .mp4 or .gif, out.png or out.mp4 where none is given; with several results a number is added.'
 )
 _IMAGE = flags.DEFINE_multi_string(
   'image', [], 'edit, ask: a picture (ask: or a clip); may be given several times.'
 )
 _SIZE = flags.DEFINE_string(
-  'size', None, "'HxW' or 'N', multiples of 16, or a class. Default: as trained; edit: the source's."
+  'size', None, "'HxW' or 'N', multiples of 16, or a class. Default: as trained; edit: the last source's, "
+  'rounded to 16 and no larger than trained.'
 )
 _FRAMES = flags.DEFINE_integer('frames', None, 't2v: pictures of the clip, 4k + 1.')
 _FPS = flags.DEFINE_integer('fps', 16, 't2v: pictures a second.', lower_bound=1)
@@ -103,6 +104,8 @@ def draw(action, prompts):
   output = _OUTPUT.value or f'out{ending[0]}'
   if os.path.splitext(output)[1].lower() not in ending:
     raise UsageError(f'--output={output}: expected a name that ends in {" or ".join(ending)}')
+  if not os.path.isdir(os.path.dirname(output) or '.'):
+    raise UsageError(f'--output={output}: no directory {os.path.dirname(output)}')
   how = {
     'size': _SIZE.value,
     'negative': _NEGATIVE.value,

@@ -57,5 +57,6 @@ def _existing(what: str, directory, file: str, root) -> str:
   """`directory`, if it holds `file` (a tokenizer may be a qwen.tiktoken)."""
   folder = epath.Path(directory)
   if not str(directory) or not any((folder / f).exists() for f in (file, 'qwen.tiktoken')):
-    raise ValueError(f'{root}: no {what} in {str(directory) or "its config"}; give the directory of the {what}')
+    raise ValueError(f'{root}: no {what} in {str(directory) or "its config"}, seen from {os.getcwd()}; '
+                     f'--{what}=DIR says where it is')
   return str(folder)
