@@ -30,6 +30,7 @@ def run(verb, *arguments):
     (['t2i', 'x', '--checkpoint=w', '--image=a.png'], 'takes no --image, which is for edit and ask'),
     (['ask', 'x', '--checkpoint=w', '--points=9'], 'takes no --points'),
     (['t2v', 'x', '--checkpoint=w', '--output=a.png'], '.mp4 or .gif'),
+    (['t2i', 'x', '--checkpoint=w', '--output=nowhere/a.png'], 'no directory nowhere'),
     (['t2i', 'x', '--checkpoint=w', '--guidance_interval=0-1'], 'two numbers'),
     (['t2i', 'x', '--checkpoint=w', '--guidance=0'], 'above 0'),
     (['t2i', 'x', '--checkpoint=nowhere'], 'no config.json'),
@@ -45,6 +46,13 @@ def test_info_prints_what_a_file_remembers(tmp_path):
   Picture(np.zeros((16, 16, 3), np.uint8), {'prompt': 'a red ball', 'seed': 3}).save(tmp_path / 'a.png')
   done = run('generate', 'info', str(tmp_path / 'a.png'))
   assert json.loads(done.stdout) == {'prompt': 'a red ball', 'seed': 3}
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path):
+  Picture(np.zeros((16, 16, 3), np.uint8), {'prompt': 'a red ball ' * 9000}).save(tmp_path / 'a.png')
+  command = f'{sys.executable} -m tuna_jax.cli.generate info {tmp_path}/a.png | head -c 9'
+  done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, check=False, cwd=ROOT)
+  assert done.stdout == '{\n "promp' and not done.stderr
 
 
 def test_the_bench_counts_the_published_size_without_running_it(tmp_path):

@@ -240,9 +240,10 @@ def test_a_verdict_is_the_longest_name_at_the_end():
 
 @pytest.mark.parametrize('task', ['vqa', 'video_vqa'])
 def test_conversations_of_train_ask_up_to_twice_nothing_twice_and_every_answer_has_a_verdict(task):
-  for split, turns in (('train', (2, 4)), ('test', (2,))):
-    for record in records(task, split, FEW):
-      assert len(record['conversations']) in turns
+  for split, turns in (('train', {2, 4}), ('test', {2})):
+    made = records(task, split, FEW)
+    assert {len(record['conversations']) for record in made} == turns
+    for record in made:
       asked = [t['value'].removeprefix('<image>\n') for t in record['conversations'][::2]]
       assert len(set(asked)) == len(asked)
       assert {speech.verdict(t['value']) for t in record['conversations'][1::2]} <= set(speech.VERDICTS)
@@ -270,6 +271,20 @@ def test_answers_are_true_and_so_is_what_they_say_before_the_verdict():
       listed = alike if name.startswith('is there') else [t.place for t in those]
       assert answer.split(', so ')[0].endswith(f' {" and ".join(listed) or "nowhere"}')
   assert {'shapes', 'is there a', 'where is the', 'red', 'circles'} <= seen
+
+
+def test_relations_are_answered_by_the_halves_that_the_two_things_stand_in():
+  asked = 0
+  for record in records('vqa', 'train', MANY):
+    question, answer = (turn['value'].removeprefix('<image>\n') for turn in record['conversations'][-2:])
+    if found := re.fullmatch(f'is the (.+) ({"|".join(speech.RELATIONS)}) the (.+)\\?', question):
+      a, b = (next(t for t in scenes(record)[0].things if ' '.join(t.kind) == found[n]) for n in (1, 3))
+      axis = found[2] in ('left of', 'right of')
+      true = speech.holds(found[2], a.center, b.center)
+      assert answer == (f'{found[1]} {a.place.split()[axis]} and {found[3]} {b.place.split()[axis]}, '
+                        f'so {"yes" if true else "no"}')
+      asked += 1
+  assert asked > 5
 
 
 def test_all_question_and_edit_types_occur():

@@ -214,10 +214,12 @@ def ask(scene, kind, rng):
       return 'how many shapes are there?', NUMBERS[len(things)]
     if form < 0.75:
       shape = t.shape if rng.random() < 0.8 else rng.choice(SHAPES)
-      key, name, found = PLURAL[shape], PLURAL[shape], [o for o in things if o.shape == shape]
+      key, found = PLURAL[shape], [o for o in things if o.shape == shape]
+      name = key
     else:
       colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
-      key, name, found = colour, f'{colour} shapes', [o for o in things if o.colour == colour]
+      key, found = colour, [o for o in things if o.colour == colour]
+      name = f'{colour} shapes'
     return f'how many {name} are there?', f'{key} {_listed(t.place for t in found)}, so {NUMBERS[len(found)]}'
   if kind == 'where':
     if not _once(things, 'kind', t.kind):
