@@ -49,7 +49,10 @@ setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   python_requires='>=3.11',
-  packages=find_packages(include=['tuna_jax', 'tuna_jax.*', 'configs', 'configs.*']),
+  # configs/ lies at the top of the repository and is imported as tuna_jax.configs, so that an
+  # installation never meets somebody else's `configs`.
+  packages=[*find_packages(include=['tuna_jax', 'tuna_jax.*']), 'tuna_jax.configs'],
+  package_dir={'tuna_jax.configs': 'configs'},
   install_requires=RUNTIME,
   extras_require=EXTRAS,
   entry_points={'console_scripts': ['tuna-jax = tuna_jax.cli.main:main']},

@@ -1,7 +1,8 @@
 """What every stage shares, and the doors of a config file.
 
-`get_config('tiny')` of a stage returns an ml_collections.ConfigDict of a whole `TrainConfig`, so that any field can be
-set on the command line: `--config=configs/stage2.py:7b --config.optimizer.lr=3e-5`.
+`get_config('tiny')` of a stage returns an ml_collections.ConfigDict of a whole `TrainConfig`, so
+that any field can be set on the command line: `--config=configs/stage2.py:7b
+--config.optimizer.lr=3e-5`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 import ml_collections
+from tuna_jax.configs import tiny
 
-from configs import tiny
 from tuna_jax.config import from_dict, to_dict
 from tuna_jax.config import size as named_size
 from tuna_jax.data.mixture import DataConfig
@@ -18,15 +19,27 @@ from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 
 def base(stage: str, size: str) -> TrainConfig:
-  """The settings that all stages of the published sizes share: 2,048-token rows at 8 rows a chip of a 256-chip pod."""
+  """The settings that all stages of the published sizes share: 2,048-token rows at 8 rows a chip of
+  a 256-chip pod.
+  """
   return TrainConfig(
-      model=named_size('tiny' if size in tiny.STEPS else size), stage=stage, steps=100_000, rows=2048, length=2048, visual=2048, images=16,
-      data=DataConfig(threads=8, prefetch=4),
-      optimizer=OptimizerConfig(), checkpoint_every=500)
+    model=named_size('tiny' if size in tiny.STEPS else size),
+    stage=stage,
+    steps=100_000,
+    rows=2048,
+    length=2048,
+    visual=2048,
+    images=16,
+    data=DataConfig(threads=8, prefetch=4),
+    optimizer=OptimizerConfig(),
+    checkpoint_every=500,
+  )
 
 
 def to_config_dict(config: TrainConfig, size: str) -> ml_collections.ConfigDict:
-  """The ConfigDict of a stage; the tiny size first takes its own rates, steps and batch (`configs/tiny.py`)."""
+  """The ConfigDict of a stage; the tiny size first takes its own rates, steps and batch
+  (`configs/tiny.py`).
+  """
   if size in tiny.STEPS:
     config = tiny.shrink(config, size)
   return ml_collections.ConfigDict(to_dict(config), convert_dict=True)

@@ -1,12 +1,16 @@
 """Stage 2: everything trains; instruction, editing and video data join part-way."""
 
-from configs import common, mixtures
+from tuna_jax.configs import common, mixtures
 
 
 def get_config(size: str = 'tiny'):
   """size: tiny, fast (tiny, in fewer steps), 2b or 7b."""
   config = common.base('stage2', size)
-  return common.to_config_dict(common.replace(
+  return common.to_config_dict(
+    common.replace(
       config,
       data=common.replace(config.data, phases=mixtures.STAGE2),
-      optimizer=common.replace(config.optimizer, lr=1e-4, warmup=2000)), size)
+      optimizer=common.replace(config.optimizer, lr=1e-4, warmup=2000),
+    ),
+    size,
+  )

@@ -1,12 +1,19 @@
-"""Stage 3: supervised fine-tuning on instruction, editing and high-quality generation data at a low rate."""
+"""Stage 3: supervised fine-tuning on instruction, editing and high-quality generation data at a low
+rate.
+"""
 
-from configs import common, mixtures
+from tuna_jax.configs import common, mixtures
 
 
 def get_config(size: str = 'tiny'):
   """size: tiny, fast (tiny, in fewer steps), 2b or 7b."""
   config = common.base('stage3', size)
-  return common.to_config_dict(common.replace(
-      config, steps=20_000,
+  return common.to_config_dict(
+    common.replace(
+      config,
+      steps=20_000,
       data=common.replace(config.data, phases=mixtures.STAGE3),
-      optimizer=common.replace(config.optimizer, lr=2e-5, warmup=500)), size)
+      optimizer=common.replace(config.optimizer, lr=2e-5, warmup=500),
+    ),
+    size,
+  )

@@ -1,30 +1,32 @@
-"""What the tiny size changes in each stage: rows of a few examples, higher rates, minutes instead of days.
+"""What the tiny size changes in each stage: rows of a few examples, higher rates, minutes instead
+of days.
 
-The order of the stages and what trains in each stays. Rates are those of a model of two million parameters.
+The order of the stages and what trains in each stays. Rates are those of a model of two million
+parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from tuna_jax.data import speech
 from tuna_jax.data.media import MediaConfig
+from tuna_jax.toy import speech
 from tuna_jax.train.config import MeshConfig, TrainConfig
 
 # stage: (steps, lr, warm-up); 'fast' is the five-minute version of the same.
 STEPS = {
-    'tiny': {
-        'decoder': (2500, 1e-3, 80),
-        'stage1': (1000, 2e-3, 80),
-        'stage2': (9800, 1e-3, 80),
-        'stage3': (1200, 4e-4, 40),
-    },
-    'fast': {
-        'decoder': (400, 1e-3, 40),
-        'stage1': (250, 2e-3, 40),
-        'stage2': (1000, 1.2e-3, 40),
-        'stage3': (60, 4e-4, 10),
-    },
+  'tiny': {
+    'decoder': (2500, 1e-3, 80),
+    'stage1': (1000, 2e-3, 80),
+    'stage2': (9800, 1e-3, 80),
+    'stage3': (1200, 4e-4, 40),
+  },
+  'fast': {
+    'decoder': (400, 1e-3, 40),
+    'stage1': (250, 2e-3, 40),
+    'stage2': (1000, 1.2e-3, 40),
+    'stage3': (60, 4e-4, 10),
+  },
 }
 
 
@@ -34,15 +36,37 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
   rows, length = 4, 128
   visual, images = (80, 5) if config.visual else (0, 0)
   data = dataclasses.replace(
-      config.data, media=MediaConfig(image_size='64', video_size='64', frames=9), threads=1, prefetch=2, encode_batch=2,
-      tasks=dataclasses.replace(config.data.tasks, system=None, questions=(speech.DESCRIBE,),
-                                video_questions=(speech.DESCRIBE_CLIP,)))
+    config.data,
+    media=MediaConfig(image_size='64', video_size='64', frames=9),
+    threads=1,
+    prefetch=2,
+    encode_batch=2,
+    tasks=dataclasses.replace(
+      config.data.tasks,
+      system=None,
+      questions=(speech.DESCRIBE,),
+      video_questions=(speech.DESCRIBE_CLIP,),
+    ),
+  )
   # The decoder finds things by their names sooner at half the rate of what draws.
-  groups = (('decoder/.*', 0.5), ('.*', 1.0)) if config.stage == 'stage2' else config.optimizer.groups
+  groups = (
+    (('decoder/.*', 0.5), ('.*', 1.0)) if config.stage == 'stage2' else config.optimizer.groups
+  )
   optimizer = dataclasses.replace(
-      config.optimizer, lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99, groups=groups)
+    config.optimizer, lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99, groups=groups
+  )
   return dataclasses.replace(
-      config, steps=steps, rows=rows, length=length, visual=visual, images=images, data=data, optimizer=optimizer,
-      mesh=MeshConfig(data=-1, fsdp=1), ntp_coeff=1.0, time_shift=3.0, checkpoint_every=10**6, keep=1)
-
-
+    config,
+    steps=steps,
+    rows=rows,
+    length=length,
+    visual=visual,
+    images=images,
+    data=data,
+    optimizer=optimizer,
+    mesh=MeshConfig(data=-1, fsdp=1),
+    ntp_coeff=1.0,
+    time_shift=3.0,
+    checkpoint_every=10**6,
+    keep=1,
+  )

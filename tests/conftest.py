@@ -20,14 +20,16 @@ CACHE = 'TUNA_TEST_CACHE'  # set by the run's first process; workers and subproc
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu may be here for ahead-of-time compiles
 sys.path.insert(0, str(ROOT))  # `configs` and `tuna_jax` of this checkout
-from tuna_jax.quick import CPU_OPTIONS
+from tuna_jax.tools.xla_cpu import CPU_OPTIONS  # noqa: E402
 
-# Eight devices, and a compiler that hurries: most of the suite's time is compilation, and numbers here are few.
+# Eight devices, and a compiler that hurries: most of the suite's time is compilation, and numbers
+# here are few.
 _given = os.environ.get('XLA_FLAGS', '')
 _flags = {'xla_force_host_platform_device_count': 8, **CPU_OPTIONS}
 os.environ['XLA_FLAGS'] = ' '.join(
   [_given, *(f'--{k}={v}' for k, v in _flags.items() if k not in _given)]
 ).strip()
+
 
 def pytest_addoption(parser):
   parser.addoption('--slow', action='store_true', help='run the tests marked slow as well')

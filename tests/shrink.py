@@ -15,16 +15,16 @@ import tempfile
 
 import jax
 import numpy as np
+from tuna_jax.configs import common
 
-from configs import common
 from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, to_dict
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig, texts
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.train import checkpoint
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.tree import name_of
-from tuna_jax.weights.shapes import vae_shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAGES = ('stage1', 'stage2', 'stage3')
@@ -32,7 +32,9 @@ STAGES = ('stage1', 'stage2', 'stage3')
 
 def real(name: str, size: str = 'tiny') -> TrainConfig:
   """The frozen config of configs/NAME.py:SIZE."""
-  return common.from_config_dict(importlib.import_module(f'configs.{name}').get_config(size))
+  return common.from_config_dict(
+    importlib.import_module(f'tuna_jax.configs.{name}').get_config(size)
+  )
 
 
 def stage(name: str, size: str = 'tiny', **changes) -> TrainConfig:

@@ -5,21 +5,13 @@ import math
 
 import jax
 import pytest
+from tuna_jax.configs import common
 
-from configs import common
 from tests import shrink
 from tuna_jax import config as configs
 from tuna_jax import tree
-from tuna_jax.config import (
-  TINY,
-  TUNA_2B,
-  TUNA_7B,
-  TunaConfig,
-  VaeConfig,
-  from_dict,
-  to_dict,
-)
-from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
+from tuna_jax.config import TINY, TUNA_2B, TUNA_7B, TunaConfig, VaeConfig, from_dict, to_dict
+from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 
 # ARCHITECTURE.md section 0, in our names.
 COUNTS = {

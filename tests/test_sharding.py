@@ -17,10 +17,10 @@ from jax.sharding import PartitionSpec as P
 from tests import shrink
 from tests.models import small
 from tuna_jax import config, sharding, tree
-from tuna_jax.train import plan
+from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.tools import plan
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.step import jit_step, train_step
-from tuna_jax.weights.shapes import tuna_shapes
 
 EQUAL = 1e-5  # relative to the largest entry: float32 sums in another order
 
@@ -184,7 +184,8 @@ def test_an_unknown_anchor_is_named_with_the_nearest():
 def stage(name):
   """A stage as it is, two narrow layers a tower.
 
-  The first rate is not 0, and Adam's eps is large lest it divide noise by noise. Stage 1 accumulates.
+  The first rate is not 0, and Adam's eps is large lest it divide noise by noise. Stage 1
+  accumulates.
   """
   c = shrink.shrink(shrink.real(name))
   optimizer = dataclasses.replace(
@@ -197,8 +198,12 @@ def stage(name):
 
 
 def inputs(c):
-  """Parameters and a batch. Layers that start at zero would hide an error in what comes before them."""
-  examples = (('edit', 'vqa'), ('t2i', 'text'), ('t2v',), ('vqa', 't2i')) if c.visual else (('text',) * 3,)
+  """Parameters and a batch. Layers that start at zero would hide an error in what comes before
+  them.
+  """
+  examples = (
+    (('edit', 'vqa'), ('t2i', 'text'), ('t2v',), ('vqa', 't2i')) if c.visual else (('text',) * 3,)
+  )
   rows = [examples[r % len(examples)] for r in range(c.rows)]
   batch = small.batch(*rows, length=c.length, cells=c.visual, images=c.images)
   return shrink.randomise(tuna_shapes(c.model), 0), batch
@@ -213,7 +218,8 @@ def alone(name):
   return jax.device_get(jax.jit(partial(train_step, config=c))(state, batch, jax.random.key(1)))
 
 
-# data x fsdp x context x tensor. Every stage, every axis; the plain suite compiles one pair of programs.
+# data x fsdp x context x tensor. Every stage, every axis; the plain suite compiles one pair of
+# programs.
 @pytest.mark.parametrize(
   'name,sizes',
   [

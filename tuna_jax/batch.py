@@ -69,25 +69,40 @@ _DTYPES = Batch(*['int32'] * 2, 'float32', *['int32'] * 5, 'float32', *['int32']
 def shapes(rows: int, length: int, visual: int, images: int, channels: int) -> Batch:
   """The shape of every field, as a Batch of tuples."""
   seq, cell = (rows, length), (rows, visual)
-  return Batch(*[seq] * 8, (*cell, channels), (*cell, 3), cell, (rows, images, 3), cell, (rows, images))
+  return Batch(
+    *[seq] * 8, (*cell, channels), (*cell, 3), cell, (rows, images, 3), cell, (rows, images)
+  )
 
 
 def empty(rows: int, length: int, visual: int, images: int, channels: int) -> Batch:
   """An all-padding Batch of numpy arrays."""
-  batch = Batch(*(np.zeros(s, d) for s, d in zip(shapes(rows, length, visual, images, channels), _DTYPES)))
+  batch = Batch(
+    *(np.zeros(s, d) for s, d in zip(shapes(rows, length, visual, images, channels), _DTYPES))
+  )
   batch.slot[:] = -1
   batch.kv_limit[:] = np.arange(length, dtype=np.int32)
   return batch
 
 
 def check(batch: Batch) -> Batch:
-  """Returns the numpy `batch` unchanged; raises ValueError naming a field of wrong shape, type or range."""
+  """Returns the numpy `batch` unchanged; raises ValueError naming a field of wrong shape, type or
+  range.
+  """
   b, l, v, m, c = batch.sizes
   for name, array, shape, dtype in zip(Batch._fields, batch, shapes(b, l, v, m, c), _DTYPES):
     if tuple(array.shape) != shape or str(array.dtype) != dtype:
-      raise ValueError(f'Batch.{name}: expected {dtype}{list(shape)}, found {array.dtype}{list(array.shape)}')
-  for name, low, high in (('slot', -1, m + v), ('kv_limit', 0, l), ('image', 0, m + 1), ('place', 0, l)):
+      raise ValueError(
+        f'Batch.{name}: expected {dtype}{list(shape)}, found {array.dtype}{list(array.shape)}'
+      )
+  for name, low, high in (
+    ('slot', -1, m + v),
+    ('kv_limit', 0, l),
+    ('image', 0, m + 1),
+    ('place', 0, l),
+  ):
     array = getattr(batch, name)
     if array.size and (array.min() < low or array.max() >= high):
-      raise ValueError(f'Batch.{name}: values {array.min()}..{array.max()}, expected [{low}, {high})')
+      raise ValueError(
+        f'Batch.{name}: values {array.min()}..{array.max()}, expected [{low}, {high})'
+      )
   return batch

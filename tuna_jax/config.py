@@ -1,7 +1,7 @@
 """Every size of the model as frozen dataclasses, and the one strict way in from a mapping.
 
-A size is a constant (`TINY`, `TUNA_2B`, `TUNA_7B`); a stage is a file in `configs/`; their product is never written
-down. Dataclasses are hashable, so a config is a static argument of `jax.jit`.
+A size is a constant (`TINY`, `TUNA_2B`, `TUNA_7B`); a stage is a file in `configs/`; their product
+is never written down. Dataclasses are hashable, so a config is a static argument of `jax.jit`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,105 @@ from collections.abc import Mapping
 
 # Per-channel latent statistics published with the Wan 2.2 VAE (ARCHITECTURE.md 2.5).
 WAN_MEAN = (
-    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
-    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
-    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
-    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)
+  -0.2289,
+  -0.0052,
+  -0.1323,
+  -0.2339,
+  -0.2799,
+  0.0174,
+  0.1838,
+  0.1557,
+  -0.1382,
+  0.0542,
+  0.2813,
+  0.0891,
+  0.1570,
+  -0.0098,
+  0.0375,
+  -0.1825,
+  -0.2246,
+  -0.1207,
+  -0.0698,
+  0.5109,
+  0.2665,
+  -0.2108,
+  -0.2158,
+  0.2502,
+  -0.2055,
+  -0.0322,
+  0.1109,
+  0.1567,
+  -0.0729,
+  0.0899,
+  -0.2799,
+  -0.1230,
+  -0.0313,
+  -0.1649,
+  0.0117,
+  0.0723,
+  -0.2839,
+  -0.2083,
+  -0.0520,
+  0.3748,
+  0.0152,
+  0.1957,
+  0.1433,
+  -0.2944,
+  0.3573,
+  -0.0548,
+  -0.1681,
+  -0.0667,
+)
 WAN_STD = (
-    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
-    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
-    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
-    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
+  0.4765,
+  1.0364,
+  0.4514,
+  1.1677,
+  0.5313,
+  0.4990,
+  0.4818,
+  0.5013,
+  0.8158,
+  1.0344,
+  0.5894,
+  1.0901,
+  0.6885,
+  0.6165,
+  0.8454,
+  0.4978,
+  0.5759,
+  0.3523,
+  0.7135,
+  0.6804,
+  0.5833,
+  1.4146,
+  0.8986,
+  0.5659,
+  0.7069,
+  0.5338,
+  0.4889,
+  0.4917,
+  0.4069,
+  0.4999,
+  0.6866,
+  0.4093,
+  0.5709,
+  0.6065,
+  0.6415,
+  0.4944,
+  0.5726,
+  1.2042,
+  0.5458,
+  1.6887,
+  0.3971,
+  1.0600,
+  0.3943,
+  0.5537,
+  0.5444,
+  0.4089,
+  0.7468,
+  0.7744,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +130,9 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TowerConfig):
-  """SigLIP-2 on latents. `grid` is the side of the learned position table (32 in the published models)."""
+  """SigLIP-2 on latents. `grid` is the side of the learned position table (32 in the published
+  models).
+  """
 
   grid: int = 32
 
@@ -68,17 +160,20 @@ class FlowHeadConfig(TowerConfig):
 
   def __post_init__(self):
     if self.head_dim % 16:
-      raise ValueError(f'flow_head.head_dim={self.head_dim}: a multiple of 16 is needed, so that frames, rows and '
-                       'columns each rotate whole pairs')
+      raise ValueError(
+        f'flow_head.head_dim={self.head_dim}: a multiple of 16 is needed, so that frames, rows and '
+        'columns each rotate whole pairs'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
   """Wan 2.2 causal video VAE: 16x in space, 4x in time.
 
-  latent_mean, latent_std: per-channel constants that normalise latents; empty means none. The default is Wan 2.2's;
-    official Tuna checkpoints were trained with the std list in both places: `latent_mean=WAN_STD`. A VAE trained here
-    stores the statistics measured on its own data.
+  latent_mean, latent_std: per-channel constants that normalise latents; empty means none. The
+  default is Wan 2.2's;
+    official Tuna checkpoints were trained with the std list in both places: `latent_mean=WAN_STD`.
+    A VAE trained here stores the statistics measured on its own data.
   """
 
   latent_channels: int = 48
@@ -94,7 +189,9 @@ class VaeConfig:
   def __post_init__(self):
     for field in ('latent_mean', 'latent_std'):
       if len(getattr(self, field)) not in (0, self.latent_channels):
-        raise ValueError(f'{field}: {len(getattr(self, field))} values for {self.latent_channels} latent channels')
+        raise ValueError(
+          f'{field}: {len(getattr(self, field))} values for {self.latent_channels} latent channels'
+        )
 
   @property
   def spatial_stride(self) -> int:
@@ -109,10 +206,10 @@ class VaeConfig:
 class TunaConfig:
   """The whole model.
 
-  dtype: compute type; parameters stay float32.
-  remat: what a layer keeps for the backward pass: 'none' (everything), 'dots', 'block' (its input), 'offload'.
-  attention: backend name of `models.attention`, or 'auto'.
-  compat: 'clean' or 'official'; the latter reproduces the faults of ARCHITECTURE.md 13.2 that live in the model.
+  dtype: compute type; parameters stay float32. remat: what a layer keeps for the backward pass:
+  'none' (everything), 'dots', 'block' (its input), 'offload'. attention: backend name of
+  `models.attention`, or 'auto'. compat: 'clean' or 'official'; the latter reproduces the faults of
+  ARCHITECTURE.md 13.2 that live in the model.
   """
 
   vision: VisionConfig
@@ -127,34 +224,69 @@ class TunaConfig:
 
   def __post_init__(self):
     if self.flow_head.dim != self.decoder.dim:
-      raise ValueError(f'flow_head.dim is {self.flow_head.dim} and decoder.dim is {self.decoder.dim}: they must be equal')
-    for field, allowed in (('remat', ('none', 'dots', 'block', 'offload')), ('compat', ('clean', 'official'))):
+      raise ValueError(
+        f'flow_head.dim is {self.flow_head.dim} and decoder.dim is {self.decoder.dim}: they must be equal'
+      )
+    for field, allowed in (
+      ('remat', ('none', 'dots', 'block', 'offload')),
+      ('compat', ('clean', 'official')),
+    ):
       if getattr(self, field) not in allowed:
         raise ValueError(f'{field}={getattr(self, field)!r}: expected one of {allowed}')
 
 
 TINY = TunaConfig(
-    vision=VisionConfig(num_layers=2, dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, grid=4),
-    decoder=DecoderConfig(
-        num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256, vocab_size=384, rope_theta=1e4),
-    flow_head=FlowHeadConfig(num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256),
-    vae=VaeConfig(
-        latent_channels=16, encoder_dim=16, decoder_dim=16, encoder_blocks=1, decoder_blocks=1, latent_mean=(),
-        latent_std=()),
-    dtype='float32')
+  vision=VisionConfig(
+    num_layers=2, dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, grid=4
+  ),
+  decoder=DecoderConfig(
+    num_layers=4,
+    dim=128,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    mlp_dim=256,
+    vocab_size=384,
+    rope_theta=1e4,
+  ),
+  flow_head=FlowHeadConfig(
+    num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256
+  ),
+  vae=VaeConfig(
+    latent_channels=16,
+    encoder_dim=16,
+    decoder_dim=16,
+    encoder_blocks=1,
+    decoder_blocks=1,
+    latent_mean=(),
+    latent_std=(),
+  ),
+  dtype='float32',
+)
 
-_SO400M = VisionConfig(num_layers=26, dim=1152, num_heads=16, num_kv_heads=16, head_dim=72, mlp_dim=4304)
+_SO400M = VisionConfig(
+  num_layers=26, dim=1152, num_heads=16, num_kv_heads=16, head_dim=72, mlp_dim=4304
+)
 
 TUNA_2B = TunaConfig(
-    vision=_SO400M,
-    decoder=DecoderConfig(num_layers=28, dim=1536, num_heads=12, num_kv_heads=2, head_dim=128, mlp_dim=8960, tied=True),
-    flow_head=FlowHeadConfig(num_layers=40, dim=1536, num_heads=24, num_kv_heads=8, head_dim=64, mlp_dim=8960))
+  vision=_SO400M,
+  decoder=DecoderConfig(
+    num_layers=28, dim=1536, num_heads=12, num_kv_heads=2, head_dim=128, mlp_dim=8960, tied=True
+  ),
+  flow_head=FlowHeadConfig(
+    num_layers=40, dim=1536, num_heads=24, num_kv_heads=8, head_dim=64, mlp_dim=8960
+  ),
+)
 
 TUNA_7B = TunaConfig(
-    vision=_SO400M,
-    decoder=DecoderConfig(
-        num_layers=28, dim=3584, num_heads=28, num_kv_heads=4, head_dim=128, mlp_dim=18944, tied=False),
-    flow_head=FlowHeadConfig(num_layers=16, dim=3584, num_heads=56, num_kv_heads=14, head_dim=64, mlp_dim=18944))
+  vision=_SO400M,
+  decoder=DecoderConfig(
+    num_layers=28, dim=3584, num_heads=28, num_kv_heads=4, head_dim=128, mlp_dim=18944, tied=False
+  ),
+  flow_head=FlowHeadConfig(
+    num_layers=16, dim=3584, num_heads=56, num_kv_heads=14, head_dim=64, mlp_dim=18944
+  ),
+)
 
 SIZES = types.MappingProxyType({'tiny': TINY, '2b': TUNA_2B, '7b': TUNA_7B})
 
@@ -168,15 +300,18 @@ def nearest(name: str, names) -> str:
 def size(name: str) -> TunaConfig:
   """The named size. Raises ValueError with the known names."""
   if name not in SIZES:
-    raise ValueError(f'unknown size {name!r}: expected one of {sorted(SIZES)}{nearest(name, SIZES)}')
+    raise ValueError(
+      f'unknown size {name!r}: expected one of {sorted(SIZES)}{nearest(name, SIZES)}'
+    )
   return SIZES[name]
 
 
 def from_dict(cls, mapping: Mapping, path: str = ''):
   """Builds the frozen dataclass `cls` from a (nested) mapping.
 
-  Raises ValueError naming the full path of an unknown field (with the nearest right name) or a missing one, and
-  TypeError for a value of another type. Integers are accepted where floats are asked, lists where tuples are.
+  Raises ValueError naming the full path of an unknown field (with the nearest right name) or a
+  missing one, and TypeError for a value of another type. Integers are accepted where floats are
+  asked, lists where tuples are.
   """
   where = path or cls.__name__
   if not isinstance(mapping, Mapping):
@@ -185,7 +320,9 @@ def from_dict(cls, mapping: Mapping, path: str = ''):
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in mapping:
     if key not in fields:
-      raise ValueError(f'{path + "." if path else ""}{key}: no such field in {cls.__name__}{nearest(key, fields)}')
+      raise ValueError(
+        f'{path + "." if path else ""}{key}: no such field in {cls.__name__}{nearest(key, fields)}'
+      )
   values = {}
   for name, field in fields.items():
     full = f'{path}.{name}' if path else name
@@ -220,4 +357,6 @@ def _convert(hint, value, path):
     return float(value)
   if hint is typing.Any or (type(value) is hint):
     return value
-  raise TypeError(f'{path}: expected {getattr(hint, "__name__", hint)}, found {type(value).__name__} {value!r}')
+  raise TypeError(
+    f'{path}: expected {getattr(hint, "__name__", hint)}, found {type(value).__name__} {value!r}'
+  )

@@ -1,6 +1,8 @@
-"""Flow matching: where t comes from, the straight path, guidance and the ODE (ARCHITECTURE.md 8 and 10).
+"""Flow matching: where t comes from, the straight path, guidance and the ODE (ARCHITECTURE.md 8 and
+10).
 
-t = 0 is noise and t = 1 is data. x_t = t x1 + (1 - t) x0, and the velocity is x1 - x0 whatever t is.
+t = 0 is noise and t = 1 is data. x_t = t x1 + (1 - t) x0, and the velocity is x1 - x0 whatever t
+is.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The official training shift: mu at a constant 1,024 tokens on the line through (256, 0.5) and (4096, 1.15).
+# The official training shift: mu at a constant 1,024 tokens on the line through (256, 0.5) and
+# (4096, 1.15).
 TRAIN_SHIFT = math.exp(0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256))
 SAMPLE_SHIFT = 3.0
 SOLVERS = ('euler', 'heun')
@@ -29,13 +32,17 @@ def sample_t(key, shape, shift: float = TRAIN_SHIFT):
 
 
 def interpolate(latents, noise, t):
-  """(x_t, velocity) on the straight path from `noise` (t = 0) to `latents` (t = 1); t broadcasts from the left."""
+  """(x_t, velocity) on the straight path from `noise` (t = 0) to `latents` (t = 1); t broadcasts
+  from the left.
+  """
   t = t.reshape(*t.shape, *[1] * (latents.ndim - t.ndim))
   return t * latents + (1 - t) * noise, latents - noise
 
 
 def times(points: int, shift: float = SAMPLE_SHIFT) -> np.ndarray:
-  """The official grid of `points` times from 0 to 1, float32: points - 1 Euler steps. ValueError below 2 points."""
+  """The official grid of `points` times from 0 to 1, float32: points - 1 Euler steps. ValueError
+  below 2 points.
+  """
   if points < 2:
     raise ValueError(f'{points} grid points: at least 2 are needed (points - 1 steps)')
   return np.asarray(time_shift(np.linspace(0, 1, points, dtype=np.float32), np.float32(shift)))
@@ -50,10 +57,9 @@ def solve(velocity: Callable, noise, grid, method: str = 'euler'):
   """Integrates dx/dt = velocity(x, t) over `grid` in one scan; the state is float32.
 
   Args:
-    velocity: (x, t scalar) -> like x.
-    noise: x at grid[0].
-    grid: float32[K] times, see `times`.
-    method: 'euler' (one evaluation a step) or 'heun' (two, and one for the last step, where t = 1 is never evaluated).
+    velocity: (x, t scalar) -> like x. noise: x at grid[0]. grid: float32[K] times, see `times`.
+    method: 'euler' (one evaluation a step) or 'heun' (two, and one for the last step, where t = 1
+    is never evaluated).
   """
   if method not in SOLVERS:
     raise ValueError(f'solver {method!r}: expected one of {SOLVERS}')

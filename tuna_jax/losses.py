@@ -32,15 +32,28 @@ def _by_task(values, weights, task, tasks: int) -> Sum:
   one_hot = jax.nn.one_hot(task, tasks, dtype=jnp.float32)
   weights = weights.astype(jnp.float32)
   axes = tuple(range(values.ndim))
-  return Sum(jnp.tensordot(values * weights, one_hot, (axes, axes)), jnp.tensordot(weights, one_hot, (axes, axes)))
+  return Sum(
+    jnp.tensordot(values * weights, one_hot, (axes, axes)),
+    jnp.tensordot(weights, one_hot, (axes, axes)),
+  )
 
 
-def next_token(logits_fn: Callable, hidden, labels, weight, task, tasks: int, *, devices: int = 1,
-               chunk: int | None = None) -> Sum:
-  """Cross-entropy of the next token, computed `chunk` positions at a time so that [B, L, vocab] never exists.
+def next_token(
+  logits_fn: Callable,
+  hidden,
+  labels,
+  weight,
+  task,
+  tasks: int,
+  *,
+  devices: int = 1,
+  chunk: int | None = None,
+) -> Sum:
+  """Cross-entropy of the next token, computed `chunk` positions at a time so that [B, L, vocab]
+  never exists.
 
-  By default a chunk is CHUNK tokens of each of the `devices` that the tokens are spread over, however many rows and
-  positions that is: each chunk fetches the language head over the links anew.
+  By default a chunk is CHUNK tokens of each of the `devices` that the tokens are spread over,
+  however many rows and positions that is: each chunk fetches the language head over the links anew.
 
   Args:
     logits_fn: hidden [B, n, D] -> float32[B, n, vocab].
@@ -62,8 +75,11 @@ def next_token(logits_fn: Callable, hidden, labels, weight, task, tasks: int, *,
 
   pad = -length % chunk
   pieces = tuple(
-      rearrange(jnp.pad(a, ((0, 0), (0, pad), *[(0, 0)] * (a.ndim - 2))), 'b (n c) ... -> n b c ...', c=chunk)
-      for a in (hidden, labels, weight, task))
+    rearrange(
+      jnp.pad(a, ((0, 0), (0, pad), *[(0, 0)] * (a.ndim - 2))), 'b (n c) ... -> n b c ...', c=chunk
+    )
+    for a in (hidden, labels, weight, task)
+  )
   zero = jnp.zeros((tasks,), jnp.float32)
   return jax.lax.scan(part, Sum(zero, zero), pieces)[0]
 
@@ -71,7 +87,10 @@ def next_token(logits_fn: Callable, hidden, labels, weight, task, tasks: int, *,
 def velocity_error(predicted, velocity, selected, task, tasks: int) -> Sum:
   """Squared error of the velocity, a mean over channels for each latent token.
 
-  predicted, velocity [B, V, C]; selected bool[B, V]: tokens of images that are drawn; task int32[B, V].
+  predicted, velocity [B, V, C]; selected bool[B, V]: tokens of images that are drawn; task int32[B,
+  V].
   """
-  error = jnp.mean(jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32)), axis=-1)
+  error = jnp.mean(
+    jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32)), axis=-1
+  )
   return _by_task(error, selected, task, tasks)

@@ -44,8 +44,9 @@ class Place(NamedTuple):
 
 _COLUMN = Place(P(WIDTH, 'tensor'))  # [width, heads or MLP]
 _ROW = Place(P('tensor', WIDTH))  # [heads or MLP, width]
-# Cut along their long side, the gradients of large kernels leave a TPU's links scattered; cut 128 ways along the width,
-# which is a few rows each, they were summed whole on every device, at twice the bytes.
+# Cut along their long side, the gradients of large kernels leave a TPU's links scattered; cut 128
+# ways along the width, which is a few rows each, they were summed whole on every device, at twice
+# the bytes.
 _LONG = ('tensor', *WIDTH)
 _LONG_COLUMN = Place(P(None, _LONG), ('context', 'tensor'))  # [width, MLP]
 _LONG_ROW = Place(P(_LONG, None), ('context', 'tensor'))  # [MLP, width]
@@ -92,8 +93,9 @@ ANCHORS = {
   'logits': P(ROWS, 'context', 'tensor'),  # [B, L, vocabulary]
   'rows': P(ROWS),  # [B]
 }
-# Layouts on the way to another. From a table cut along the width to rows and positions each step moves one
-# mesh axis, an exchange of a row's share. In one step the compiler gathers the rows of all devices instead.
+# Layouts on the way to another. From a table cut along the width to rows and positions each step
+# moves one mesh axis, an exchange of a row's share. In one step the compiler gathers the rows of
+# all devices instead.
 WAYS = {'looked_up': ('by_width', 'by_width_and_row')}
 
 
@@ -109,7 +111,8 @@ def make_mesh(
   """A Mesh('data', 'fsdp', 'context', 'tensor') over `devices` (default: all of the job's).
 
   Args:
-    data, fsdp, context, tensor: axis sizes; one may be -1 and takes what is left. With data and fsdp
+    data, fsdp, context, tensor: axis sizes; one may be -1 and takes what is left. With data and
+    fsdp
       both -1, fsdp takes the largest divisor of MAX_FSDP within a slice and data the rest.
     devices: real ones, or abstract ones from `jax.experimental.topologies`.
     num_slices: TPU slices joined by the data-centre network; they lie along `data`. By default,
@@ -214,7 +217,8 @@ _SEQUENCE = ('tokens', 'labels', 'label_weight', 'segment', 'position', 'kv_limi
 
 
 def anchor(x, kind: str):
-  """`x` constrained to the layout named `kind` in ANCHORS, by its WAYS; untouched if no mesh is set.
+  """`x` constrained to the layout named `kind` in ANCHORS, by its WAYS; untouched if no mesh is
+  set.
 
   Mesh axes that do not divide an axis of x are left out: one row may be sampled on eight devices.
   """
@@ -235,7 +239,9 @@ def active_mesh():
 
 
 def activation_spec(kind: str, shape: Sequence[int], mesh) -> P:
-  """The PartitionSpec of an activation of this kind; its sequence axis may be missing, as in [B, D]."""
+  """The PartitionSpec of an activation of this kind; its sequence axis may be missing, as in [B,
+  D].
+  """
   spec = tuple(ANCHORS[kind])
   if len(shape) < len(spec):
     spec = spec[:1] + spec[2:]
@@ -262,5 +268,6 @@ def _ways(axes, mesh) -> int:
 
 
 def _slice_of(device) -> int:
-  # Abstract devices of one slice have no such attribute; for GPUs it does not mean a slice of a pod.
+  # Abstract devices of one slice have no such attribute; for GPUs it does not mean a slice of a
+  # pod.
   return getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0

@@ -1,7 +1,8 @@
 """Leaf names, and matching a table of name patterns against a tree.
 
-A leaf's name is its path joined by '/': `decoder/layers/attn/q_proj/kernel`. Shards, learning rates, decay masks,
-torch tensors and checkpoint leaves are all selected by such names, through this module alone.
+A leaf's name is its path joined by '/': `decoder/layers/attn/q_proj/kernel`. Shards, learning
+rates, decay masks, torch tensors and checkpoint leaves are all selected by such names, through this
+module alone.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def match(name: str, table, what: str = 'rule'):
 def match_tree(tree, table, what: str = 'rule'):
   """A tree of the same structure holding, for each leaf, the value `match` finds for its name.
 
-  Raises ValueError listing every uncovered leaf, and every row that matches no leaf first (dead rows hide typos).
+  Raises ValueError listing every uncovered leaf, and every row that matches no leaf first (dead
+  rows hide typos).
   """
   table = list(table)
   leaf_names = names(tree)
@@ -64,8 +66,11 @@ def match_tree(tree, table, what: str = 'rule'):
     if row is None:
       missing.append(f'{name}: no {what} covers it{nearest(name, [p for p, _ in table])}')
     firsts[name] = row
-  dead = [f'{table[i][0]!r}: this {what} selects nothing{nearest(table[i][0], leaf_names)}'
-          for i in range(len(table)) if i not in firsts.values()]
+  dead = [
+    f'{table[i][0]!r}: this {what} selects nothing{nearest(table[i][0], leaf_names)}'
+    for i in range(len(table))
+    if i not in firsts.values()
+  ]
   if missing or dead:
     raise ValueError('\n'.join(missing + dead))
   return jax.tree_util.tree_map_with_path(lambda path, _: table[firsts[name_of(path)]][1], tree)

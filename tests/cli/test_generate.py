@@ -1,4 +1,6 @@
-"""`tuna-jax generate` and `bench`: mistakes are one line and exit code 2, before anything is loaded."""
+"""`tuna-jax generate` and `bench`: mistakes are one line and exit code 2, before anything is
+loaded.
+"""
 
 import json
 import pathlib
@@ -18,23 +20,33 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def run(verb, *arguments):
   return subprocess.run(
-      [sys.executable, '-m', f'tuna_jax.cli.{verb}', *arguments], capture_output=True, text=True, check=False,
-      cwd=ROOT)
+    [sys.executable, '-m', f'tuna_jax.cli.{verb}', *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=ROOT,
+  )
 
 
-@pytest.mark.parametrize('arguments, says', [
+@pytest.mark.parametrize(
+  'arguments, says',
+  [
     (['t2i', 'x'], '--checkpoint is required'),
     (['eddit', 'x'], "nearest is 'edit'"),
     (['t2i', '--checkpoint=w'], 'missing argument PROMPT'),
     (['edit', 'x', '--checkpoint=w'], '--image is required'),
-    (['t2i', 'x', '--checkpoint=w', '--image=a.png'], 'takes no --image, which is for edit and ask'),
+    (
+      ['t2i', 'x', '--checkpoint=w', '--image=a.png'],
+      'takes no --image, which is for edit and ask',
+    ),
     (['ask', 'x', '--checkpoint=w', '--points=9'], 'takes no --points'),
     (['t2v', 'x', '--checkpoint=w', '--output=a.png'], '.mp4 or .gif'),
     (['t2i', 'x', '--checkpoint=w', '--output=nowhere/a.png'], 'no directory nowhere'),
     (['t2i', 'x', '--checkpoint=w', '--guidance_interval=0-1'], 'two numbers'),
     (['t2i', 'x', '--checkpoint=w', '--guidance=0'], 'above 0'),
     (['t2i', 'x', '--checkpoint=nowhere'], 'no config.json'),
-])
+  ],
+)
 def test_a_mistake_is_one_line_that_says_what_to_do(arguments, says):
   done = run('generate', *arguments)
   assert done.returncode == 2, done.stderr
@@ -43,15 +55,21 @@ def test_a_mistake_is_one_line_that_says_what_to_do(arguments, says):
 
 
 def test_info_prints_what_a_file_remembers(tmp_path):
-  Picture(np.zeros((16, 16, 3), np.uint8), {'prompt': 'a red ball', 'seed': 3}).save(tmp_path / 'a.png')
+  Picture(np.zeros((16, 16, 3), np.uint8), {'prompt': 'a red ball', 'seed': 3}).save(
+    tmp_path / 'a.png'
+  )
   done = run('generate', 'info', str(tmp_path / 'a.png'))
   assert json.loads(done.stdout) == {'prompt': 'a red ball', 'seed': 3}
 
 
 def test_a_reader_that_leaves_early_is_no_traceback(tmp_path):
-  Picture(np.zeros((16, 16, 3), np.uint8), {'prompt': 'a red ball ' * 9000}).save(tmp_path / 'a.png')
+  Picture(np.zeros((16, 16, 3), np.uint8), {'prompt': 'a red ball ' * 9000}).save(
+    tmp_path / 'a.png'
+  )
   command = f'{sys.executable} -m tuna_jax.cli.generate info {tmp_path}/a.png | head -c 9'
-  done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, check=False, cwd=ROOT)
+  done = subprocess.run(
+    ['bash', '-c', command], capture_output=True, text=True, check=False, cwd=ROOT
+  )
   assert done.stdout == '{\n "promp' and not done.stderr
 
 
@@ -88,11 +106,21 @@ def test_every_verb_writes_its_file_with_prompt_seed_and_settings_in_it(tmp_path
   checkpoint.save_weights(str(tmp_path / 'w'), small.params(), small.CONFIG)
   checkpoint.save_weights(str(tmp_path / 'w/vae'), small.vae_params(), small.VAE)
   small.tokenizer().save(tmp_path / 'w')
-  done = subprocess.run([sys.executable, '-c', VERBS, str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT)
+  done = subprocess.run(
+    [sys.executable, '-c', VERBS, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=ROOT,
+  )
   assert done.returncode == 0, done.stderr
   found = {name: read_info(tmp_path / name) for name in ('a-0.png', 'a-1.png', 'b.png', 'c.gif')}
   assert [(f['prompt'], f['seed'], f['points']) for f in found.values()] == [
-      ('a red ball', 7, 3), ('', 8, 3), ('make it blue', 7, 3), ('a red ball', 7, 3)]
+    ('a red ball', 7, 3),
+    ('', 8, 3),
+    ('make it blue', 7, 3),
+    ('a red ball', 7, 3),
+  ]
   assert [f['guidance']['scale'] for f in found.values()] == [7.5, 7.5, 7.5, 6.0]
   assert found['b.png']['guidance']['interval'] == [0, 0.6]
   assert found['b.png']['sources'] == [f'{tmp_path}/a-0.png']

@@ -4,8 +4,8 @@ import dataclasses
 import sys
 
 import pytest
+from tuna_jax.configs import vae as vae_config
 
-from configs import vae as vae_config
 from tests import shrink
 from tests.cli.test_train import finish, start
 from tuna_jax.config import TunaConfig, VaeConfig

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests import shrink
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import checkpoint
-from tuna_jax.weights.shapes import tuna_shapes
 
 TIMEOUT_S = 300
 STEPS = 30
@@ -78,7 +78,9 @@ def whole(tmp_path_factory):
   return workdir, out, err
 
 
-def test_a_run_stopped_by_either_signal_exits_75_and_the_same_command_ends_where_it_would_have(whole, tmp_path):
+def test_a_run_stopped_by_either_signal_exits_75_and_the_same_command_ends_where_it_would_have(
+  whole, tmp_path
+):
   for number in (signal.SIGTERM, signal.SIGINT):
     process = start(*command(config(), tmp_path))
     wait_for(process, 'completed step: ')

@@ -18,6 +18,7 @@ def png(height, width, colour='red', mode='RGB'):
 def film(path, frames=10, size=(32, 48)):
   """A real mpeg4 file whose frame i is grey 20 i."""
   import av
+
   with av.open(str(path), 'w') as container:
     stream = container.add_stream('mpeg4', rate=8)
     stream.height, stream.width, stream.pix_fmt = *size, 'yuv420p'
@@ -30,8 +31,10 @@ def film(path, frames=10, size=(32, 48)):
   return path
 
 
-@pytest.mark.parametrize('height, width, bucket', [
-    (500, 500, (512, 512)), (300, 1000, (384, 672)), (1000, 300, (672, 384)), (90, 70, (576, 448))])
+@pytest.mark.parametrize(
+  'height, width, bucket',
+  [(500, 500, (512, 512)), (300, 1000, (384, 672)), (1000, 300, (672, 384)), (90, 70, (576, 448))],
+)
 def test_the_bucket_is_the_nearest_by_log_aspect_ratio(height, width, bucket):
   assert media.choose_bucket(height, width, media.buckets('512')) == bucket
 
@@ -48,7 +51,9 @@ def test_a_size_may_be_given_in_pixels(name, size):
   assert media.buckets(name) == (size,)
 
 
-@pytest.mark.parametrize('name, words', [('1025', 'multiples of 16'), ('vido', "nearest is 'video'"), ('64x', 'expected')])
+@pytest.mark.parametrize(
+  'name, words', [('1025', 'multiples of 16'), ('vido', "nearest is 'video'"), ('64x', 'expected')]
+)
 def test_a_wrong_size_class_is_explained(name, words):
   with pytest.raises(ValueError, match=words):
     media.MediaConfig(image_size=name)
@@ -109,10 +114,18 @@ def test_an_animated_picture_is_a_clip(tmp_path, kind):
   frames = [Image.new('RGB', (16, 16), (50 * i,) * 3) for i in range(5)]
   options = {'lossless': True} if kind == 'webp' else {}
   frames[0].save(tmp_path / f'a.{kind}', save_all=True, append_images=frames[1:], **options)
-  assert media.read_video(tmp_path / f'a.{kind}', '16', 5)[:, 0, 0, 0].tolist() == [0, 50, 100, 150, 200]
+  assert media.read_video(tmp_path / f'a.{kind}', '16', 5)[:, 0, 0, 0].tolist() == [
+    0,
+    50,
+    100,
+    150,
+    200,
+  ]
 
 
-@pytest.mark.parametrize('name, content', [('gone.png', None), ('broken.png', png(16, 16)[:40]), ('text.png', b'hello')])
+@pytest.mark.parametrize(
+  'name, content', [('gone.png', None), ('broken.png', png(16, 16)[:40]), ('text.png', b'hello')]
+)
 def test_an_unreadable_picture_names_its_file(tmp_path, name, content):
   if content:
     (tmp_path / name).write_bytes(content)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tuna_jax.configs import mixtures
 
-from configs import mixtures
 from tuna_jax import batch as batch_lib
 from tuna_jax.data import pipeline, tasks
 from tuna_jax.data.latents import LatentCache, encode_all
@@ -32,7 +32,16 @@ def encode(pixels):
 
 def make(phases=ALL, *, rows=None, seed=5, sizes=SIZES, steps=None, encoder=encode, **config):
   config = DataConfig(**{'phases': phases, 'tasks': TASKS, 'prefetch': 0, 'size': 500, **config})
-  return Pipeline(config, TOKENIZER, encode=encoder, strides=(4, 16), sizes=sizes, seed=seed, rows=rows, steps=steps)
+  return Pipeline(
+    config,
+    TOKENIZER,
+    encode=encoder,
+    strides=(4, 16),
+    sizes=sizes,
+    seed=seed,
+    rows=rows,
+    steps=steps,
+  )
 
 
 def take(data, n):
@@ -50,7 +59,9 @@ def test_every_task_makes_valid_batches():
   assert set(data.counts()['examples']) == set(tasks.TASKS)
 
 
-@pytest.mark.parametrize('options', [{'prefetch': 2}, {'threads': 3}, {'prefetch': 1, 'threads': 2}])
+@pytest.mark.parametrize(
+  'options', [{'prefetch': 2}, {'threads': 3}, {'prefetch': 1, 'threads': 2}]
+)
 def test_background_reading_changes_nothing(options):
   data = make(**options)
   assert all(map(same, take(make(), 5), take(data, 5)))
@@ -104,8 +115,14 @@ def test_one_host_continues_what_two_began():
   assert np.array_equal(next(third).tokens, expected.tokens[[0, 2]])
 
 
-@pytest.mark.parametrize('change, words', [
-    ({'seed': 6}, 'seed=5'), ({'look_ahead': 1}, 'look_ahead=3'), ({'sizes': (8, *SIZES[1:])}, 'batch=4')])
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'seed': 6}, 'seed=5'),
+    ({'look_ahead': 1}, 'look_ahead=3'),
+    ({'sizes': (8, *SIZES[1:])}, 'batch=4'),
+  ],
+)
 def test_a_position_of_another_run_is_refused(change, words):
   with pytest.raises(ValueError, match=words):
     make(**change).restore(make().state())
@@ -131,7 +148,9 @@ def test_no_item_is_lost_or_taken_twice():
   locate = data._phases[0].locate
   data._phases[0].locate = lambda index: seen.append(index) or locate(index)
   batches = take(data, 20)
-  assert sorted(seen) == sorted(set(seen)) and set(range(2 * min(r[0] for r in data.state()['next']))) <= set(seen)
+  assert sorted(seen) == sorted(set(seen)) and set(
+    range(2 * min(r[0] for r in data.state()['next']))
+  ) <= set(seen)
   waiting = sum(k >= 0 for r in data.state()['next'] for k in r[1:])
   assert sum(b.segment.max(1).sum() for b in batches) + waiting == len(seen)
 
@@ -139,7 +158,9 @@ def test_no_item_is_lost_or_taken_twice():
 def test_an_epoch_reads_every_record_once():
   data = make(((0.0, (('text', 1.0),)),), size=37)
   assert sorted(data._phases[0].locate(i)[1] for i in range(37)) == list(range(37))
-  assert [data._phases[0].locate(i) for i in range(37)] != [data._phases[0].locate(i) for i in range(37, 74)]
+  assert [data._phases[0].locate(i) for i in range(37)] != [
+    data._phases[0].locate(i) for i in range(37, 74)
+  ]
 
 
 def test_the_mixture_follows_its_weights():
@@ -178,7 +199,9 @@ def test_a_share_of_the_run_needs_its_length():
     make(((0.0, (('text', 1.0),)), (0.5, (('caption', 1.0),))))
 
 
-@pytest.mark.parametrize('phases', [((0.5, ()),), ((0.0, ()), (9.0, ()), (0.5, ())), ((0.0, ()), (0.0, ()))])
+@pytest.mark.parametrize(
+  'phases', [((0.5, ()),), ((0.0, ()), (9.0, ()), (0.5, ())), ((0.0, ()), (0.0, ()))]
+)
 def test_phases_out_of_order_are_refused(phases):
   with pytest.raises(ValueError, match='phases start at'):
     DataConfig(phases=phases)
@@ -212,7 +235,9 @@ def test_latents_lie_where_their_cells_say():
   data = make(((0.0, (('caption', 1.0),)),), sizes=(1, 400, 64, 4, 3))
   batch = next(data)
   first = data.sources[0][data._phases[0].locate(0)[1]]
-  np.testing.assert_array_equal(batch.latents[0, :16], encode(first['image'][None, None])[0].reshape(16, 3))
+  np.testing.assert_array_equal(
+    batch.latents[0, :16], encode(first['image'][None, None])[0].reshape(16, 3)
+  )
 
 
 # ---- records that cannot be used
@@ -316,7 +341,15 @@ def test_a_wrong_encoder_is_explained():
 
 
 def test_a_jitted_encoder_and_a_placement_fit_in():
-  batch = next(Pipeline(
-      DataConfig(phases=ALL, tasks=TASKS, size=50), TOKENIZER, encode=jax.jit(lambda x: x[:, ::4, ::16, ::16] * 1.0),
-      strides=(4, 16), sizes=SIZES, seed=0, put=jax.device_put))
+  batch = next(
+    Pipeline(
+      DataConfig(phases=ALL, tasks=TASKS, size=50),
+      TOKENIZER,
+      encode=jax.jit(lambda x: x[:, ::4, ::16, ::16] * 1.0),
+      strides=(4, 16),
+      sizes=SIZES,
+      seed=0,
+      put=jax.device_put,
+    )
+  )
   assert isinstance(batch.tokens, jax.Array) and batch.sizes == SIZES

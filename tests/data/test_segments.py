@@ -23,10 +23,14 @@ def example(*plan, task=0):
 
 def two_rows():
   """An edit and a text in row 0; a clip and a question in row 1."""
-  edit = example(Text((10,)), Image(picture()), Text((11, 12)), Image(picture(), True), Text((13,)), task=4)
+  edit = example(
+    Text((10,)), Image(picture()), Text((11, 12)), Image(picture(), True), Text((13,)), task=4
+  )
   text = example(Text((20, 21)), Text((22, 23), True), task=3)
   clip = example(Text((30, 31)), Video(picture(frames=9), True), Text((32,)), task=5)
-  question = example(Text((40,)), Image(picture(16, 48)), Text((41, 42)), Text((43, 44), True), task=2)
+  question = example(
+    Text((40,)), Image(picture(16, 48)), Text((41, 42)), Text((43, 44), True), task=2
+  )
   return [[edit, text], [clip, question]]
 
 
@@ -53,8 +57,14 @@ def test_latents_and_pixels_lay_out_alike():
     np.testing.assert_array_equal(getattr(pixels, name), getattr(latents, name))
 
 
-@pytest.mark.parametrize('media, words', [
-    (picture(32, 40), '32x40'), (picture(frames=8), '8 frames'), (np.zeros((1, 16, 16, 4), np.uint8), '3 channels')])
+@pytest.mark.parametrize(
+  'media, words',
+  [
+    (picture(32, 40), '32x40'),
+    (picture(frames=8), '8 frames'),
+    (np.zeros((1, 16, 16, 4), np.uint8), '3 channels'),
+  ],
+)
 def test_media_that_do_not_divide_are_refused(media, words):
   with pytest.raises(ValueError, match=words):
     example(Video(media))
@@ -78,8 +88,10 @@ def test_packing_keeps_every_token_and_cell():
       assert set(batch.task[r][mine]) == {e.task}
     used = sum(e.length for e in examples)
     assert np.all(batch.segment[r, used:] == 0)
-    np.testing.assert_array_equal(batch.coords[r, :sum(e.cells for e in examples)],
-                                  np.concatenate([e.coords for e in examples]))
+    np.testing.assert_array_equal(
+      batch.coords[r, : sum(e.cells for e in examples)],
+      np.concatenate([e.coords for e in examples]),
+    )
 
 
 def test_slot_and_place_invert_each_other():
@@ -129,7 +141,9 @@ def test_labels_never_cross_examples():
   last = np.diff(batch.segment, axis=1, append=0) != 0
   assert np.all(batch.label_weight[last] == 0)
   inside = ~last & (batch.segment > 0)
-  np.testing.assert_array_equal(batch.labels[:, :-1][inside[:, :-1]], batch.tokens[:, 1:][inside[:, :-1]])
+  np.testing.assert_array_equal(
+    batch.labels[:, :-1][inside[:, :-1]], batch.tokens[:, 1:][inside[:, :-1]]
+  )
 
 
 def test_perturbing_one_example_leaves_the_arrays_of_the_other():
@@ -149,7 +163,12 @@ def test_targets_are_marked_in_order():
 
 def test_media_are_placed_where_their_cells_are():
   packed = pack(two_rows(), SIZES)
-  assert [(p.row, p.start, p.cells) for p in packed.media] == [(0, 0, 4), (0, 4, 4), (1, 0, 12), (1, 12, 3)]
+  assert [(p.row, p.start, p.cells) for p in packed.media] == [
+    (0, 0, 4),
+    (0, 4, 4),
+    (1, 0, 12),
+    (1, 12, 3),
+  ]
 
 
 def test_an_overfull_row_names_itself():

@@ -7,13 +7,7 @@ import pytest
 from PIL import Image
 
 from tuna_jax.data import media, sources
-from tuna_jax.data.sources import (
-  BadRecord,
-  JsonlSource,
-  ShapesSource,
-  SourceConfig,
-  read_mixture,
-)
+from tuna_jax.data.sources import BadRecord, JsonlSource, ShapesSource, SourceConfig, read_mixture
 
 CONFIG = media.MediaConfig(image_size='16', video_size='16', frames=5)
 TALK = [{'from': 'human', 'value': '<image>\nwhat?'}, {'from': 'gpt', 'value': 'red'}]
@@ -37,14 +31,23 @@ def jsonl(root, task, *records, config=CONFIG):
   return JsonlSource(root / 'data.jsonl', task, media_config=config)
 
 
-@pytest.mark.parametrize('task, record, field, shape', [
+@pytest.mark.parametrize(
+  'task, record, field, shape',
+  [
     ('t2i', {'image': 'red.png', 'caption': 'red'}, 'image', (16, 16, 3)),
     ('caption', {'image': 'red.png', 'caption': 'red'}, 'image', (16, 16, 3)),
     ('vqa', {'image': 'red.png', 'conversations': TALK}, 'image', (16, 16, 3)),
-    ('edit', {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'blue'}, 'out_image', (16, 16, 3)),
+    (
+      'edit',
+      {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'blue'},
+      'out_image',
+      (16, 16, 3),
+    ),
     ('t2v', {'video': 'clip', 'caption': 'red'}, 'video', (5, 16, 16, 3)),
     ('video_caption', {'video': 'clip', 'caption': 'red'}, 'video', (5, 16, 16, 3)),
-    ('video_vqa', {'video': 'clip', 'conversations': TALK}, 'video', (5, 16, 16, 3))])
+    ('video_vqa', {'video': 'clip', 'conversations': TALK}, 'video', (5, 16, 16, 3)),
+  ],
+)
 def test_the_official_records_are_read(root, task, record, field, shape):
   assert jsonl(root, task, record)[0][field].shape == shape
 
@@ -55,17 +58,28 @@ def test_text_records_have_conversations(root):
 
 def test_an_edit_s_result_takes_the_size_of_its_source(root):
   wide = media.MediaConfig(image_size='512')
-  record = jsonl(root, 'edit', {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'x'}, config=wide)[0]
+  record = jsonl(
+    root, 'edit', {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'x'}, config=wide
+  )[0]
   assert record['out_image'].shape == record['raw_image'][0].shape == (672, 384, 3)
 
 
 def test_blank_lines_are_no_records_and_keep_line_numbers(root):
-  source = jsonl(root, 't2i', '', {'image': 'red.png', 'caption': 'r\u00f6t'}, '', {'image': 'x.png', 'caption': 'b'})
+  source = jsonl(
+    root,
+    't2i',
+    '',
+    {'image': 'red.png', 'caption': 'r\u00f6t'},
+    '',
+    {'image': 'x.png', 'caption': 'b'},
+  )
   assert len(source) == 2 and source[0]['caption'] == 'r\u00f6t'
   assert source.where(1).endswith('data.jsonl:4')
 
 
-@pytest.mark.parametrize('task, record, words', [
+@pytest.mark.parametrize(
+  'task, record, words',
+  [
     ('t2i', {'image': 'gone.png', 'caption': 'a'}, 'gone.png: No such file'),
     ('t2i', {'image': 'broken.png', 'caption': 'a'}, 'broken.png: not a readable picture'),
     ('t2i', {'image': 'red.png', 'caption': '  '}, 'caption is empty'),
@@ -78,7 +92,9 @@ def test_blank_lines_are_no_records_and_keep_line_numbers(root):
     ('t2i', '[1]', 'expected a JSON object'),
     ('t2i', {'image': ['red.png'], 'caption': 'a'}, 'image: expected one path'),
     ('edit', {'raw_image': [], 'out_image': 'red.png', 'instruction': 'a'}, 'raw_image'),
-    ('vqa', {'image': 'red.png', 'conversations': TALK[:1]}, 'no answer')])
+    ('vqa', {'image': 'red.png', 'conversations': TALK[:1]}, 'no answer'),
+  ],
+)
 def test_a_bad_record_names_file_line_and_reason(root, task, record, words):
   source = jsonl(root, task, {'image': 'red.png'}, record)
   with pytest.raises(BadRecord, match=words) as e:
@@ -106,12 +122,16 @@ def test_the_world_is_a_source():
 
 
 def test_a_prepared_tfds_directory_is_a_source(tmp_path):
-  from tuna_jax.data.shapes import Shapes
-  from tuna_jax.data.shapes_builder import ShapesConfig
+  from tuna_jax.toy.tfds_builder import Shapes, ShapesConfig
+
   for task in ('vqa', 't2v'):
-    builder = Shapes(data_dir=tmp_path, config=ShapesConfig(name=f'few_{task}', task=task, train=2, test=1))
+    builder = Shapes(
+      data_dir=tmp_path, config=ShapesConfig(name=f'few_{task}', task=task, train=2, test=1)
+    )
     builder.download_and_prepare()
-    source = sources.open_source(SourceConfig(f'tfds:{builder.data_path}', task), media.MediaConfig('64', '64', 9))
+    source = sources.open_source(
+      SourceConfig(f'tfds:{builder.data_path}', task), media.MediaConfig('64', '64', 9)
+    )
     world, field = ShapesSource(task), 'image' if task == 'vqa' else 'video'
     known = {world[i][field].tobytes(): world[i] for i in range(2)}  # the builder shuffles
     for i in range(2):
@@ -122,28 +142,42 @@ def test_a_prepared_tfds_directory_is_a_source(tmp_path):
 
 
 def test_mixture_paths_start_at_the_file(tmp_path):
-  rows = [{'path': 'a.jsonl', 'root': 'pictures', 'task': 't2i', 'weight': 2}, {'path': 'shapes', 'task': 'vqa'},
-          {'path': 'tfds:world', 'task': 'edit'}, {'path': '/b.jsonl', 'task': 'text'}]
+  rows = [
+    {'path': 'a.jsonl', 'root': 'pictures', 'task': 't2i', 'weight': 2},
+    {'path': 'shapes', 'task': 'vqa'},
+    {'path': 'tfds:world', 'task': 'edit'},
+    {'path': '/b.jsonl', 'task': 'text'},
+  ]
   (tmp_path / 'm.json').write_text(json.dumps(rows))
   here = str(tmp_path)
   assert read_mixture(tmp_path / 'm.json') == (
-      SourceConfig(f'{here}/a.jsonl', 't2i', f'{here}/pictures', 2.0), SourceConfig('shapes', 'vqa'),
-      SourceConfig(f'tfds:{here}/world', 'edit'), SourceConfig('/b.jsonl', 'text'))
+    SourceConfig(f'{here}/a.jsonl', 't2i', f'{here}/pictures', 2.0),
+    SourceConfig('shapes', 'vqa'),
+    SourceConfig(f'tfds:{here}/world', 'edit'),
+    SourceConfig('/b.jsonl', 'text'),
+  )
 
 
-@pytest.mark.parametrize('row, words', [
+@pytest.mark.parametrize(
+  'row, words',
+  [
     ({'path': 'a', 'task': 't2l'}, "row 1: unknown task 't2l'.*nearest is 't2"),
     ({'path': 'a', 'task': 't2i', 'wieght': 1}, "row 1: wieght: no such field.*'weight'"),
     ({'task': 't2i'}, 'row 1: path: missing'),
     ({'path': 'a', 'task': 't2i', 'weight': 0}, 'weight=0'),
-    ({'path': 'a', 'task': 't2i', 'weight': '1'}, 'row 1: weight: expected float')])
+    ({'path': 'a', 'task': 't2i', 'weight': '1'}, 'row 1: weight: expected float'),
+  ],
+)
 def test_a_wrong_mixture_row_is_named(tmp_path, row, words):
   (tmp_path / 'm.json').write_text(json.dumps([{'path': 'shapes', 'task': 't2i'}, row]))
   with pytest.raises((ValueError, TypeError), match=words):
     read_mixture(tmp_path / 'm.json')
 
 
-@pytest.mark.parametrize('content, words', [('{', 'm.json:1: not JSON'), ('{}', 'expected a list'), ('[]', 'expected a list')])
+@pytest.mark.parametrize(
+  'content, words',
+  [('{', 'm.json:1: not JSON'), ('{}', 'expected a list'), ('[]', 'expected a list')],
+)
 def test_a_mixture_file_that_is_no_list_is_explained(tmp_path, content, words):
   (tmp_path / 'm.json').write_text(content)
   with pytest.raises(ValueError, match=words):

@@ -10,7 +10,9 @@ from tuna_jax.data.tokenizer import Tokenizer
 PICTURE = np.zeros((16, 16, 3), np.uint8)
 CLIP = np.zeros((5, 16, 16, 3), np.uint8)
 LATENT = np.zeros((1, 1, 1, 48), np.float32)
-TOKENIZER = Tokenizer.train(['a red ball', 'user\n', 'assistant\n', 'what is it?', 'make it blue', 'Look.'], 320)
+TOKENIZER = Tokenizer.train(
+  ['a red ball', 'user\n', 'assistant\n', 'what is it?', 'make it blue', 'Look.'], 320
+)
 RNG = np.random.default_rng(0)
 SPAN = '<|vision_start|><|image_pad|><|image_pad|><|vision_end|>'
 CLIP_SPAN = '<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>'
@@ -18,8 +20,18 @@ TALK = [{'from': 'human', 'value': '<image>\nwhat is it?'}, {'from': 'gpt', 'val
 
 
 def context(**config):
-  return tasks.Context(TOKENIZER, tasks.TaskConfig(**{'system': None, 'questions': ('Look.',), 'caption_dropout': 0,
-                                                      'video_questions': ('Look.',), **config}))
+  return tasks.Context(
+    TOKENIZER,
+    tasks.TaskConfig(
+      **{
+        'system': None,
+        'questions': ('Look.',),
+        'caption_dropout': 0,
+        'video_questions': ('Look.',),
+        **config,
+      }
+    ),
+  )
 
 
 def laid_out(task, record, **config):
@@ -58,21 +70,32 @@ def test_an_edit_is_source_instruction_target():
 
 
 def test_an_edit_may_have_several_sources():
-  e = laid_out('edit', {'raw_image': [PICTURE, PICTURE], 'out_image': PICTURE, 'instruction': 'make it blue'})
+  e = laid_out(
+    'edit', {'raw_image': [PICTURE, PICTURE], 'out_image': PICTURE, 'instruction': 'make it blue'}
+  )
   assert e.target.tolist() == [False, False, True]
 
 
 def test_a_clip_is_one_span():
   e = laid_out('t2v', {'video': CLIP, 'caption': 'a red ball'})
-  assert written(e) == f'<|im_start|>a red ball{CLIP_SPAN}<|im_end|>' and e.grid.tolist() == [[2, 1, 1]]
+  assert written(e) == f'<|im_start|>a red ball{CLIP_SPAN}<|im_end|>' and e.grid.tolist() == [
+    [2, 1, 1]
+  ]
 
 
-@pytest.mark.parametrize('task, record, span', [
+@pytest.mark.parametrize(
+  'task, record, span',
+  [
     ('caption', {'image': PICTURE, 'caption': 'a red ball'}, SPAN),
-    ('video_caption', {'video': CLIP, 'caption': 'a red ball'}, CLIP_SPAN)])
+    ('video_caption', {'video': CLIP, 'caption': 'a red ball'}, CLIP_SPAN),
+  ],
+)
 def test_a_caption_is_an_answer_to_a_standing_request(task, record, span):
   e = laid_out(task, record)
-  assert written(e) == f'<|im_start|>user\n{span}\nLook.<|im_end|>\n<|im_start|>assistant\na red ball<|im_end|>'
+  assert (
+    written(e)
+    == f'<|im_start|>user\n{span}\nLook.<|im_end|>\n<|im_start|>assistant\na red ball<|im_end|>'
+  )
   assert learned(e) == 'a red ball<|im_end|>' and not e.target.any()
 
 
@@ -85,12 +108,16 @@ def test_only_answers_are_learned_in_every_turn():
 @pytest.mark.parametrize('mark', ['<image>', '<video>'])
 def test_a_clip_can_be_asked_about(mark):
   talk = [{'from': 'human', 'value': f'{mark}\nwhat?'}, TALK[1]]
-  assert f'user\n{CLIP_SPAN}\nwhat?' in written(laid_out('video_vqa', {'video': CLIP, 'conversations': talk}))
+  assert f'user\n{CLIP_SPAN}\nwhat?' in written(
+    laid_out('video_vqa', {'video': CLIP, 'conversations': talk})
+  )
 
 
 def test_the_system_turn_is_qwen_s_by_default():
   e = laid_out('text', {'conversations': TALK[1:]}, system=tasks.QWEN_SYSTEM)
-  assert written(e).startswith(f'<|im_start|>system\n{tasks.QWEN_SYSTEM}<|im_end|>\n<|im_start|>assistant\n')
+  assert written(e).startswith(
+    f'<|im_start|>system\n{tasks.QWEN_SYSTEM}<|im_end|>\n<|im_start|>assistant\n'
+  )
 
 
 def test_text_has_no_span_and_can_be_learned_whole():
@@ -106,7 +133,9 @@ def test_pictures_stand_at_their_marks():
 
 
 def test_a_picture_without_a_mark_stands_first():
-  e = laid_out('vqa', {'image': PICTURE, 'conversations': [{'from': 'human', 'value': 'what?'}, TALK[1]]})
+  e = laid_out(
+    'vqa', {'image': PICTURE, 'conversations': [{'from': 'human', 'value': 'what?'}, TALK[1]]}
+  )
   assert f'user\n{SPAN}\nwhat?' in written(e)
 
 
@@ -115,7 +144,9 @@ def test_more_marks_than_pictures_are_refused():
     laid_out('text', {'conversations': TALK})
 
 
-@pytest.mark.parametrize('talk', [[{'from': 'bot', 'value': 'x'}], [{'from': 'human', 'value': 'x'}], ['x']])
+@pytest.mark.parametrize(
+  'talk', [[{'from': 'bot', 'value': 'x'}], [{'from': 'human', 'value': 'x'}], ['x']]
+)
 def test_malformed_conversations_are_refused(talk):
   with pytest.raises(ValueError, match='conversations'):
     tasks.turns_of({'conversations': talk})
@@ -128,13 +159,15 @@ def test_a_caption_cannot_smuggle_in_special_tokens():
 
 def asked(turns):
   """The prompt of a conversation about a picture, as a generator lays it out."""
-  return layout(tasks.conversation(TOKENIZER, turns, [Image(PICTURE)], header=True), TOKENIZER, (4, 16))
+  return layout(
+    tasks.conversation(TOKENIZER, turns, [Image(PICTURE)], header=True), TOKENIZER, (4, 16)
+  )
 
 
 def test_a_question_s_prompt_is_the_beginning_of_its_training_example():
   trained = laid_out('vqa', {'image': PICTURE, 'conversations': TALK})
   prompt = asked([('user', 'what is it?')])
-  np.testing.assert_array_equal(prompt.tokens, trained.tokens[:prompt.length])
+  np.testing.assert_array_equal(prompt.tokens, trained.tokens[: prompt.length])
   assert prompt.length + len(TOKENIZER.encode('a red ball')) + 1 == trained.length
 
 
@@ -142,15 +175,29 @@ def test_a_later_turn_s_prompt_is_the_beginning_of_its_training_example():
   talk = [*TALK, {'from': 'human', 'value': 'what?'}, {'from': 'gpt', 'value': 'blue'}]
   trained = laid_out('vqa', {'image': PICTURE, 'conversations': talk})
   prompt = asked([*tasks.turns_of({'conversations': TALK}), ('user', 'what?')])
-  np.testing.assert_array_equal(prompt.tokens, trained.tokens[:prompt.length])
+  np.testing.assert_array_equal(prompt.tokens, trained.tokens[: prompt.length])
 
 
-@pytest.mark.parametrize('task, record, plan', [
-    ('t2i', {'image': PICTURE, 'caption': 'a red ball'}, tasks.generation(TOKENIZER, 'a red ball', Image(LATENT, True))),
-    ('t2v', {'video': CLIP, 'caption': 'a red ball'},
-     tasks.generation(TOKENIZER, 'a red ball', Video(LATENT.repeat(2, 0), True))),
-    ('edit', {'raw_image': PICTURE, 'out_image': PICTURE, 'instruction': 'a red ball'},
-     tasks.editing(TOKENIZER, [Image(PICTURE)], 'a red ball', Image(LATENT, True)))])
+@pytest.mark.parametrize(
+  'task, record, plan',
+  [
+    (
+      't2i',
+      {'image': PICTURE, 'caption': 'a red ball'},
+      tasks.generation(TOKENIZER, 'a red ball', Image(LATENT, True)),
+    ),
+    (
+      't2v',
+      {'video': CLIP, 'caption': 'a red ball'},
+      tasks.generation(TOKENIZER, 'a red ball', Video(LATENT.repeat(2, 0), True)),
+    ),
+    (
+      'edit',
+      {'raw_image': PICTURE, 'out_image': PICTURE, 'instruction': 'a red ball'},
+      tasks.editing(TOKENIZER, [Image(PICTURE)], 'a red ball', Image(LATENT, True)),
+    ),
+  ],
+)
 def test_a_drawing_prompt_is_its_training_example(task, record, plan):
   trained = laid_out(task, record)
   prompt = layout(plan, TOKENIZER, (4, 16))

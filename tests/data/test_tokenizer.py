@@ -13,7 +13,13 @@ from tuna_jax.data.tokenizer import (
   Tokenizer,
 )
 
-TEXTS = ['a large red circle', 'two red circles', 'is there a red circle?\n', 'user\n', 'assistant\n']
+TEXTS = [
+  'a large red circle',
+  'two red circles',
+  'is there a red circle?\n',
+  'user\n',
+  'assistant\n',
+]
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +37,9 @@ def test_every_word_is_one_token_when_all_fit(small):
   assert [len(small.encode(w)) for w in ('a', ' large', ' red', ' circle', ' circles')] == [1] * 5
 
 
-@pytest.mark.parametrize('text', ['a red circle', 'Zürich, 日本 \U0001f600!\n\n x', '', '  two  spaces', 'tab\tend\r\n'])
+@pytest.mark.parametrize(
+  'text', ['a red circle', 'Zürich, 日本 \U0001f600!\n\n x', '', '  two  spaces', 'tab\tend\r\n']
+)
 def test_decoding_gives_the_text_back(small, text):
   assert small.decode(small.encode(text)) == text
 
@@ -90,10 +98,24 @@ def test_a_tiktoken_file_keeps_its_ranks_as_ids(tmp_path):
 
 def test_behind_the_published_vocabulary_special_tokens_have_the_ids_of_architecture_5_1():
   ids = {token: i for i, token in enumerate(QWEN_SPECIALS + TUNA_SPECIALS, QWEN_VOCAB)}
-  assert len(ids) == 26 and ids | {
-      '<|endoftext|>': 151_643, '<|im_start|>': 151_644, '<|im_end|>': 151_645, '<|vision_start|>': 151_652,
-      '<|vision_end|>': 151_653, '<|image_pad|>': 151_655, '<|video_pad|>': 151_656, '[PAD]': 151_665,
-      '<image>': 151_666, '<|vid_start|>': 151_667, '<|vid_end|>': 151_668} == ids
+  assert (
+    len(ids) == 26
+    and ids
+    | {
+      '<|endoftext|>': 151_643,
+      '<|im_start|>': 151_644,
+      '<|im_end|>': 151_645,
+      '<|vision_start|>': 151_652,
+      '<|vision_end|>': 151_653,
+      '<|image_pad|>': 151_655,
+      '<|video_pad|>': 151_656,
+      '[PAD]': 151_665,
+      '<image>': 151_666,
+      '<|vid_start|>': 151_667,
+      '<|vid_end|>': 151_668,
+    }
+    == ids
+  )
 
 
 def test_digits_are_single_tokens(tmp_path):

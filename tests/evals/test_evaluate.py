@@ -1,4 +1,6 @@
-"""A tiny trained run is scored from the command line, in the rendered world and on records of one's own."""
+"""A tiny trained run is scored from the command line, in the rendered world and on records of one's
+own.
+"""
 
 import functools
 import json
@@ -13,10 +15,10 @@ from tuna_jax.cli.evaluate import find_run
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evals import evaluate, mixture
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample.generate import Drawing, Generator
 from tuna_jax.sample.image import Guidance
 from tuna_jax.train import checkpoint
-from tuna_jax.weights.shapes import tuna_shapes
 
 HOW = Drawing(Guidance(1.0), 2, 1.0)
 N = 3

@@ -89,7 +89,9 @@ def test_a_script_parses(script):
   subprocess.run(['bash', '-n', str(script)], check=True)
 
 
-@pytest.mark.parametrize('script', [p.name for p in SCRIPTS if p.name not in ('common.sh', 'presets.sh')])
+@pytest.mark.parametrize(
+  'script', [p.name for p in SCRIPTS if p.name not in ('common.sh', 'presets.sh')]
+)
 def test_help_is_the_text_at_the_head_of_the_script(script):
   done = launch(script, '--help')
   assert (done.returncode, done.stderr) == (0, '')
@@ -172,8 +174,15 @@ def test_the_supervisor_gives_up_after_its_retries(tmp_path):
 
 
 def test_the_supervisor_sets_flags_cache_and_count_and_prints_them():
-  show = ('--', 'bash', '-c', 'echo "$LIBTPU_INIT_ARGS|$JAX_COMPILATION_CACHE_DIR|$TUNA_EXPECT_PROCESSES"')
-  done = supervise('--preset=v5e', '--cache=gs://b/c', '--expect=4', *show, LIBTPU_INIT_ARGS='--mine=1')
+  show = (
+    '--',
+    'bash',
+    '-c',
+    'echo "$LIBTPU_INIT_ARGS|$JAX_COMPILATION_CACHE_DIR|$TUNA_EXPECT_PROCESSES"',
+  )
+  done = supervise(
+    '--preset=v5e', '--cache=gs://b/c', '--expect=4', *show, LIBTPU_INIT_ARGS='--mine=1'
+  )
   last = done.stdout.splitlines()[-1]
   assert last.startswith('--mine=1 --xla_tpu_enable_async') and last.endswith('|gs://b/c|4')
   assert 'supervise.sh: JAX_COMPILATION_CACHE_DIR=gs://b/c\n' in done.stdout
@@ -193,7 +202,8 @@ def test_a_signal_lets_the_child_save_and_starts_nothing_again(tmp_path, sent, c
     f'with open({str(tmp_path / "lives")!r}, "a") as f: f.write("life\\n")\n'
     'time.sleep(30)\n'
   )
-  # A shell that starts tests in the background has them ignore Ctrl-C, and bash cannot trap what it ignores.
+  # A shell that starts tests in the background has them ignore Ctrl-C, and bash cannot trap what it
+  # ignores.
   ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
     ['bash', str(LAUNCH / 'supervise.sh'), '--', sys.executable, str(child)], cwd=tmp_path
@@ -246,11 +256,15 @@ def test_every_gpu_flag_is_known_to_this_jaxlib():
   assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='the tpu extra is not installed')
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='the tpu extra is not installed'
+)
 @pytest.mark.parametrize(('preset', 'topology'), [
   ('v5e', 'v5e:2x2'), ('v5p', 'v5p:2x2x1'), ('v6e', 'v6e:2x2'), ('tpu7x', 'tpu7x:2x2x1')])  # fmt: skip
 def test_every_tpu_flag_is_known_to_this_libtpu(preset, topology):
-  code = f"from tuna_jax.train.topology import devices_of; print(devices_of('{topology}')[0].device_kind)"
+  code = (
+    f"from tuna_jax.tools.chips import devices_of; print(devices_of('{topology}')[0].device_kind)"
+  )
   flags = ' '.join(launch('presets.sh', preset).stdout.split())
   done = subprocess.run(
     [sys.executable, '-c', code],

@@ -9,9 +9,9 @@ from tests import shrink
 from tuna_jax.batch import Batch
 from tuna_jax.config import TINY, TunaConfig
 from tuna_jax.data.segments import Example, Image, Text, Video, layout, pack
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.weights.parity_sizes import quick_jit
-from tuna_jax.weights.shapes import tuna_shapes
+from tuna_jax.parity.sizes import quick_jit
 
 CONFIG = dataclasses.replace(shrink.model(TINY), remat='none')
 C = CONFIG.vae.latent_channels
@@ -79,7 +79,9 @@ def forward(config: TunaConfig = CONFIG, flow: bool = True):
   """jitted (batch, latents, t, cache) -> Output with `params`."""
 
   @quick_jit
-  def run(params, batch, latents, t, cache=None):  # as constants, parameters would be folded for seconds
+  def run(
+    params, batch, latents, t, cache=None
+  ):  # as constants, parameters would be folded for seconds
     return Tuna(config).apply({'params': params}, batch, latents, t, cache, flow=flow)
 
   return functools.partial(run, params(config))

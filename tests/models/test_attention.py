@@ -83,11 +83,7 @@ def test_queries_may_be_the_last_positions_of_more_keys(impl):
 def test_frames_attend_only_within_themselves(impl):
   qkv, _masks = make(rows=1, queries=600, keys=600, heads=2, kv_heads=2)
   frame = np.arange(600, dtype=np.int32)[None] // 150  # a frame ends inside a block
-  same(
-    impl,
-    qkv,
-    {'kv_limit': np.full_like(frame, 599), 'q_segment': frame, 'kv_segment': frame},
-  )
+  same(impl, qkv, {'kv_limit': np.full_like(frame, 599), 'q_segment': frame, 'kv_segment': frame})
 
 
 def test_unfused_backward_of_the_tpu_kernel_equals_the_oracle(monkeypatch):

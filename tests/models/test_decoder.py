@@ -80,7 +80,9 @@ def test_only_the_distance_between_positions_matters(run):
 
 def test_fresh_heads_of_the_first_layer_look_one_and_two_tokens_back():
   flat = {
-    f'layers/attn/{name}_proj/{leaf}': np.zeros((D.num_layers, *rows, heads * D.head_dim), np.float32)
+    f'layers/attn/{name}_proj/{leaf}': np.zeros(
+      (D.num_layers, *rows, heads * D.head_dim), np.float32
+    )
     for name, heads in (('q', D.num_heads), ('k', D.num_kv_heads))
     for leaf, rows in (('kernel', (D.dim,)), ('bias', ()))
   }

@@ -9,10 +9,10 @@ import pytest
 from tests.models import small
 from tuna_jax import batch as batch_lib
 from tuna_jax.batch import Batch
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna, init_cache, sinusoid
+from tuna_jax.parity.sizes import quick_jit
 from tuna_jax.train import state
-from tuna_jax.weights.parity_sizes import quick_jit
-from tuna_jax.weights.shapes import tuna_shapes
 
 ROUNDING = 2e-5  # of numbers of order 1: float32 sums in another order
 

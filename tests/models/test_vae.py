@@ -11,8 +11,8 @@ import pytest
 from tests import shrink
 from tuna_jax.config import WAN_MEAN, WAN_STD, VaeConfig
 from tuna_jax.models import vae as vae_lib
+from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae
-from tuna_jax.weights.shapes import vae_shapes
 
 CONFIG = shrink.vae(VaeConfig())
 PARAMS = shrink.randomise(vae_shapes(CONFIG), 0)

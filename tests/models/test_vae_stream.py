@@ -10,15 +10,21 @@ TOLERANCE = 2e-5  # float32 sums in another order
 
 
 def latents(frames):
-  return np.random.default_rng(0).normal(size=(2, frames, 2, 1, small.VAE.latent_channels)).astype(np.float32)
+  return (
+    np.random.default_rng(0)
+    .normal(size=(2, frames, 2, 1, small.VAE.latent_channels))
+    .astype(np.float32)
+  )
 
 
 def test_a_clip_decoded_frame_by_frame_equals_one_pass():
   z, carry, pieces = latents(4), None, []
-  whole = jax.jit(lambda p: vae.WanVae(small.VAE).apply({'params': p}, z, method='decode'))(small.vae_params())
+  whole = jax.jit(lambda p: vae.WanVae(small.VAE).apply({'params': p}, z, method='decode'))(
+    small.vae_params()
+  )
   decode = jax.jit(vae_stream.decode_frame, static_argnums=0)
   for i in range(4):
-    pixels, carry = decode(small.VAE, small.vae_params(), z[:, i:i + 1], carry)
+    pixels, carry = decode(small.VAE, small.vae_params(), z[:, i : i + 1], carry)
     pieces.append(pixels)
   assert [p.shape[1] for p in pieces] == [1, 4, 4, 4]
   streamed = np.concatenate(pieces, axis=1)
@@ -45,7 +51,12 @@ def test_what_is_alive_while_decoding_does_not_grow_with_the_clip():
 def test_the_programs_of_a_step_do_not_grow_with_the_clip_and_one_pass_does():
   def one_pass(frames):
     decode = jax.jit(lambda p, z: vae.WanVae(small.VAE).apply({'params': p}, z, method='decode'))
-    return decode.lower(small.vae_params(), latents(frames)).compile().memory_analysis().temp_size_in_bytes
+    return (
+      decode.lower(small.vae_params(), latents(frames))
+      .compile()
+      .memory_analysis()
+      .temp_size_in_bytes
+    )
 
   compiled = vae_stream._step._cache_size()
   for frames in (3, 5):

@@ -39,5 +39,7 @@ def test_it_runs_top_to_bottom(notebook, monkeypatch):
   monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
   client = NotebookClient(notebook, timeout=900, resources={'metadata': {'path': str(PATH.parent)}})
   client.execute()
-  shown = [out for cell in code(notebook) for out in cell.outputs if 'image/png' in out.get('data', {})]
+  shown = [
+    out for cell in code(notebook) for out in cell.outputs if 'image/png' in out.get('data', {})
+  ]
   assert len(shown) == 3 + 1 + 1 + 1 + 2 + 1  # world, mask, losses, drawn, edits, answers

@@ -1,4 +1,6 @@
-"""The generator end to end, on a tiny random model: strings, arrays and pictures in, text and pictures out."""
+"""The generator end to end, on a tiny random model: strings, arrays and pictures in, text and
+pictures out.
+"""
 
 import functools
 
@@ -16,13 +18,29 @@ from tuna_jax.sample.generate import Generator
 from tuna_jax.sample.image import Guidance
 
 FEW = {'points': 3, 'guidance': 2.0}
-PROMPTS = ['a red ball', 'make it blue', 'what', 'this', 'is', '', 'red', 'a ball']  # two batches of `generator`
+PROMPTS = [
+  'a red ball',
+  'make it blue',
+  'what',
+  'this',
+  'is',
+  '',
+  'red',
+  'a ball',
+]  # two batches of `generator`
 
 
 @functools.cache
 def generator(batch_size=4):
-  return Generator(small.CONFIG, small.params(), small.vae_params(), small.tokenizer(), tasks=TaskConfig(system=None),
-                   media=MediaConfig('32', '32', 5), batch_size=batch_size)
+  return Generator(
+    small.CONFIG,
+    small.params(),
+    small.vae_params(),
+    small.tokenizer(),
+    tasks=TaskConfig(system=None),
+    media=MediaConfig('32', '32', 5),
+    batch_size=batch_size,
+  )
 
 
 def pixels(height=32, width=32, seed=0):
@@ -52,7 +70,10 @@ def test_the_vae_takes_as_many_pictures_at_once_as_their_size_allows():
     seen.append(len(pixels))
     return pixels[:, 0, 0, 0, 0]
 
-  large, little = np.zeros((3, 1, 1024, 1024, 3), np.uint8), np.arange(6, dtype=np.uint8)[:, None, None, None, None]
+  large, little = (
+    np.zeros((3, 1, 1024, 1024, 3), np.uint8),
+    np.arange(6, dtype=np.uint8)[:, None, None, None, None],
+  )
   media = [*large, *little]
   out = generator()._by_shape(media, tops, [x[..., 0].size for x in media])
   assert seen == [1, 1, 1, 3, 3]  # batches of 4 at most
@@ -62,7 +83,9 @@ def test_the_vae_takes_as_many_pictures_at_once_as_their_size_allows():
 def test_a_second_call_with_other_prompts_and_settings_compiles_nothing():
   generator().image(PROMPTS, **FEW)
   compiled = []
-  listen = lambda name, _, **more: compiled.append(more) if name.endswith('backend_compile_duration') else None
+  listen = lambda name, _, **more: (
+    compiled.append(more) if name.endswith('backend_compile_duration') else None
+  )
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     others = [f'{n} blue' for n in range(8)]
@@ -79,12 +102,16 @@ def test_a_batch_spread_over_devices_draws_and_says_what_one_device_does():
   g, prompts = generator(), PROMPTS[:4]
   mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
   params = jax.device_put(g.params, sharding.shardings(g.params, mesh))
-  spread = Generator(g.config, params, g.vae_params, g.tokenizer, tasks=g.tasks, media=g.media, batch_size=4)
+  spread = Generator(
+    g.config, params, g.vae_params, g.tokenizer, tasks=g.tasks, media=g.media, batch_size=4
+  )
   with jax.set_mesh(mesh):
     pictures = spread.image(prompts, **FEW)
     answers = spread.text(prompts, max_new_tokens=6)
   for ours, theirs in zip(pictures, g.image(prompts, **FEW)):
-    assert np.abs(ours.pixels.astype(int) - theirs.pixels).max() <= 1  # other sums, a level of 255 at most
+    assert (
+      np.abs(ours.pixels.astype(int) - theirs.pixels).max() <= 1
+    )  # other sums, a level of 255 at most
   assert answers == g.text(prompts, max_new_tokens=6)
 
 
@@ -93,19 +120,31 @@ def test_an_edit_keeps_the_size_of_its_source():
   assert out.pixels.shape == (32, 16, 3)
 
 
-@pytest.mark.parametrize('given, area, size, wanted', [
-    ((500, 400), '512', None, (496, 400)), ((900, 450), '512', None, (720, 368)), ((900, 450), '1024', None, (896, 448)),
-    ((900, 450), '512', '1024', (1344, 768)), ((450, 800), '1024', '512', (384, 672))])
-def test_a_source_keeps_its_size_up_to_that_of_its_class_or_takes_the_nearest_bucket(given, area, size, wanted):
+@pytest.mark.parametrize(
+  'given, area, size, wanted',
+  [
+    ((500, 400), '512', None, (496, 400)),
+    ((900, 450), '512', None, (720, 368)),
+    ((900, 450), '1024', None, (896, 448)),
+    ((900, 450), '512', '1024', (1344, 768)),
+    ((450, 800), '1024', '512', (384, 672)),
+  ],
+)
+def test_a_source_keeps_its_size_up_to_that_of_its_class_or_takes_the_nearest_bucket(
+  given, area, size, wanted
+):
   source = requests.read_source(pixels(*given), MediaConfig(image_size=area), size, 16)
   assert source.shape == (1, *wanted, 3)
-
 
 
 def test_an_edit_sees_every_source_and_its_instruction():
   sources = [pixels(seed=1), pixels(seed=2)]
   base, swapped, told = generator().edit(
-      [sources, sources[::-1], sources], ['make it blue', 'make it blue', 'a red ball'], seed=[1, 1, 1], **FEW)
+    [sources, sources[::-1], sources],
+    ['make it blue', 'make it blue', 'a red ball'],
+    seed=[1, 1, 1],
+    **FEW,
+  )
   assert (base.pixels != swapped.pixels).any()
   assert (base.pixels != told.pixels).any()
 
@@ -118,13 +157,22 @@ def test_a_video_has_the_frames_it_was_asked_for():
 def test_questions_take_pictures_clips_and_conversations():
   g = generator()
   image, clip = pixels(), np.stack([pixels(seed=n) for n in range(6)])
-  answers = g.text(['what is this', 'what is this', 'is this blue'], [image, pixels(seed=9), [image]], max_new_tokens=6)
+  answers = g.text(
+    ['what is this', 'what is this', 'is this blue'],
+    [image, pixels(seed=9), [image]],
+    max_new_tokens=6,
+  )
   assert len(answers) == 3
   assert answers[0] == g.text('what is this', images=[image], max_new_tokens=6)
-  turns = [{'role': 'user', 'content': [image, 'what is this']}, {'role': 'assistant', 'content': 'a red ball'},
-           {'role': 'user', 'content': 'is it blue'}]
+  turns = [
+    {'role': 'user', 'content': [image, 'what is this']},
+    {'role': 'assistant', 'content': 'a red ball'},
+    {'role': 'user', 'content': 'is it blue'},
+  ]
   assert isinstance(g.text(turns, max_new_tokens=6), str)
-  assert isinstance(g.text('what is this', images=[image, pixels(16, 32), clip], max_new_tokens=6), str)
+  assert isinstance(
+    g.text('what is this', images=[image, pixels(16, 32), clip], max_new_tokens=6), str
+  )
   assert isinstance(g.text('what is this', max_new_tokens=6), str)
   assert ''.join(g.stream('what is this', [image], max_new_tokens=6)) == answers[0]
 
@@ -140,7 +188,9 @@ def test_picture_then_text_then_picture_in_one_conversation():
   assert (second.pixels != other.pixels).any()  # the picture drawn before is seen
 
 
-@pytest.mark.parametrize('ask, says', [
+@pytest.mark.parametrize(
+  'ask, says',
+  [
     (lambda g: g.image('x', guidance=0), 'guidance scale=0'),
     (lambda g: g.image('x', size='40x32'), 'multiples of 16'),
     (lambda g: g.image('x', points=1), 'points=1'),
@@ -155,7 +205,9 @@ def test_picture_then_text_then_picture_in_one_conversation():
     (lambda g: g.text(''), 'empty question'),
     (lambda g: g.text('x', max_new_tokens=0), 'max_new_tokens=0'),
     (lambda g: g.text([('usr', 'x')]), "role 'usr'.*user"),
-    (lambda g: g.text('x <image>'), 'marks')])
+    (lambda g: g.text('x <image>'), 'marks'),
+  ],
+)
 def test_what_cannot_be_done_is_said_clearly(ask, says):
   with pytest.raises(ValueError, match=says):
     ask(generator())

@@ -1,6 +1,5 @@
 """The cached sampler against the whole sequence run again at every step."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +10,10 @@ from tuna_jax import flow
 from tuna_jax.data import tasks
 from tuna_jax.data.segments import Image, Video, layout
 from tuna_jax.models.tuna import Tuna
+from tuna_jax.parity.sizes import quick_jit
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.prompt import collate, split, strides
-from tuna_jax.weights.parity_sizes import quick_jit
 
 TOLERANCE = 1e-5  # of the largest latent, after the whole ODE in float32
 CHANNELS = small.CONFIG.vae.latent_channels
@@ -24,11 +23,21 @@ def plans(task, prompts, grid, sources=1):
   """Conditional plans, then negative ones, of prompts of different length."""
   tokenizer, rng = small.tokenizer(), np.random.default_rng(7)
   target = (Video if grid[0] > 1 else Image)(np.zeros((*grid, CHANNELS), np.float32), True)
-  pictures = [[Image(rng.normal(size=(1, 2, 3, CHANNELS)).astype(np.float32)) for _ in range(sources)] for _ in prompts]
+  pictures = [
+    [Image(rng.normal(size=(1, 2, 3, CHANNELS)).astype(np.float32)) for _ in range(sources)]
+    for _ in prompts
+  ]
   if task == 'edit':
-    return [tasks.editing(tokenizer, s, text, target)
-            for texts in (prompts, [''] * len(prompts)) for s, text in zip(pictures, texts)]
-  return [tasks.generation(tokenizer, text, target) for texts in (prompts, ['blue'] * len(prompts)) for text in texts]
+    return [
+      tasks.editing(tokenizer, s, text, target)
+      for texts in (prompts, [''] * len(prompts))
+      for s, text in zip(pictures, texts)
+    ]
+  return [
+    tasks.generation(tokenizer, text, target)
+    for texts in (prompts, ['blue'] * len(prompts))
+    for text in texts
+  ]
 
 
 def naive(all_plans, noise, scale, points, solver='euler'):
@@ -44,8 +53,14 @@ def naive(all_plans, noise, scale, points, solver='euler'):
   @quick_jit
   def run(params, batch, noise):  # as constants, parameters would be folded for seconds
     def velocity(x, t):
-      latents = jax.vmap(lambda l, i, x: l.at[i].set(x))(batch.latents, index, jnp.tile(x, (2, 1, 1)))
-      out = Tuna(small.CONFIG).apply({'params': params}, batch, latents, jnp.where(batch.target, t, 1.0)).velocity
+      latents = jax.vmap(lambda l, i, x: l.at[i].set(x))(
+        batch.latents, index, jnp.tile(x, (2, 1, 1))
+      )
+      out = (
+        Tuna(small.CONFIG)
+        .apply({'params': params}, batch, latents, jnp.where(batch.target, t, 1.0))
+        .velocity
+      )
       v = jnp.take_along_axis(out, index[..., None], axis=1)
       return flow.guide(v[:rows], v[rows:], scale)
 
@@ -56,18 +71,33 @@ def naive(all_plans, noise, scale, points, solver='euler'):
 
 def cached(all_plans, noise, guidance, points, solver='euler'):
   examples, grids = zip(*(split(p, small.tokenizer(), strides(small.CONFIG)) for p in all_plans))
-  return np.asarray(drawing.sample_latents(
-      small.CONFIG, small.params(), collate(examples, CHANNELS), grids[:len(noise)], noise, guidance=guidance,
-      points=points, solver=solver))
+  return np.asarray(
+    drawing.sample_latents(
+      small.CONFIG,
+      small.params(),
+      collate(examples, CHANNELS),
+      grids[: len(noise)],
+      noise,
+      guidance=guidance,
+      points=points,
+      solver=solver,
+    )
+  )
 
 
 def gap(a, b):
   return np.abs(a - b).max() / np.abs(b).max()
 
 
-@pytest.mark.parametrize('task, grid, solver', [
-    ('t2i', (1, 3, 2), 'euler'), ('edit', (1, 2, 3), 'euler'), ('t2v', (2, 2, 3), 'euler'),
-    pytest.param('t2i', (1, 2, 2), 'heun', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'task, grid, solver',
+  [
+    ('t2i', (1, 3, 2), 'euler'),
+    ('edit', (1, 2, 3), 'euler'),
+    ('t2v', (2, 2, 3), 'euler'),
+    pytest.param('t2i', (1, 2, 2), 'heun', marks=pytest.mark.slow),
+  ],
+)
 def test_the_cached_sampler_equals_the_naive_one_after_the_whole_ode(task, grid, solver):
   rows = plans(task, ['a red ball', 'make it'], grid)
   noise = np.asarray(drawing.noise([1, 2], int(np.prod(grid)), CHANNELS))
@@ -84,7 +114,8 @@ def test_three_branches_weigh_text_and_pictures_apart():
   third = tasks.editing(tokenizer, [], '', target)
   noise = np.asarray(drawing.noise([1], 6, CHANNELS))
   three = [*rows, third]
-  # With one scale for both, what stands between the two ends drops out: guidance from nothing at all.
+  # With one scale for both, what stands between the two ends drops out: guidance from nothing at
+  # all.
   joint = cached(three, noise, Guidance(3.0, 3.0), 5)
   ends = cached([rows[0], third], noise, Guidance(3.0), 5)
   assert gap(joint, ends) < TOLERANCE
@@ -105,15 +136,28 @@ def test_full_rescale_gives_the_spread_of_the_conditional_velocity():
   out = drawing.combine([cond, uncond], 5.0, 1.0, 1.0)
   np.testing.assert_allclose(np.std(out, axis=(1, 2)), np.std(cond, axis=(1, 2)), rtol=1e-5)
   np.testing.assert_allclose(
-      drawing.combine([cond, uncond], 5.0, 1.0, 0.0), uncond + 5 * (cond - uncond), rtol=1e-5, atol=1e-5)
+    drawing.combine([cond, uncond], 5.0, 1.0, 0.0),
+    uncond + 5 * (cond - uncond),
+    rtol=1e-5,
+    atol=1e-5,
+  )
 
 
 def test_a_smaller_picture_in_a_batch_is_drawn_as_alone():
   large, little = plans('t2i', ['a red ball'], (1, 3, 2)), plans('t2i', ['make it'], (1, 2, 2))
   noise = np.array(drawing.noise([1, 2], 6, CHANNELS))
-  examples, grids = zip(*(split(p, small.tokenizer(), strides(small.CONFIG)) for p in (large[0], little[0])))
-  both = drawing.sample_latents(small.CONFIG, small.params(), collate(examples, CHANNELS), grids, noise,
-                                guidance=Guidance(1.0), points=5)
+  examples, grids = zip(
+    *(split(p, small.tokenizer(), strides(small.CONFIG)) for p in (large[0], little[0]))
+  )
+  both = drawing.sample_latents(
+    small.CONFIG,
+    small.params(),
+    collate(examples, CHANNELS),
+    grids,
+    noise,
+    guidance=Guidance(1.0),
+    points=5,
+  )
   alone = cached(little[:1], noise[1:, :4], Guidance(1.0), 5)
   assert gap(np.asarray(both)[1:, :4], alone) < TOLERANCE
 
@@ -138,13 +182,24 @@ def test_every_evaluation_is_reported_once():
   rows = plans('t2i', ['a red ball'], (1, 3, 2))
   examples, grids = zip(*(split(p, small.tokenizer(), strides(small.CONFIG)) for p in rows[:1]))
   heard = []
-  drawing.sample_latents(small.CONFIG, small.params(), collate(examples, CHANNELS), grids, drawing.noise([1], 6, CHANNELS),
-                         guidance=Guidance(1.0), points=4, solver='heun', report=heard.append)
+  drawing.sample_latents(
+    small.CONFIG,
+    small.params(),
+    collate(examples, CHANNELS),
+    grids,
+    drawing.noise([1], 6, CHANNELS),
+    guidance=Guidance(1.0),
+    points=4,
+    solver='heun',
+    report=heard.append,
+  )
   assert heard == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize('fields', [{'scale': 0}, {'scale': -2.0}, {'image_scale': 0}, {'interval': (0.5, 0.5)},
-                                    {'rescale': 2}])
+@pytest.mark.parametrize(
+  'fields',
+  [{'scale': 0}, {'scale': -2.0}, {'image_scale': 0}, {'interval': (0.5, 0.5)}, {'rescale': 2}],
+)
 def test_guidance_out_of_range_is_refused_by_name(fields):
   with pytest.raises(ValueError, match=next(iter(fields))):
     Guidance(**fields)

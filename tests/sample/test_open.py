@@ -20,7 +20,9 @@ def test_a_weights_directory_draws_what_its_parameters_draw(tmp_path):
   direct = Generator(small.CONFIG, small.params(), small.vae_params(), small.tokenizer(), **OPTIONS)
   how = {'points': 3, 'size': '16'}
   np.testing.assert_array_equal(
-      open_generator(tmp_path / 'w', **OPTIONS).image('a red ball', **how), direct.image('a red ball', **how))
+    open_generator(tmp_path / 'w', **OPTIONS).image('a red ball', **how),
+    direct.image('a red ball', **how),
+  )
 
 
 def test_what_a_weights_directory_lacks_is_named(tmp_path):

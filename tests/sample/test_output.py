@@ -26,6 +26,7 @@ def test_a_film_holds_its_frames_and_the_settings(tmp_path, name):
   clip().save(tmp_path / name)
   assert read_info(tmp_path / name) == INFO
   from tuna_jax.data.media import read_video
+
   assert read_video(str(tmp_path / name), '32', 5).shape == (5, 32, 32, 3)
 
 

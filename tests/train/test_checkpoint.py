@@ -12,9 +12,9 @@ import pytest
 from tests import shrink
 from tuna_jax import sharding, tree
 from tuna_jax.config import VaeConfig, to_dict
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import checkpoint, state
 from tuna_jax.train.checkpoint import Checkpoints
-from tuna_jax.weights.shapes import tuna_shapes
 
 CONFIG = shrink.shrink(shrink.real('stage1'))
 DATA = {'step': 5, 'seed': 0, 'rows': list(range(8)), 'batch': 8, 'next': [[3, -1]] * 8}

@@ -14,7 +14,8 @@ from tuna_jax.train import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# gloo's threads write to file descriptor 1, in the middle of our lines: what is printed here goes its own way.
+# gloo's threads write to file descriptor 1, in the middle of our lines: what is printed here goes
+# its own way.
 JOIN = """\
 import os, sys
 sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)

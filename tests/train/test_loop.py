@@ -105,8 +105,7 @@ def test_stage_one_leaves_the_decoder_as_it_was(chain):
   moved = [
     n
     for n, leaf in tree.flatten(final.params).items()
-    if not n.startswith('decoder/')
-    and not np.allclose(leaf, tree.flatten(fresh)[n], atol=1e-5)
+    if not n.startswith('decoder/') and not np.allclose(leaf, tree.flatten(fresh)[n], atol=1e-5)
   ]
   assert 'connector/fc1/kernel' in moved and 'flow_head/final/linear/kernel' in moved
 

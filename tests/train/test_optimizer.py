@@ -138,14 +138,22 @@ def test_muon_moves_a_kernel_along_every_direction_alike_and_as_far_as_adam_woul
 
 def test_muon_takes_scanned_layers_and_temporal_taps_one_by_one():
   stack, taps = matrices(3, 8, 5), matrices(3, 2, 2, 4, 6)
-  updates = step(MUON, {'layers/kernel': stack, 'conv/kernel': taps}, {'layers/kernel': stack, 'conv/kernel': taps})
+  updates = step(
+    MUON,
+    {'layers/kernel': stack, 'conv/kernel': taps},
+    {'layers/kernel': stack, 'conv/kernel': taps},
+  )
   for i in range(3):
     alone = {'layers/kernel': stack[i], 'conv/kernel': taps[i]}
     for name, update in step(MUON, alone, alone).items():
       np.testing.assert_allclose(updates[name][i], update, rtol=1e-4, atol=1e-6)
   flat = {'conv/kernel': taps[0].reshape(16, 6)}
   np.testing.assert_allclose(
-    updates['conv/kernel'][0].reshape(16, 6), step(MUON, flat, flat)['conv/kernel'], rtol=1e-4, atol=1e-6)
+    updates['conv/kernel'][0].reshape(16, 6),
+    step(MUON, flat, flat)['conv/kernel'],
+    rtol=1e-4,
+    atol=1e-6,
+  )
 
 
 def test_an_unknown_kind_is_answered_with_the_nearest():

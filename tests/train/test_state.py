@@ -6,8 +6,8 @@ import pytest
 
 from tests import shrink
 from tuna_jax import tree
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import state
-from tuna_jax.weights.shapes import tuna_shapes
 
 
 @pytest.mark.parametrize('size', ['tiny', '2b'])

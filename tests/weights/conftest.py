@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Imports once, then forks for every command line: a process each, without a start each.
 DRIVER = """
 import json, os, runpy, sys
-import tuna_jax.weights.parts, tuna_jax.weights.recover, tuna_jax.cli.app
+import tuna_jax.weights.parts, tuna_jax.tools.recover, tuna_jax.cli.app
 for line in sys.stdin:
   path, verb, *arguments = json.loads(line)
   child = os.fork()
@@ -29,11 +29,19 @@ for line in sys.stdin:
 
 @pytest.fixture(scope='module')
 def tuna_jax(tmp_path_factory):
-  """Runs `tuna-jax VERB ARGUMENTS`, asserts its exit code, returns what it printed, errors included."""
+  """Runs `tuna-jax VERB ARGUMENTS`, asserts its exit code, returns what it printed, errors
+  included.
+  """
   folder = tmp_path_factory.mktemp('said')
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  with subprocess.Popen([sys.executable, '-c', DRIVER], env=environment, stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE, text=True) as driver:
+  with subprocess.Popen(
+    [sys.executable, '-c', DRIVER],
+    env=environment,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as driver:
+
     def run(verb, *arguments, code=0):
       said = folder / str(len(list(folder.iterdir())))
       driver.stdin.write(json.dumps([str(said), verb, *map(str, arguments)]) + '\n')

@@ -10,11 +10,11 @@ import pytest
 from tests.weights.small import random_leaves, small_config
 from tuna_jax import tree
 from tuna_jax.config import to_dict
+from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.train.checkpoint import load_vae, load_weights, read_config, save_weights
 from tuna_jax.weights import parts, safetensors, store, tables, torchfile
 from tuna_jax.weights.convert import export
 from tuna_jax.weights.open import open_checkpoint
-from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights.tensors import lazies
 
 CONFIG = small_config()
@@ -41,15 +41,26 @@ def files(tmp_path_factory):
 @pytest.fixture(scope='module')
 def imported(convert, files):
   """The official checkpoint, converted."""
-  convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--vae={files}/Wan2.2_VAE.pth',
-          f'--output={files}/imported')
+  convert(
+    'import',
+    f'--model={files}/model.json',
+    f'--input={files}/tuna',
+    f'--vae={files}/Wan2.2_VAE.pth',
+    f'--output={files}/imported',
+  )
   return files / 'imported'
 
 
 def test_parts_assemble_to_a_directory_that_training_loads(convert, files):
   output = files / 'assembled'
-  said = convert('assemble', f'--model={files}/model.json', f'--decoder={files}/decoder', f'--vision={files}/vision',
-                 f'--vae={files}/Wan2.2_VAE.pth', f'--output={output}')
+  said = convert(
+    'assemble',
+    f'--model={files}/model.json',
+    f'--decoder={files}/decoder',
+    f'--vision={files}/vision',
+    f'--vae={files}/Wan2.2_VAE.pth',
+    f'--output={output}',
+  )
   assert 'flow_head/final/linear/kernel: no source: initial values' in said
   config = read_config(output)
   assert config == CONFIG and (output / 'tokenizer.json').exists()
@@ -63,15 +74,24 @@ def test_parts_assemble_to_a_directory_that_training_loads(convert, files):
   for name, value in tree.flatten(vae).items():
     np.testing.assert_array_equal(np.asarray(value), VAE_LEAVES[name], err_msg=name)
   notes = json.loads((output / 'config.json').read_text())['notes']
-  assert 'connector/fc1/kernel' in notes['fresh'] and notes['sources']['vae'].endswith('Wan2.2_VAE.pth')
+  assert 'connector/fc1/kernel' in notes['fresh'] and notes['sources']['vae'].endswith(
+    'Wan2.2_VAE.pth'
+  )
 
 
 def test_loading_on_a_mesh_gives_every_device_its_share(imported):
   mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(8), ('fsdp',))
-  spec = lambda a: jax.sharding.PartitionSpec(
-      *[None] * (len(a.shape) - 1), 'fsdp') if a.shape and a.shape[-1] % 8 == 0 else jax.sharding.PartitionSpec()
+  spec = lambda a: (
+    jax.sharding.PartitionSpec(*[None] * (len(a.shape) - 1), 'fsdp')
+    if a.shape and a.shape[-1] % 8 == 0
+    else jax.sharding.PartitionSpec()
+  )
   abstract = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.sharding.NamedSharding(mesh, spec(a))), SHAPES)
+    lambda a: jax.ShapeDtypeStruct(
+      a.shape, a.dtype, sharding=jax.sharding.NamedSharding(mesh, spec(a))
+    ),
+    SHAPES,
+  )
   kernel = load_weights(str(imported), abstract)['decoder']['layers']['mlp']['up_proj']['kernel']
   assert {s.data.shape for s in kernel.addressable_shards} == {(3, 64, 12)}
   np.testing.assert_array_equal(np.asarray(kernel), LEAVES['decoder/layers/mlp/up_proj/kernel'])
@@ -84,11 +104,16 @@ def test_official_weights_come_in_with_the_latent_statistics_they_were_trained_w
 
 def test_official_in_and_out_is_the_identity(convert, imported, files):
   convert('export', f'--input={imported}', f'--output={files}/out')
-  assert convert('diff', files / 'tuna', files / 'out') == f'equal: {len(open_checkpoint(files / "tuna"))} tensors\n'
+  assert (
+    convert('diff', files / 'tuna', files / 'out')
+    == f'equal: {len(open_checkpoint(files / "tuna"))} tensors\n'
+  )
   assert json.loads((files / 'out' / 'config.json').read_text())['model_type'] == 'tuna'
 
 
-@pytest.mark.parametrize('part, source', [('decoder', 'decoder'), ('vision', 'vision'), ('vae', 'Wan2.2_VAE.pth')])
+@pytest.mark.parametrize(
+  'part, source', [('decoder', 'decoder'), ('vision', 'vision'), ('vae', 'Wan2.2_VAE.pth')]
+)
 def test_each_part_goes_back_to_its_own_format(convert, imported, files, part, source):
   convert('export', f'--input={imported}', f'--part={part}', f'--output={files}/back_{part}')
   assert 'equal' in convert('diff', files / source, files / f'back_{part}')
@@ -102,14 +127,24 @@ def test_what_training_saved_is_exported_too(convert, files):
 
 
 def test_a_pt_file_gives_what_the_shards_give(convert, imported, files):
-  convert('import', f'--model={files}/model.json', f'--input={files}/tuna.pt', f'--output={files}/from_pt')
+  convert(
+    'import', f'--model={files}/model.json', f'--input={files}/tuna.pt', f'--output={files}/from_pt'
+  )
   said = convert('diff', imported, files / 'from_pt', code=1)
-  assert {line.partition(': ')[2][:4] for line in said.splitlines()} == {'vae/'}  # which was not given
+  assert {line.partition(': ')[2][:4] for line in said.splitlines()} == {
+    'vae/'
+  }  # which was not given
 
 
 def test_a_dry_run_writes_nothing(convert, files):
   before = sorted(files.iterdir())
-  said = convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--output={files}/dry', '--dry-run')
+  said = convert(
+    'import',
+    f'--model={files}/model.json',
+    f'--input={files}/tuna',
+    f'--output={files}/dry',
+    '--dry-run',
+  )
   assert 'was not written' in said and sorted(files.iterdir()) == before
 
 
@@ -118,7 +153,13 @@ def test_a_faulty_checkpoint_exits_2_with_every_fault_and_leaves_nothing(convert
   del tensors['siglip_proj.0.weight']
   tensors['stray.weight'] = tensors['siglip_proj.1.bias']
   safetensors.write_folder(tmp_path, tensors)
-  said = convert('import', f'--model={files}/model.json', f'--input={tmp_path}', f'--output={tmp_path}/out', code=2)
+  said = convert(
+    'import',
+    f'--model={files}/model.json',
+    f'--input={tmp_path}',
+    f'--output={tmp_path}/out',
+    code=2,
+  )
   assert 'siglip_proj.0.weight: missing' in said and 'stray.weight: unused' in said
   assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
 
@@ -126,13 +167,21 @@ def test_a_faulty_checkpoint_exits_2_with_every_fault_and_leaves_nothing(convert
 def test_damage_found_while_writing_leaves_nothing(convert, files, tmp_path):
   leaves = {**LEAVES, 'flow_head/final/norm/scale': np.full(64, np.inf, np.float32)}
   safetensors.write_folder(tmp_path, export(tables.tuna_official(CONFIG), leaves))
-  said = convert('import', f'--model={files}/model.json', f'--input={tmp_path}', f'--output={tmp_path}/out', code=2)
+  said = convert(
+    'import',
+    f'--model={files}/model.json',
+    f'--input={tmp_path}',
+    f'--output={tmp_path}/out',
+    code=2,
+  )
   assert 'diffusion_head_b.norm_final.weight: holds infinite' in said
   assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
 
 
 def test_an_existing_output_is_never_overwritten(convert, imported, files):
-  said = convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--output={imported}', code=2)
+  said = convert(
+    'import', f'--model={files}/model.json', f'--input={files}/tuna', f'--output={imported}', code=2
+  )
   assert 'exists already' in said
 
 
@@ -151,26 +200,64 @@ def test_recover_names_the_layers_and_writes_the_stage(convert, files, tmp_path)
   (tmp_path / 'in').mkdir()
   safetensors.write_folder(tmp_path / 'in', export(tables.tuna_official(config), leaves))
   (tmp_path / 'model.json').write_text(json.dumps(to_dict(config)))
-  convert('import', f'--model={tmp_path}/model.json', f'--input={tmp_path}/in', f'--output={tmp_path}/out', '--recover')
+  convert(
+    'import',
+    f'--model={tmp_path}/model.json',
+    f'--input={tmp_path}/in',
+    f'--output={tmp_path}/out',
+    '--recover',
+  )
   assert list(json.loads((tmp_path / 'out' / 'recover.json').read_text())['decoder']) == ['5']
   assert 'decoder/layers/.*' in (tmp_path / 'out' / 'recover.py').read_text()
 
 
 def test_a_certificate_stands_beside_what_was_written_and_a_fault_exits_1(convert, files, tmp_path):
   tokens = np.int32([[3, 1, 4, 1, 5, 9]])
-  tensors = {'in.a.text_tokens': tokens, 'in.a.mp': np.int32([[[-1, -1]]]),
-             'out.a.hidden0': LEAVES['decoder/embed/embedding'][tokens]}
-  (tmp_path / 'index.json').write_text(json.dumps({'cases': [{
-      'name': 'c', 'kind': 'certificate', 'file': 'c.safetensors', 'config': {'subs': ['a']},
-      'tensors': {name: {'shape': value.shape, 'dtype': str(value.dtype)} for name, value in tensors.items()}}]}))
+  tensors = {
+    'in.a.text_tokens': tokens,
+    'in.a.mp': np.int32([[[-1, -1]]]),
+    'out.a.hidden0': LEAVES['decoder/embed/embedding'][tokens],
+  }
+  (tmp_path / 'index.json').write_text(
+    json.dumps(
+      {
+        'cases': [
+          {
+            'name': 'c',
+            'kind': 'certificate',
+            'file': 'c.safetensors',
+            'config': {'subs': ['a']},
+            'tensors': {
+              name: {'shape': value.shape, 'dtype': str(value.dtype)}
+              for name, value in tensors.items()
+            },
+          }
+        ]
+      }
+    )
+  )
   safetensors.write_file(tmp_path / 'c.safetensors', lazies(tensors))
   source = (f'--model={files}/model.json', f'--input={files}/tuna', f'--verify={tmp_path}')
   said = convert('import', *source, f'--output={tmp_path}/right')
   assert '# Parity certificate: PASS' in said and '| decoder | pass | 1 |' in said
   assert json.loads((tmp_path / 'right' / 'certificate.json').read_text())['passed']
-  safetensors.write_file(tmp_path / 'c.safetensors', lazies({**tensors, 'out.a.hidden0': 2 * tensors['out.a.hidden0']}))
-  said = convert('export', f'--input={tmp_path}/right', f'--verify={tmp_path}', f'--output={tmp_path}/wrong', code=1)
+  safetensors.write_file(
+    tmp_path / 'c.safetensors', lazies({**tensors, 'out.a.hidden0': 2 * tensors['out.a.hidden0']})
+  )
+  said = convert(
+    'export',
+    f'--input={tmp_path}/right',
+    f'--verify={tmp_path}',
+    f'--output={tmp_path}/wrong',
+    code=1,
+  )
   assert '| decoder | FAIL | 1 |' in said and (tmp_path / 'wrong' / 'certificate.md').exists()
-  said = convert('import', f'--model={files}/model.json', f'--input={files}/tuna', f'--output={tmp_path}/none',
-                 f'--verify={files}', code=2)
+  said = convert(
+    'import',
+    f'--model={files}/model.json',
+    f'--input={files}/tuna',
+    f'--output={tmp_path}/none',
+    f'--verify={files}',
+    code=2,
+  )
   assert 'no index.json there' in said and not (tmp_path / 'none').exists()

@@ -14,8 +14,12 @@ from tuna_jax.weights.open import open_checkpoint, verify
 from tuna_jax.weights.tensors import CheckpointError, lazies
 
 ARRAYS = {
-    'a': np.arange(24, dtype=np.float32).reshape(4, 6), 'b': np.ones((3, 5), ml_dtypes.bfloat16) * 3,
-    'c': np.array(7, np.float32), 'd': np.zeros((0, 3), np.float32), 'e': np.arange(5, dtype=np.float16)}
+  'a': np.arange(24, dtype=np.float32).reshape(4, 6),
+  'b': np.ones((3, 5), ml_dtypes.bfloat16) * 3,
+  'c': np.array(7, np.float32),
+  'd': np.zeros((0, 3), np.float32),
+  'e': np.arange(5, dtype=np.float16),
+}
 
 
 def same(tensors, arrays=ARRAYS):
@@ -46,10 +50,13 @@ def test_a_torch_file_of_ours_reads_back(torch_file):
 
 def test_our_safetensors_are_byte_equal_to_the_librarys(safe_file, tmp_path):
   import safetensors.numpy as library
+
   floats = {name: value for name, value in ARRAYS.items() if name != 'b'}
   library.save_file(floats, tmp_path / 'theirs.safetensors', metadata={'format': 'pt'})
   safetensors.write_file(tmp_path / 'ours.safetensors', lazies(floats))
-  assert (tmp_path / 'ours.safetensors').read_bytes() == (tmp_path / 'theirs.safetensors').read_bytes()
+  assert (tmp_path / 'ours.safetensors').read_bytes() == (
+    tmp_path / 'theirs.safetensors'
+  ).read_bytes()
 
 
 def test_shards_and_their_index_read_back(tmp_path):
@@ -62,7 +69,9 @@ def with_map(folder, weight_map):
   (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
 
 
-@pytest.mark.parametrize('file', ['../evil.safetensors', '/etc/evil.safetensors', 'sub/x.safetensors', 'model.pt'])
+@pytest.mark.parametrize(
+  'file', ['../evil.safetensors', '/etc/evil.safetensors', 'sub/x.safetensors', 'model.pt']
+)
 def test_an_index_that_points_elsewhere_is_refused(tmp_path, file):
   with_map(tmp_path, {'a': file})
   with pytest.raises(CheckpointError, match='refused shard path'):
@@ -70,10 +79,21 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path, file):
 
 
 def test_an_index_and_its_shards_must_agree(safe_file):
-  with_map(safe_file.parent, {**dict.fromkeys('abcd', 'model.safetensors'), 'z': 'model.safetensors', 'y': 'gone.safetensors'})
+  with_map(
+    safe_file.parent,
+    {
+      **dict.fromkeys('abcd', 'model.safetensors'),
+      'z': 'model.safetensors',
+      'y': 'gone.safetensors',
+    },
+  )
   with pytest.raises(CheckpointError) as caught:
     open_checkpoint(safe_file.parent)
-  for text in ('z: not in model.safetensors', 'e: in model.safetensors, absent', 'gone.safetensors: the index names'):
+  for text in (
+    'z: not in model.safetensors',
+    'e: in model.safetensors, absent',
+    'gone.safetensors: the index names',
+  ):
     assert text in str(caught.value)
 
 
@@ -100,7 +120,9 @@ def test_a_flipped_bit_in_a_safetensors_header_is_refused_or_harmless(safe_file)
 
 
 def test_a_header_that_claims_more_than_the_file_is_refused(tmp_path):
-  header = json.dumps({'a': {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 4 << 40]}}).encode()
+  header = json.dumps(
+    {'a': {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 4 << 40]}}
+  ).encode()
   path = tmp_path / 'bomb.safetensors'
   path.write_bytes(struct.pack('<Q', len(header)) + header)
   with pytest.raises(CheckpointError, match='truncated'):
@@ -115,6 +137,7 @@ class Attack:
 
   def __reduce__(self):
     import os
+
     return os.system, (f'touch {self.path}',)
 
 
@@ -130,7 +153,9 @@ def zip_with(path, pickled, entries=None):
 def test_a_pickle_that_calls_os_system_is_refused_and_not_run(tmp_path, protocol, nested):
   trace = tmp_path / 'ran'
   attack = Attack(trace)
-  zip_with(tmp_path / 'x.pt', pickle.dumps({'model': {'w': attack}} if nested else attack, protocol))
+  zip_with(
+    tmp_path / 'x.pt', pickle.dumps({'model': {'w': attack}} if nested else attack, protocol)
+  )
   with pytest.raises(CheckpointError, match=r'refused: its pickle refers to (posix|nt|os)\.system'):
     open_checkpoint(tmp_path / 'x.pt')
   assert not trace.exists()
@@ -138,15 +163,19 @@ def test_a_pickle_that_calls_os_system_is_refused_and_not_run(tmp_path, protocol
 
 def test_an_attack_in_the_older_format_is_refused_too(tmp_path):
   trace = tmp_path / 'ran'
-  stream = b''.join(pickle.dumps(x, 2) for x in (
-      torchfile.LEGACY_MAGIC, 1001, {'little_endian': True}, Attack(trace), []))
+  stream = b''.join(
+    pickle.dumps(x, 2)
+    for x in (torchfile.LEGACY_MAGIC, 1001, {'little_endian': True}, Attack(trace), [])
+  )
   (tmp_path / 'x.pt').write_bytes(stream)
   with pytest.raises(CheckpointError, match='refused: its pickle refers to'):
     open_checkpoint(tmp_path / 'x.pt')
   assert not trace.exists()
 
 
-@pytest.mark.parametrize('harm', ['builtins eval', 'torch load', 'torch.serialization _load', 'numpy.core _rebuild'])
+@pytest.mark.parametrize(
+  'harm', ['builtins eval', 'torch load', 'torch.serialization _load', 'numpy.core _rebuild']
+)
 def test_no_name_outside_the_tensor_format_is_accepted(tmp_path, harm):
   module, name = harm.split()
   zip_with(tmp_path / 'x.pt', f'\x80\x02c{module}\n{name}\n.'.encode('latin-1'))
@@ -175,7 +204,9 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path, torch_file):
   assert data.count(small) == 1
   with zipfile.ZipFile(torch_file) as archive:
     pickled = archive.read('archive/data.pkl').replace(small, large)
-    pickled = pickled.replace(torchfile._int(4) + torchfile._int(6), torchfile._int(4 << 30) + torchfile._int(6))
+    pickled = pickled.replace(
+      torchfile._int(4) + torchfile._int(6), torchfile._int(4 << 30) + torchfile._int(6)
+    )
     entries = {name: archive.read(name) for name in archive.namelist() if not name.endswith('.pkl')}
   zip_with(tmp_path / 'x.pt', pickled, entries)
   with pytest.raises(CheckpointError, match='does not lie in its storage'):
@@ -230,9 +261,16 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
 @pytest.mark.parametrize('nest', [(), ('model',), ('state_dict',)])
 def test_what_torch_saves_reads_equal(tmp_path, legacy, nest):
   import torch
-  tensors = {'a': torch.randn(4, 6), 'view': torch.randn(10, 3)[2:5, 1:3], 'transposed': torch.randn(6, 4).t(),
-             'parameter': torch.nn.Parameter(torch.randn(2)), 'scalar': torch.tensor(3.0), 'half': torch.randn(3).half(),
-             'bf16': torch.randn(3, 2).bfloat16()}
+
+  tensors = {
+    'a': torch.randn(4, 6),
+    'view': torch.randn(10, 3)[2:5, 1:3],
+    'transposed': torch.randn(6, 4).t(),
+    'parameter': torch.nn.Parameter(torch.randn(2)),
+    'scalar': torch.tensor(3.0),
+    'half': torch.randn(3).half(),
+    'bf16': torch.randn(3, 2).bfloat16(),
+  }
   payload = tensors
   for key in nest:
     payload = {key: payload, 'step': 3, 'notes': ['x', 2.5, None, True]}
@@ -241,13 +279,18 @@ def test_what_torch_saves_reads_equal(tmp_path, legacy, nest):
   verify(tmp_path / 'x.pth')
   assert list(found) == list(tensors)
   for name, tensor in tensors.items():
-    np.testing.assert_array_equal(found[name][()].astype(np.float32), tensor.detach().float().numpy(), err_msg=name)
-  np.testing.assert_array_equal(found['transposed'][1:3, 2:4], tensors['transposed'].numpy()[1:3, 2:4])
+    np.testing.assert_array_equal(
+      found[name][()].astype(np.float32), tensor.detach().float().numpy(), err_msg=name
+    )
+  np.testing.assert_array_equal(
+    found['transposed'][1:3, 2:4], tensors['transposed'].numpy()[1:3, 2:4]
+  )
 
 
 @pytest.mark.parity
 def test_torch_loads_what_we_write(torch_file):
   import torch
+
   found = torch.load(torch_file, weights_only=True)
   assert list(found) == list(ARRAYS)
   for name, array in ARRAYS.items():

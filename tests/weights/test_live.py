@@ -8,9 +8,9 @@ import pytest
 from tests.weights import public
 from tests.weights.small import small_config
 from tuna_jax import tree
+from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.weights import parts, safetensors, store
 from tuna_jax.weights.open import open_checkpoint
-from tuna_jax.weights.shapes import vae_shapes
 
 pytestmark = pytest.mark.parity
 CONFIG = small_config()
@@ -32,7 +32,9 @@ def assert_same_files(a, b):
   first, second = open_checkpoint(a), open_checkpoint(b)
   assert sorted(first) == sorted(second)
   for name, value in first.items():
-    assert value.dtype == second[name].dtype and value[()].tobytes() == second[name][()].tobytes(), name
+    assert (
+      value.dtype == second[name].dtype and value[()].tobytes() == second[name][()].tobytes()
+    ), name
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -55,6 +57,7 @@ def test_qwen_files_go_in_and_come_out_byte_equal(tmp_path, tied, shard):
 def test_an_exported_decoder_is_a_model_that_transformers_loads_with_equal_outputs(tmp_path):
   import torch
   import transformers
+
   model = saved(public.qwen2(CONFIG), tmp_path / 'qwen')
   planned = parts.assemble(CONFIG, decoder=tmp_path / 'qwen', seed=0)
   tensors, config_json, stem = parts.home('decoder', whole(planned.leaves))
@@ -70,6 +73,7 @@ def test_an_exported_decoder_is_a_model_that_transformers_loads_with_equal_outpu
 def test_an_exported_vision_tower_is_a_model_that_transformers_loads(tmp_path):
   import torch
   import transformers
+
   model = saved(public.siglip(CONFIG), tmp_path / 'siglip')
   planned = parts.assemble(CONFIG, vision=tmp_path / 'siglip', seed=0)
   assert not [leaf for leaf in planned.fresh if leaf.startswith('vision/')]
@@ -98,12 +102,16 @@ def test_an_rgb_siglip_gives_everything_but_its_patch_embedding(tmp_path):
 
 def test_resampled_positions_are_those_of_torch(tmp_path):
   import torch
-  model = saved(public.siglip(CONFIG, image_size=48, patch_size=16, num_channels=3), tmp_path / 'siglip')
+
+  model = saved(
+    public.siglip(CONFIG, image_size=48, patch_size=16, num_channels=3), tmp_path / 'siglip'
+  )
   planned = parts.assemble(CONFIG, vision=tmp_path / 'siglip', seed=0)
   table = dict(model.named_parameters())
   table = next(v for n, v in table.items() if 'position_embedding' in n).detach()
   want = torch.nn.functional.interpolate(
-      table.reshape(1, 3, 3, -1).permute(0, 3, 1, 2), (4, 4), mode='bicubic', align_corners=False)
+    table.reshape(1, 3, 3, -1).permute(0, 3, 1, 2), (4, 4), mode='bicubic', align_corners=False
+  )
   want = want.permute(0, 2, 3, 1).reshape(16, -1).numpy()
   found = planned.leaves['vision/position_embed/embedding'][()]
   assert np.linalg.norm(found - want) <= TOLERANCE * np.linalg.norm(want)
@@ -124,10 +132,17 @@ def test_a_diffusers_vae_goes_in_and_comes_out_byte_equal(tmp_path):
 
 def test_a_wan_pth_goes_in_and_comes_out_equal(tmp_path):
   import torch
+
   rng = np.random.default_rng(0)
-  leaves = {n: rng.standard_normal(a.shape).astype(np.float32) for n, a in tree.flatten(vae_shapes(CONFIG.vae)).items()}
+  leaves = {
+    n: rng.standard_normal(a.shape).astype(np.float32)
+    for n, a in tree.flatten(vae_shapes(CONFIG.vae)).items()
+  }
   tensors, _, _ = parts.home('vae', whole(vae=leaves))
-  torch.save({name: torch.from_numpy(value[()].copy()) for name, value in tensors.items()}, tmp_path / 'Wan2.2_VAE.pth')
+  torch.save(
+    {name: torch.from_numpy(value[()].copy()) for name, value in tensors.items()},
+    tmp_path / 'Wan2.2_VAE.pth',
+  )
   planned = parts.read_vae(CONFIG, tmp_path / 'Wan2.2_VAE.pth')
   for name, value in leaves.items():
     np.testing.assert_array_equal(planned.leaves[name][()], value, err_msg=name)

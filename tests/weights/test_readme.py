@@ -1,4 +1,6 @@
-"""The commands of the README's section "Bring your weights", as they stand there, on real files of the tiny size."""
+"""The commands of the README's section "Bring your weights", as they stand there, on real files of
+the tiny size.
+"""
 
 import json
 import pathlib
@@ -11,22 +13,28 @@ import pytest
 from tests.weights import public
 from tests.weights.small import random_leaves
 from tuna_jax.config import TINY
+from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.train.checkpoint import load_vae, load_weights, read_config
 from tuna_jax.weights import parts, store
 from tuna_jax.weights.open import open_checkpoint
-from tuna_jax.weights.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights.tensors import lazies
 
 pytestmark = pytest.mark.parity
 README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
 SECTION = README.partition('## Bring your weights\n')[2].partition('\n## ')[0]
-COMMANDS = {line.split()[2]: line.strip() for line in SECTION.splitlines() if line.startswith('    tuna-jax convert ')}
+COMMANDS = {
+  line.split()[2]: line.strip()
+  for line in SECTION.splitlines()
+  if line.startswith('    tuna-jax convert ')
+}
 
 
 def command(action, **places):
-  """The README's line of that action as arguments, its placeholders replaced in order and the size tiny.
+  """The README's line of that action as arguments, its placeholders replaced in order and the size
+  tiny.
 
-  places: {flag: path}, and 'paths' for what stands beside the flags. Optional flags in brackets are given.
+  places: {flag: path}, and 'paths' for what stands beside the flags. Optional flags in brackets are
+  given.
   """
   line = re.sub(r'[\[\]]', '', COMMANDS[action]).replace('--size=2b', '--size=tiny')
   paths = iter(places.pop('paths', ()))
@@ -43,14 +51,21 @@ def command(action, **places):
 def files(tmp_path_factory):
   """Qwen2.5 in shards and an RGB SigLIP-2 by transformers, the VAE's and Tuna's .pth by torch."""
   import torch
+
   root = tmp_path_factory.mktemp('files')
   public.qwen2(TINY).save_pretrained(root / 'qwen', max_shard_size='200KB')
   (root / 'qwen' / 'tokenizer.json').write_text('{}')
   public.siglip(TINY, image_size=48, patch_size=16, num_channels=3).save_pretrained(root / 'siglip')
   leaves, vae = random_leaves(tuna_shapes(TINY)), random_leaves(vae_shapes(TINY.vae), 1)
   stored = store.Stored(TINY, lazies(leaves), TINY.vae, lazies(vae), {})
-  for part, file, wrap in (('vae', 'Wan2.2_VAE.pth', dict), ('tuna', 'tuna.pt', lambda tensors: {'model': tensors})):
-    tensors = {name: torch.from_numpy(value[()].copy()) for name, value in parts.home(part, stored)[0].items()}
+  for part, file, wrap in (
+    ('vae', 'Wan2.2_VAE.pth', dict),
+    ('tuna', 'tuna.pt', lambda tensors: {'model': tensors}),
+  ):
+    tensors = {
+      name: torch.from_numpy(value[()].copy())
+      for name, value in parts.home(part, stored)[0].items()
+    }
     torch.save(wrap(tensors), root / file)
   return root
 
@@ -60,15 +75,26 @@ def test_the_section_has_every_action():
 
 
 def test_each_command_of_the_readme_runs_as_written(convert, files):
-  said = convert(*command('assemble', decoder=files / 'qwen', vision=files / 'siglip', vae=files / 'Wan2.2_VAE.pth',
-                          output=files / 'assembled'))
+  said = convert(
+    *command(
+      'assemble',
+      decoder=files / 'qwen',
+      vision=files / 'siglip',
+      vae=files / 'Wan2.2_VAE.pth',
+      output=files / 'assembled',
+    )
+  )
   assert 'vision/patch_embed/kernel' in said and 'resampled from 3x3 to 4x4' in said
   config = read_config(files / 'assembled')
   load_weights(str(files / 'assembled'), tuna_shapes(config))  # as stage 1 does
   load_vae(str(files / 'assembled' / 'vae'))
   assert (files / 'assembled' / 'tokenizer.json').exists()
 
-  convert(*command('import', input=files / 'tuna.pt', vae=files / 'Wan2.2_VAE.pth', output=files / 'imported'))
+  convert(
+    *command(
+      'import', input=files / 'tuna.pt', vae=files / 'Wan2.2_VAE.pth', output=files / 'imported'
+    )
+  )
   assert json.loads((files / 'imported' / 'recover.json').read_text()) == {}
 
   convert(*command('export', input=files / 'imported', output=files / 'exported'))
@@ -78,5 +104,10 @@ def test_each_command_of_the_readme_runs_as_written(convert, files):
     np.testing.assert_array_equal(value[()], theirs[name][()].astype(value.dtype), err_msg=name)
 
   assert f'{len(theirs)} tensors' in convert(*command('inspect', paths=[files / 'tuna.pt']))
-  assert convert(*command('diff', paths=[files / 'tuna.pt', files / 'tuna.pt'])) == f'equal: {len(theirs)} tensors\n'
-  assert 'type float32 and bfloat16' in convert(*command('diff', paths=[files / 'tuna.pt', files / 'exported']), code=1)
+  assert (
+    convert(*command('diff', paths=[files / 'tuna.pt', files / 'tuna.pt']))
+    == f'equal: {len(theirs)} tensors\n'
+  )
+  assert 'type float32 and bfloat16' in convert(
+    *command('diff', paths=[files / 'tuna.pt', files / 'exported']), code=1
+  )

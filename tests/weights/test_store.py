@@ -9,11 +9,11 @@ import pytest
 from tests.weights.small import random_leaves, small_config
 from tuna_jax import tree
 from tuna_jax.config import to_dict
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train.checkpoint import Checkpoints
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 from tuna_jax.weights import store
-from tuna_jax.weights.shapes import tuna_shapes
 from tuna_jax.weights.tensors import CheckpointError, lazies
 
 CONFIG = small_config()
@@ -23,7 +23,9 @@ LEAVES = random_leaves(SHAPES)
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A run of one saved step in which the decoder is frozen and the averages differ from the parameters."""
+  """A run of one saved step in which the decoder is frozen and the averages differ from the
+  parameters.
+  """
   path = tmp_path_factory.mktemp('run')
   config = TrainConfig(model=CONFIG, stage='x', steps=1, rows=1, length=8, visual=4, images=1)
   params = {name: jnp.asarray(value) for name, value in LEAVES.items()}
@@ -46,7 +48,9 @@ def test_a_run_gives_its_averages_where_it_has_them(run):
 
 def test_a_run_gives_its_parameters_if_asked(run):
   name = 'connector/fc1/kernel'
-  np.testing.assert_array_equal(store.open_stored(run, ema=False, step=7).params[name][()], LEAVES[name])
+  np.testing.assert_array_equal(
+    store.open_stored(run, ema=False, step=7).params[name][()], LEAVES[name]
+  )
 
 
 def test_a_saved_leaf_is_read_by_slices(run):
@@ -73,6 +77,9 @@ def test_stored_leaves_must_be_exactly_the_models():
   leaves['decoder/norm/scale'] = dataclasses.replace(leaves['decoder/norm/scale'], shape=(65,))
   with pytest.raises(CheckpointError) as caught:
     store.check(leaves, SHAPES)
-  for text in ("connector/fc1/kernel: missing; nearest is 'connector/fc1/kernl'", 'connector/fc1/kernl: unused',
-               'decoder/norm/scale: misshapen: found [65], wanted [64]'):
+  for text in (
+    "connector/fc1/kernel: missing; nearest is 'connector/fc1/kernl'",
+    'connector/fc1/kernl: unused',
+    'decoder/norm/scale: misshapen: found [65], wanted [64]',
+  ):
     assert text in str(caught.value)

@@ -12,8 +12,8 @@ decode  greedy text with and without the key/value cache.
 train   steps of a stage on every device of the run, full rows of random data: tokens/s, TFLOP/s a device
         and MFU = useful FLOPs / (seconds x devices x peak); remat and padding are not useful.
 
-FLOPs of sample and decode: 2 for a multiply-add, matrix products and attention only; every query times every key it is
-given; without the VAE. Weights are random.
+FLOPs of sample and decode: 2 for a multiply-add, matrix products and attention only; every query
+times every key it is given; without the VAE. Weights are random.
 """
 
 import json
@@ -52,17 +52,17 @@ def main(argv):
     return train()
   import jax
 
-  from tuna_jax.sample import bench
+  from tuna_jax.tools import bench_sample
 
-  config = bench.SMALL if _SIZE.value == 'small' else configs.size(_SIZE.value)
+  config = bench_sample.SMALL if _SIZE.value == 'small' else configs.size(_SIZE.value)
   device = jax.devices()[0]
   found = {'size': _SIZE.value, 'device': f'{device.platform} {device.device_kind}'}
   if what == 'sample':
-    unknown = [task for task in _TASK.value if task not in bench.PADDED]
+    unknown = [task for task in _TASK.value if task not in bench_sample.PADDED]
     if unknown:
       raise UsageError(f'--task={unknown[0]}: expected t2i, edit, or both')
     for task in _TASK.value:
-      found[task] = bench.sample(
+      found[task] = bench_sample.sample(
         config,
         task,
         side=_SIDE.value,
@@ -73,7 +73,7 @@ def main(argv):
       )
       print(sample_table(found[task], _SIZE.value), flush=True)
   else:
-    found['decode'] = bench.decode(
+    found['decode'] = bench_sample.decode(
       config, rows=_ROWS.value, prompt_tokens=_PROMPT.value, new_tokens=_NEW.value
     )
     print(decode_table(found['decode'], _SIZE.value))
@@ -87,13 +87,13 @@ def train():
   _join()
   import jax
 
-  from configs import common
-  from tuna_jax.train import bench
+  from tuna_jax.configs import common
+  from tuna_jax.tools import bench_train
 
   peak = _PEAK.value * 1e12 if _PEAK.value else None
-  found = bench.bench(common.from_config_dict(_CONFIG.value), _STEPS.value, peak)
+  found = bench_train.bench(common.from_config_dict(_CONFIG.value), _STEPS.value, peak)
   if jax.process_index() == 0:
-    print(bench.table(found))
+    print(bench_train.table(found))
     _write(found)
 
 
@@ -129,7 +129,8 @@ def decode_table(result, size: str) -> str:
   """What `bench decode` prints."""
   lines = [f'{size}: {result["rows"]} rows, {result["new_tokens"]} new tokens each']
   lines += [
-    f'{form:12}{result[form]["tokens_per_second"]:10.1f} tokens/s' for form in ('recomputed', 'cached')
+    f'{form:12}{result[form]["tokens_per_second"]:10.1f} tokens/s'
+    for form in ('recomputed', 'cached')
   ]
   same = 'the same tokens' if result['same'] else 'DIFFERENT TOKENS'
   return '\n'.join([*lines, f'cached: {result["speedup"]:.1f}x faster, {same}'])

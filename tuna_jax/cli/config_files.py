@@ -8,12 +8,12 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from tuna_jax.config import nearest
 
-ROOT = (
-  pathlib.Path(__file__).resolve().parents[2]
-)  # holds configs/ in a checkout and in an installation
+# holds configs/ in a checkout, and in an installation too
+ROOT = pathlib.Path(*find_spec('tuna_jax.configs').submodule_search_locations).parent
 
 
 class UsageError(ValueError):

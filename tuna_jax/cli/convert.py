@@ -1,4 +1,5 @@
-"""Moves weights between public files, official checkpoints and ours: assemble, import, export, inspect, diff.
+"""Moves weights between public files, official checkpoints and ours: assemble, import, export,
+inspect, diff.
 
   tuna-jax convert assemble --size=2b --decoder=DIR --vision=DIR --vae=PATH --output=DIR
   tuna-jax convert import --size=2b --input=PATH [--vae=PATH] --output=DIR [--recover]
@@ -12,10 +13,10 @@ export    ours to the official names, or one part to its own names: --part=decod
 inspect   names, shapes, types, bytes and checksums.
 diff      what differs between two checkpoints; exit code 1 if anything does.
 
-Everything that does not fit is reported together, and nothing is written then. --dry-run shows what would be done.
---verify=DIR also compares the model with tensors that PyTorch computed from the same weights (a golden set with cases
-of kind 'certificate'; tuna_jax/weights/parity_certificate.py lists them) and writes OUTPUT/certificate.json and .md;
-exit code 1 if a stage of the model disagrees.
+Everything that does not fit is reported together, and nothing is written then. --dry-run shows what
+would be done. --verify=DIR also compares the model with tensors that PyTorch computed from the same
+weights (a golden set with cases of kind 'certificate'; tuna_jax/parity/certificate.py lists them)
+and writes OUTPUT/certificate.json and .md; exit code 1 if a stage of the model disagrees.
 """
 
 import dataclasses
@@ -30,29 +31,46 @@ from etils import epath
 
 from tuna_jax import config as configs
 from tuna_jax.cli import UsageError, app
-from tuna_jax.weights import parts, recover, safetensors, store, torchfile
+from tuna_jax.tools import recover
+from tuna_jax.weights import parts, safetensors, store, torchfile
 from tuna_jax.weights.convert import cast
 from tuna_jax.weights.open import open_checkpoint, verify
 from tuna_jax.weights.tensors import Lazy, row_blocks
 
 _SIZE = flags.DEFINE_enum('size', None, sorted(configs.SIZES), 'The model: a named size.')
 _MODEL = flags.DEFINE_string('model', None, 'The model: a config.json of ours, instead of --size.')
-_DECODER = flags.DEFINE_string('decoder', None, 'assemble: Qwen2.5, as a Hugging Face folder or a file.')
+_DECODER = flags.DEFINE_string(
+  'decoder', None, 'assemble: Qwen2.5, as a Hugging Face folder or a file.'
+)
 _VISION = flags.DEFINE_string('vision', None, 'assemble: SigLIP-2 of fixed resolution, likewise.')
 _VAE = flags.DEFINE_string('vae', None, 'assemble, import: Wan2.2_VAE.pth, or a diffusers folder.')
-_INPUT = flags.DEFINE_string('input', None, 'import: the official checkpoint. export: a run or weights directory of ours.')
+_INPUT = flags.DEFINE_string(
+  'input', None, 'import: the official checkpoint. export: a run or weights directory of ours.'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to write. It must not exist yet.')
-_PART = flags.DEFINE_enum('part', 'tuna', parts.HOMES, 'export: what to write, each under its own names.')
-_DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'export: the type to write.')
+_PART = flags.DEFINE_enum(
+  'part', 'tuna', parts.HOMES, 'export: what to write, each under its own names.'
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'export: the type to write.'
+)
 _STEP = flags.DEFINE_integer('step', None, 'export: of a run; the latest if not given.')
 _EMA = flags.DEFINE_bool('ema', True, 'export: of a run, its averaged weights where it has them.')
 _SEED = flags.DEFINE_integer('seed', 0, 'assemble: of the values that no part supplies.')
-_DRY = flags.DEFINE_bool('dry-run', False, 'Check everything and print the plan, but write nothing.')
+_DRY = flags.DEFINE_bool(
+  'dry-run', False, 'Check everything and print the plan, but write nothing.'
+)
 _RECOVER = flags.DEFINE_bool(
-    'recover', False, 'import: also write recover.json, the layers that look re-initialised, and recover.py, a stage '
-    'that trains those first.')
+  'recover',
+  False,
+  'import: also write recover.json, the layers that look re-initialised, and recover.py, a stage '
+  'that trains those first.',
+)
 _VERIFY = flags.DEFINE_string(
-    'verify', None, "assemble, import, export: a golden set of PyTorch's tensors; writes a certificate of parity.")
+  'verify',
+  None,
+  "assemble, import, export: a golden set of PyTorch's tensors; writes a certificate of parity.",
+)
 _CHECKSUMS = flags.DEFINE_bool('checksums', True, 'inspect: read everything for checksums.')
 
 
@@ -66,8 +84,9 @@ def main(argv):
   if action == 'diff':
     return diff(*paths)
   if _VERIFY.value:  # known to be readable before minutes of conversion
-    from tuna_jax.weights import parity_certificate
-    parity_certificate.check(_VERIFY.value)
+    from tuna_jax.parity import certificate
+
+    certificate.check(_VERIFY.value)
   return {'assemble': assemble, 'import': import_, 'export': export}[action]()
 
 
@@ -75,10 +94,14 @@ def assemble():
   """Parts to a checkpoint of ours."""
   _need('assemble', output=_OUTPUT)
   config = _config()
-  sources = {name: flag.value for name, flag in (('decoder', _DECODER), ('vision', _VISION), ('vae', _VAE))}
+  sources = {
+    name: flag.value for name, flag in (('decoder', _DECODER), ('vision', _VISION), ('vae', _VAE))
+  }
   if not any(sources.values()):
     raise UsageError('convert assemble: give at least one of --decoder, --vision, --vae')
-  planned = parts.assemble(config, decoder=sources['decoder'], vision=sources['vision'], seed=_SEED.value)
+  planned = parts.assemble(
+    config, decoder=sources['decoder'], vision=sources['vision'], seed=_SEED.value
+  )
   return _write(config, planned, sources, {'seed': _SEED.value})
 
 
@@ -87,7 +110,9 @@ def import_():
   _need('import', input=_INPUT, output=_OUTPUT)
   config = _config()
   # Official checkpoints were trained with the std list in both places (ARCHITECTURE.md 2.5).
-  config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, latent_mean=config.vae.latent_std))
+  config = dataclasses.replace(
+    config, vae=dataclasses.replace(config.vae, latent_mean=config.vae.latent_std)
+  )
   planned = parts.official(config, _INPUT.value)
   found = recover.reinitialised(planned.leaves) if _RECOVER.value else None
   return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, found)
@@ -98,7 +123,9 @@ def export():
   _need('export', input=_INPUT, output=_OUTPUT)
   stored = store.open_stored(_INPUT.value, step=_STEP.value, ema=_EMA.value)
   tensors, config_json, stem = parts.home(_PART.value, stored)
-  dtype = np.dtype(safetensors.DTYPES[{'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}[_DTYPE.value]])
+  dtype = np.dtype(
+    safetensors.DTYPES[{'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}[_DTYPE.value]]
+  )
   tensors = cast(tensors, dtype)
   print(f'{len(tensors)} tensors, {_bytes(tensors)}, as {_PART.value} in {_DTYPE.value}')
   if _DRY.value:
@@ -115,7 +142,10 @@ def export():
       for file in store.tokenizer_files(_INPUT.value):
         file.copy(folder / file.name)
   print(f'wrote {_OUTPUT.value}')
-  written = {tree: leaves and cast(leaves, dtype) for tree, leaves in (('params', stored.params), ('vae', stored.vae))}
+  written = {
+    tree: leaves and cast(leaves, dtype)
+    for tree, leaves in (('params', stored.params), ('vae', stored.vae))
+  }
   return _certify(dataclasses.replace(stored, **written))
 
 
@@ -157,7 +187,9 @@ def diff(a, b):
     if x.dtype != y.dtype:
       lines.append(f'{name}: type {x.dtype} and {y.dtype}')
     if not same:
-      lines.append(f'{name}: values differ, max abs {worst:.3g}, relative L2 {(square / max(norm, 1e-300))**0.5:.3g}')
+      lines.append(
+        f'{name}: values differ, max abs {worst:.3g}, relative L2 {(square / max(norm, 1e-300)) ** 0.5:.3g}'
+      )
   print('\n'.join(lines) if lines else f'equal: {len(first)} tensors')
   return 1 if lines else 0
 
@@ -168,7 +200,10 @@ def _write(config, planned, sources, record, found=None):
   vae = parts.read_vae(config, given['vae']) if 'vae' in given else None
   record = {'sources': given, **record, **planned.notes()}
   if vae is not None:
-    record['dropped'] = {**record['dropped'], **{f'vae: {name}': why for name, why in vae.dropped.items()}}
+    record['dropped'] = {
+      **record['dropped'],
+      **{f'vae: {name}': why for name, why in vae.dropped.items()},
+    }
   if found is not None:
     record['reinitialised'] = found
   for kind in ('fresh', 'adapted', 'dropped'):
@@ -177,8 +212,10 @@ def _write(config, planned, sources, record, found=None):
       print(f'  {name}: {why}')
   if found is not None:
     print(recover.describe(found))
-  print(f'{len(planned.leaves)} leaves, {_bytes(planned.leaves)}'
-        + (f'; VAE {len(vae.leaves)} leaves, {_bytes(vae.leaves)}' if vae else '; no VAE'))
+  print(
+    f'{len(planned.leaves)} leaves, {_bytes(planned.leaves)}'
+    + (f'; VAE {len(vae.leaves)} leaves, {_bytes(vae.leaves)}' if vae else '; no VAE')
+  )
   if _DRY.value:
     print(f'dry run: {_OUTPUT.value} was not written')
     return 0
@@ -194,16 +231,27 @@ def _write(config, planned, sources, record, found=None):
 
 
 def _certify(stored) -> int:
-  """Writes the certificate beside what was written, if it is asked for. Returns 1 if the model disagrees."""
+  """Writes the certificate beside what was written, if it is asked for. Returns 1 if the model
+  disagrees.
+  """
   if not _VERIFY.value:
     return 0
   import jax
 
-  from tuna_jax.weights import parity_certificate
-  rows = parity_certificate.certify(stored, _VERIFY.value)
-  parity_certificate.write(epath.Path(_OUTPUT.value), rows, {
-      'checkpoint': _OUTPUT.value, 'golden': _VERIFY.value, 'jax': jax.__version__, 'device': jax.devices()[0].device_kind,
-      'date': time.strftime('%Y-%m-%d')})
+  from tuna_jax.parity import certificate
+
+  rows = certificate.certify(stored, _VERIFY.value)
+  certificate.write(
+    epath.Path(_OUTPUT.value),
+    rows,
+    {
+      'checkpoint': _OUTPUT.value,
+      'golden': _VERIFY.value,
+      'jax': jax.__version__,
+      'device': jax.devices()[0].device_kind,
+      'date': time.strftime('%Y-%m-%d'),
+    },
+  )
   print((epath.Path(_OUTPUT.value) / 'certificate.md').read_text())
   return int(not all(row.passed for row in rows))
 
@@ -229,7 +277,9 @@ def _open(path) -> dict[str, Lazy]:
     return open_checkpoint(path)
   stored = store.open_stored(path)
   trees = {'params': stored.params or {}, 'vae': stored.vae or {}}
-  return {f'{tree}/{name}': value for tree, leaves in trees.items() for name, value in leaves.items()}
+  return {
+    f'{tree}/{name}': value for tree, leaves in trees.items() for name, value in leaves.items()
+  }
 
 
 def _bytes(tensors) -> str:

@@ -11,8 +11,8 @@ check     reads every record and names each one that cannot be used, with file a
           than --max_skip_share allows.
 preview   a page of what the model sees: tokens, spans, what is learned, pictures.
 
-A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa, text, edit, t2v,
-video_caption or video_vqa; a path is a JSONL file, "shapes", or "tfds:DIR".
+A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa,
+text, edit, t2v, video_caption or video_vqa; a path is a JSONL file, "shapes", or "tfds:DIR".
 """
 
 import collections
@@ -27,14 +27,21 @@ from etils import epath
 
 from tuna_jax.cli import UsageError, app
 
-_OUT = flags.DEFINE_string('out', None, 'shapes, emoji: the folder to write. preview: the page to write.')
+_OUT = flags.DEFINE_string(
+  'out', None, 'shapes, emoji: the folder to write. preview: the page to write.'
+)
 _CACHE = flags.DEFINE_string(
-    'cache', os.path.join('~', '.cache', 'tuna_jax'), 'emoji: where fetched packages are kept.')
+  'cache', os.path.join('~', '.cache', 'tuna_jax'), 'emoji: where fetched packages are kept.'
+)
 _TONES = flags.DEFINE_bool('tones', False, 'emoji: variants of skin tone too.')
 _ALL = flags.DEFINE_bool('all', False, 'emoji: styles under a share-alike licence (CC-BY-SA) too.')
 _LIMIT = flags.DEFINE_integer('limit', 0, 'check: records to read of each source; 0 reads all.')
-_SHARE = flags.DEFINE_float('max_skip_share', 0.01, 'check: share of unusable records that is still fine.')
-_TOKENIZER = flags.DEFINE_string('tokenizer', None, 'preview: a tokenizer folder; without it one is trained on the texts.')
+_SHARE = flags.DEFINE_float(
+  'max_skip_share', 0.01, 'check: share of unusable records that is still fine.'
+)
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', None, 'preview: a tokenizer folder; without it one is trained on the texts.'
+)
 _COUNT = flags.DEFINE_integer('count', 5, 'preview: examples of each source.')
 _IMAGE = flags.DEFINE_string('image_size', '512', "check, preview: '512', '1024', 'N' or 'HxW'.")
 _VIDEO = flags.DEFINE_string('video_size', 'video', "check, preview: 'video', 'N' or 'HxW'.")
@@ -45,7 +52,9 @@ def main(argv):
   action, *paths = argv[1:]
   wanted = 1 if action in ('check', 'preview') else 0
   if len(paths) != wanted:
-    raise UsageError(f'data {action}: expected {wanted} files{" (MIXTURE.json)" if wanted else ""}, found {len(paths)}')
+    raise UsageError(
+      f'data {action}: expected {wanted} files{" (MIXTURE.json)" if wanted else ""}, found {len(paths)}'
+    )
   if action != 'check' and not _OUT.value:
     raise UsageError(f'data {action}: --out is missing')
   return {'shapes': shapes, 'emoji': emoji, 'check': check, 'preview': preview}[action](*paths)
@@ -61,16 +70,27 @@ def shapes():
   out = epath.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   for split, name in (('train', 'mixture.json'), ('test', 'mixture_test.json')):
-    rows = [{'path': 'shapes', 'task': task, 'weight': 1.0, 'split': split, 'size': _CLIPS.get(task, 1_000_000)}
-            for task in TASKS]
+    rows = [
+      {
+        'path': 'shapes',
+        'task': task,
+        'weight': 1.0,
+        'split': split,
+        'size': _CLIPS.get(task, 1_000_000),
+      }
+      for task in TASKS
+    ]
     (out / name).write_text(json.dumps(rows, indent=1) + '\n')
     print(f'{out / name}: {len(rows)} tasks of the rendered world, {split} compositions')
 
 
 def emoji():
-  from tuna_jax.data import emoji as data
+  from tuna_jax.tools import emoji as data
 
-  out, cache = pathlib.Path(_OUT.value), pathlib.Path(_CACHE.value).expanduser()  # npm writes local folders only
+  out, cache = (
+    pathlib.Path(_OUT.value),
+    pathlib.Path(_CACHE.value).expanduser(),
+  )  # npm writes local folders only
   try:
     counts = data.build(out, cache, tones=_TONES.value, everything=_ALL.value)
   except data.EmojiUnavailable as e:
@@ -98,9 +118,14 @@ def check(path):
     if bad > _SHARE.value * count:
       failed.append(source.name)
     shapes_ = ', '.join(f'{n} of {size}' for size, n in sizes.most_common(8))
-    print(f'{source.name}: {source.task}, {count} of {len(source)} records read, {bad} unusable; media: {shapes_ or "none"}')
+    print(
+      f'{source.name}: {source.task}, {count} of {len(source)} records read, {bad} unusable; media: {shapes_ or "none"}'
+    )
   if failed:
-    print(f'more than --max_skip_share={_SHARE.value:g} of the records are unusable: {", ".join(failed)}', file=sys.stderr)
+    print(
+      f'more than --max_skip_share={_SHARE.value:g} of the records are unusable: {", ".join(failed)}',
+      file=sys.stderr,
+    )
   return int(bool(failed))
 
 
@@ -111,9 +136,9 @@ def _at(source, index, error) -> str:
 
 def preview(path):
   from tuna_jax.data import mixture, segments
-  from tuna_jax.data import preview as preview_page
   from tuna_jax.data.tasks import NUMBERS, TASKS, Context
   from tuna_jax.data.tokenizer import Tokenizer
+  from tuna_jax.tools import preview as preview_page
 
   opened = _sources(path)
   if _TOKENIZER.value:
@@ -128,8 +153,12 @@ def preview(path):
       except ValueError as e:
         print(f'left out: {_at(source, i, e)}', file=sys.stderr)
         continue
-      examples.append((f'{source.task}: {source.where(i)}',
-                       segments.layout(plan, tokenizer, (4, 16), NUMBERS[source.task])))
+      examples.append(
+        (
+          f'{source.task}: {source.where(i)}',
+          segments.layout(plan, tokenizer, (4, 16), NUMBERS[source.task]),
+        )
+      )
   epath.Path(_OUT.value).write_text(preview_page.page(examples, tokenizer), encoding='utf-8')
   print(f'{_OUT.value}: {len(examples)} examples')
 

@@ -2,10 +2,10 @@
 
   tuna-jax evaluate --workdir=RUNS [--stage=stage3] [--report=DIR]
 
-RUNS holds the runs stage1, stage2, stage3 (as launch/quickstart.sh leaves them), or is one run itself.
-A model trained on the rendered world gets the score table of the quickstart; one trained on a mixture
-file of your own is judged on that file and on --test_mixture, by default mixture_test.json beside it.
---report writes a page to look at, index.html, and report.json.
+RUNS holds the runs stage1, stage2, stage3 (as launch/quickstart.sh leaves them), or is one run
+itself. A model trained on the rendered world gets the score table of the quickstart; one trained on
+a mixture file of your own is judged on that file and on --test_mixture, by default
+mixture_test.json beside it. --report writes a page to look at, index.html, and report.json.
 """
 
 import dataclasses
@@ -55,8 +55,12 @@ def main(argv):
   began = time.perf_counter()
   config = checkpoint.read_config(run)
   how = Drawing(Guidance(_GUIDANCE.value), _POINTS.value, _SHIFT.value, _SOLVER.value)
-  mesh = sharding.make_mesh(data=-1, fsdp=1)  # whole weights on every device, the rows of a batch spread over them
-  generator = open_generator(run, step=_STEP.value, ema=_EMA.value, mesh=mesh, batch_size=_BATCH.value)
+  mesh = sharding.make_mesh(
+    data=-1, fsdp=1
+  )  # whole weights on every device, the rows of a batch spread over them
+  generator = open_generator(
+    run, step=_STEP.value, ema=_EMA.value, mesh=mesh, batch_size=_BATCH.value
+  )
   print(f'evaluating {run}', flush=True)
   say = lambda line: print(line, flush=True)
   with jax.set_mesh(mesh):

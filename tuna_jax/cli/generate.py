@@ -5,9 +5,9 @@
   tuna-jax generate t2v 'a ball rolls' --frames=13 --checkpoint=RUN --output=ball.mp4
   tuna-jax generate ask 'What is this?' --image=ball.png --checkpoint=RUN
 
-Several prompts run in batches; each is a word of the shell, so quote it. '' is an empty prompt. Files
-remember prompt, seed and settings (`tuna-jax generate info FILE` prints them). Weights without a VAE
-or a tokenizer beside them need --vae and --tokenizer.
+Several prompts run in batches; each is a word of the shell, so quote it. '' is an empty prompt.
+Files remember prompt, seed and settings (`tuna-jax generate info FILE` prints them). Weights
+without a VAE or a tokenizer beside them need --vae and --tokenizer.
 """
 
 import json
@@ -24,14 +24,18 @@ _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Directory of the tokenizer, l
 _STEP = flags.DEFINE_integer('step', None, 'The step of a run; default the latest.')
 _EMA = flags.DEFINE_bool('ema', True, 'Use the averages of a run.')
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'File to write: .png, .mp4 or .gif, out.png or out.mp4 where none is given; with several results a number is added.'
+  'output',
+  None,
+  'File to write: .png, .mp4 or .gif, out.png or out.mp4 where none is given; with several results a number is added.',
 )
 _IMAGE = flags.DEFINE_multi_string(
   'image', [], 'edit, ask: a picture (ask: or a clip); may be given several times.'
 )
 _SIZE = flags.DEFINE_string(
-  'size', None, "'HxW' or 'N', multiples of 16, or a class. Default: as trained; edit: the last source's, "
-  'rounded to 16 and no larger than trained.'
+  'size',
+  None,
+  "'HxW' or 'N', multiples of 16, or a class. Default: as trained; edit: the last source's, "
+  'rounded to 16 and no larger than trained.',
 )
 _FRAMES = flags.DEFINE_integer('frames', None, 't2v: pictures of the clip, 4k + 1.')
 _FPS = flags.DEFINE_integer('fps', 16, 't2v: pictures a second.', lower_bound=1)
@@ -54,7 +58,15 @@ _TOP_K = flags.DEFINE_integer('top_k', 0, 'ask: draw from the best k; 0 is all.'
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'ask: draw from the best with this share.')
 
 _ENDINGS = {'t2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif')}  # of the verbs that draw
-_SAMPLER = ('negative', 'guidance', 'guidance_interval', 'guidance_rescale', 'points', 'shift', 'solver')
+_SAMPLER = (
+  'negative',
+  'guidance',
+  'guidance_interval',
+  'guidance_rescale',
+  'points',
+  'shift',
+  'solver',
+)
 _WRITING = ('max_new_tokens', 'temperature', 'top_k', 'top_p')
 _FOR = {  # flags that only some verbs take
   'image': ('edit', 'ask'),
@@ -178,7 +190,12 @@ def _bar(done: int, total: int):
   if sys.stderr.isatty():
     filled = 30 * done // total
     end = '\n' if done == total else ''
-    print(f'\r[{"#" * filled}{"." * (30 - filled)}] {done}/{total}', end=end, file=sys.stderr, flush=True)
+    print(
+      f'\r[{"#" * filled}{"." * (30 - filled)}] {done}/{total}',
+      end=end,
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 if __name__ == '__main__':

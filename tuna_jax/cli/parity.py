@@ -2,12 +2,13 @@
 
   tuna-jax parity --golden=DIR [--json=FILE] [--only=CASE]
 
-DIR holds index.json and the .safetensors files it names; any sizes will do. A row an output: shape, largest absolute
-error, relative L2 error, the official code's own sensitivity to rounding, verdict. An output passes within 30 times
-that sensitivity or within 2e-6 relative L2, integers when they are equal.
+DIR holds index.json and the .safetensors files it names; any sizes will do. A row an output: shape,
+largest absolute error, relative L2 error, the official code's own sensitivity to rounding, verdict.
+An output passes within 30 times that sensitivity or within 2e-6 relative L2, integers when they are
+equal.
 
-Exit code 0: everything passed. 1: an output failed, or a tensor is missing, extra, misshapen or not finite, or a case
-is of an unknown kind; the rows name it. 2: DIR is no golden set.
+Exit code 0: everything passed. 1: an output failed, or a tensor is missing, extra, misshapen or not
+finite, or a case is of an unknown kind; the rows name it. 2: DIR is no golden set.
 """
 
 import json
@@ -25,29 +26,42 @@ _ONLY = flags.DEFINE_string('only', '', 'Run only the cases whose name begins so
 
 def main(argv):
   del argv
-  from tuna_jax.weights import parity  # imports jax
+  from tuna_jax.parity import cases
 
   start, rows = time.time(), []
-  for row in parity.run(_GOLDEN.value, _ONLY.value):
+  for row in cases.run(_GOLDEN.value, _ONLY.value):
     if not rows:
       print(_line('case', 'output', 'shape', 'max abs', 'rel L2', 'sens 1ulp', 'verdict'))
     rows.append(row)
     verdict = 'ok' if row.passed else 'FAIL'
     shape = '' if row.shape is None else 'x'.join(map(str, row.shape)) or 'scalar'
-    print(_line(row.case, row.output, shape, *map(_number, (row.max_abs, row.relative, row.sensitivity)),
-                f'{verdict}  {row.note}'.rstrip()), flush=True)
-  found, seconds = parity.report(rows), time.time() - start
-  print(f'{"PASS" if found["passed"] else "FAIL"}: {len(rows) - found["failed"]} of {len(rows)} rows in {found["cases"]} '
-        f'cases, {seconds:.0f} s')
+    print(
+      _line(
+        row.case,
+        row.output,
+        shape,
+        *map(_number, (row.max_abs, row.relative, row.sensitivity)),
+        f'{verdict}  {row.note}'.rstrip(),
+      ),
+      flush=True,
+    )
+  found, seconds = cases.report(rows), time.time() - start
+  print(
+    f'{"PASS" if found["passed"] else "FAIL"}: {len(rows) - found["failed"]} of {len(rows)} rows in {found["cases"]} '
+    f'cases, {seconds:.0f} s'
+  )
   if _JSON.value:
     epath.Path(_JSON.value).write_text(
-        json.dumps({'golden': _GOLDEN.value, 'seconds': round(seconds, 1), **found}, indent=1) + '\n')
+      json.dumps({'golden': _GOLDEN.value, 'seconds': round(seconds, 1), **found}, indent=1) + '\n'
+    )
   return int(not found['passed'])
 
 
 def _line(case, output, shape, *rest) -> str:
   numbers, verdict = rest[:-1], rest[-1]
-  return f'{case:<18} {output:<58} {shape:<16} ' + ' '.join(f'{n:>9}' for n in numbers) + f'  {verdict}'
+  return (
+    f'{case:<18} {output:<58} {shape:<16} ' + ' '.join(f'{n:>9}' for n in numbers) + f'  {verdict}'
+  )
 
 
 def _number(value) -> str:

@@ -21,8 +21,8 @@ from ml_collections import config_flags
 from tuna_jax.cli import UsageError, app
 
 EXIT_UNFIT = 3
-# Of glibc's malloc.h: the compiler leaves holes in the heap of each of its threads. One heap, and large blocks outside
-# it that go back when they are freed, take less of this machine's memory.
+# Of glibc's malloc.h: the compiler leaves holes in the heap of each of its threads. One heap, and
+# large blocks outside it that go back when they are freed, take less of this machine's memory.
 _ONE_HEAP = {-8: 1, -3: 2**16, -1: 2**17}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage and size: FILE:SIZE.')
@@ -37,8 +37,8 @@ def main(argv):
   del argv
   if _CONFIG.value is None or not _TOPOLOGY.value:
     raise UsageError('plan: --config=FILE:SIZE and --topology=CHIP:DIMS are needed')
-  from configs import common
-  from tuna_jax.train import plan
+  from tuna_jax.configs import common
+  from tuna_jax.tools import plan
 
   if hasattr(ctypes.CDLL(None), 'mallopt'):
     for option, value in _ONE_HEAP.items():
@@ -53,8 +53,9 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  # Before a config file imports jax: no accelerator of this machine takes part. The last two keep libtpu from
-  # complaining that it is on no TPU host; the topology asked for does not depend on them.
+  # Before a config file imports jax: no accelerator of this machine takes part. The last two keep
+  # libtpu from complaining that it is on no TPU host; the topology asked for does not depend on
+  # them.
   os.environ.update(
     JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1',
     TPU_WORKER_HOSTNAMES='localhost', TPU_ACCELERATOR_TYPE='v5litepod-4',

@@ -1,11 +1,12 @@
-"""Trains the small parts that stand in for the public ones: a VAE, a text-only decoder with its tokenizer.
+"""Trains the small parts that stand in for the public ones: a VAE, a text-only decoder with its
+tokenizer.
 
   tuna-jax pretrain --component=vae --workdir=DIR
   tuna-jax pretrain --component=decoder --workdir=DIR
 
 Each takes `--config.FIELD=VALUE` of its file, configs/vae.py or configs/decoder.py. Your own data:
---config.data.mixture=FILE.json. The decoder first trains a tokenizer on the texts of its data and keeps it in
-DIR/tokenizer, unless --config.tokenizer=DIR names one.
+--config.data.mixture=FILE.json. The decoder first trains a tokenizer on the texts of its data and
+keeps it in DIR/tokenizer, unless --config.tokenizer=DIR names one.
 """
 
 import sys
@@ -18,22 +19,25 @@ from tuna_jax.cli import EXIT_RETRY, UsageError, app
 _COMPONENT = flags.DEFINE_enum('component', None, ['vae', 'decoder'], 'Which part to train.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the part is written; a local path or gs://.')
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'FILE:SIZE; default configs/vae.py:tiny or configs/decoder.py:tiny.')
+  'config', None, 'FILE:SIZE; default configs/vae.py:tiny or configs/decoder.py:tiny.'
+)
 
 
 def main(argv):
   del argv
   if not _COMPONENT.value or not _WORKDIR.value or _CONFIG.value is None:
     raise UsageError('pretrain: --component=vae|decoder and --workdir=DIR are needed')
-  from configs import common, vae
-  from tuna_jax.train import loop, tokenizer
-  from tuna_jax.train import vae as vae_train
+  from tuna_jax.configs import common, vae
+  from tuna_jax.toy import train_tokenizer
+  from tuna_jax.toy import train_vae as vae_train
+  from tuna_jax.train import loop
+
   try:
     if _COMPONENT.value == 'vae':
       vae_train.train_vae(vae.from_config_dict(_CONFIG.value), _WORKDIR.value)
     else:
       config = common.from_config_dict(_CONFIG.value)
-      loop.train(tokenizer.ensure(config, _WORKDIR.value), _WORKDIR.value)
+      loop.train(train_tokenizer.ensure(config, _WORKDIR.value), _WORKDIR.value)
   except loop.Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(EXIT_RETRY)

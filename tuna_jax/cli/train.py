@@ -2,9 +2,10 @@
 
   tuna-jax train --config=configs/stage1.py:tiny --workdir=RUN [--config.FIELD=VALUE ...]
 
---config=FILE:SIZE takes tiny, 2b or 7b. Pictures need --config.vae=DIR and text needs --config.tokenizer=DIR; a stage
-starts from the one before with --config.init_from=RUN. Your own data: --config.data.mixture=FILE.json.
-SIGTERM or Ctrl-C saves and exits with 75, which launch scripts take as "run me again".
+--config=FILE:SIZE takes tiny, 2b or 7b. Pictures need --config.vae=DIR and text needs
+--config.tokenizer=DIR; a stage starts from the one before with --config.init_from=RUN. Your own
+data: --config.data.mixture=FILE.json. SIGTERM or Ctrl-C saves and exits with 75, which launch
+scripts take as "run me again".
 """
 
 import sys
@@ -14,8 +15,12 @@ from ml_collections import config_flags
 
 from tuna_jax.cli import EXIT_RETRY, UsageError, app
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage and size: FILE:SIZE, for example configs/stage1.py:tiny.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints and logs go; a local path or gs://.')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Stage and size: FILE:SIZE, for example configs/stage1.py:tiny.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where checkpoints and logs go; a local path or gs://.'
+)
 _join = app.define_distributed()
 
 
@@ -24,8 +29,9 @@ def main(argv):
   if _CONFIG.value is None or not _WORKDIR.value:
     raise UsageError('train: --config=FILE:SIZE and --workdir=DIR are needed')
   _join()
-  from configs import common
+  from tuna_jax.configs import common
   from tuna_jax.train import loop
+
   try:
     loop.train(common.from_config_dict(_CONFIG.value), _WORKDIR.value)
   except loop.Stopped as stopped:

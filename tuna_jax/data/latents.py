@@ -1,6 +1,8 @@
-"""Fills a packed batch's latents: pixels through the frozen encoder in groups of fixed shape, each picture once.
+"""Fills a packed batch's latents: pixels through the frozen encoder in groups of fixed shape, each
+picture once.
 
-The encoder is a function given by the caller (DESIGN.md: frozen is outside), so nothing here imports jax.
+The encoder is a function given by the caller (DESIGN.md: frozen is outside), so nothing here
+imports jax.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ Encode = Callable[[np.ndarray], np.ndarray]  # uint8[n, F, H, W, 3] -> float32[n
 class LatentCache:
   """Remembers latents by picture content, in memory up to a bound and, if asked, on disk.
 
-  max_bytes: of memory; the least recently used go first. directory: also keep one .npy a picture there.
-  name: says which encoder made them, for example a digest of its parameters; required with `directory`, since latents
-  of another encoder are wrong and look right.
+  max_bytes: of memory; the least recently used go first. directory: also keep one .npy a picture
+  there. name: says which encoder made them, for example a digest of its parameters; required with
+  `directory`, since latents of another encoder are wrong and look right.
   """
 
   def __init__(self, max_bytes: int = 256 << 20, directory: str | os.PathLike = '', name: str = ''):
@@ -80,12 +82,13 @@ def content_key(media: np.ndarray) -> str:
   return digest.hexdigest()
 
 
-def encode_all(media: Sequence[np.ndarray], encode: Encode, cache: LatentCache | None = None,
-               group: int = 8) -> list[np.ndarray]:
+def encode_all(
+  media: Sequence[np.ndarray], encode: Encode, cache: LatentCache | None = None, group: int = 8
+) -> list[np.ndarray]:
   """Latents float32[T, h, w, C] of each of `media`.
 
-  What already is latents passes through. `encode` sees exactly `group` pictures of one shape at a time (the last group
-  is filled up by repeating), so it compiles once a shape.
+  What already is latents passes through. `encode` sees exactly `group` pictures of one shape at a
+  time (the last group is filled up by repeating), so it compiles once a shape.
   """
   out: dict[str, np.ndarray] = {}
   todo: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
@@ -101,7 +104,7 @@ def encode_all(media: Sequence[np.ndarray], encode: Encode, cache: LatentCache |
   for waiting in todo.values():
     names = list(waiting)
     for start in range(0, len(names), group):
-      chosen = names[start:start + group]
+      chosen = names[start : start + group]
       padded = (chosen + [chosen[-1]] * group)[:group]
       latents = np.asarray(encode(np.stack([waiting[k] for k in padded])), np.float32)
       for key, value in zip(chosen, latents):
@@ -117,11 +120,15 @@ def fill_latents(packed: Packed, encode: Encode, cache: LatentCache | None = Non
   Raises ValueError if the encoder's grid or channels are not the batch's.
   """
   batch = packed.batch
-  for placed, latents in zip(packed.media, encode_all([p.media for p in packed.media], encode, cache, group)):
+  for placed, latents in zip(
+    packed.media, encode_all([p.media for p in packed.media], encode, cache, group)
+  ):
     want = (placed.cells, batch.latents.shape[2])
     flat = latents.reshape(-1, latents.shape[-1])
     if flat.shape != want:
-      raise ValueError(f'media {placed.media.shape}: the encoder gave latents {latents.shape}, expected '
-                       f'{want[0]} cells of {want[1]} channels')
-    batch.latents[placed.row, placed.start:placed.start + placed.cells] = flat
+      raise ValueError(
+        f'media {placed.media.shape}: the encoder gave latents {latents.shape}, expected '
+        f'{want[0]} cells of {want[1]} channels'
+      )
+    batch.latents[placed.row, placed.start : placed.start + placed.cells] = flat
   return batch

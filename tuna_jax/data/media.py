@@ -1,7 +1,8 @@
 """Pictures and clips from files to uint8 [F, H, W, 3] of a bucket's size.
 
-Resizing covers the bucket and crops the centre, so no picture gets black bars (ARCHITECTURE.md B15); the bucket is the
-nearest by log aspect ratio (B16); a clip has 4k + 1 frames (B14). Transparent pictures are laid on white. numpy only.
+Resizing covers the bucket and crops the centre, so no picture gets black bars (ARCHITECTURE.md
+B15); the bucket is the nearest by log aspect ratio (B16); a clip has 4k + 1 frames (B14).
+Transparent pictures are laid on white. numpy only.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from tuna_jax.config import nearest
 
 Size = tuple[int, int]  # (height, width)
 
-# (height, width) of each size class (ARCHITECTURE.md 1.2, 9.1). Any multiple of 16 works: '64', '256', '48x80' ...
-BUCKETS = MappingProxyType({
+# (height, width) of each size class (ARCHITECTURE.md 1.2, 9.1). Any multiple of 16 works: '64',
+# '256', '48x80' ...
+BUCKETS = MappingProxyType(
+  {
     '512': ((512, 512), (448, 576), (576, 448), (384, 672), (672, 384)),
     '1024': ((1024, 1024), (896, 1152), (1152, 896), (768, 1344), (1344, 768)),
     'video': ((384, 672),),
-})
+  }
+)
 
 _PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 _ANIMATED = ('.gif', '.webp', '.apng', '.png')
@@ -37,7 +41,9 @@ class MediaError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MediaConfig:
-  """image_size, video_size: a size class of `BUCKETS`, or 'N' or 'HxW'. frames: pictures of a clip, 4k + 1."""
+  """image_size, video_size: a size class of `BUCKETS`, or 'N' or 'HxW'. frames: pictures of a clip,
+  4k + 1.
+  """
 
   image_size: str = '512'
   video_size: str = 'video'
@@ -47,11 +53,15 @@ class MediaConfig:
     buckets(self.image_size)
     buckets(self.video_size)
     if self.frames % 4 != 1:
-      raise ValueError(f'frames={self.frames}: expected 4k + 1, for example {self.frames - (self.frames - 1) % 4}')
+      raise ValueError(
+        f'frames={self.frames}: expected 4k + 1, for example {self.frames - (self.frames - 1) % 4}'
+      )
 
 
 def buckets(name: str) -> tuple[Size, ...]:
-  """The sizes of a class. 'N' is one square bucket, 'HxW' one of that size. Raises ValueError for anything else."""
+  """The sizes of a class. 'N' is one square bucket, 'HxW' one of that size. Raises ValueError for
+  anything else.
+  """
   if name in BUCKETS:
     return BUCKETS[name]
   parts = name.split('x')
@@ -60,7 +70,9 @@ def buckets(name: str) -> tuple[Size, ...]:
     if min(size) > 0 and not (size[0] % 16 or size[1] % 16):
       return (size,)
     raise ValueError(f'size {name!r}: both sides must be multiples of 16')
-  raise ValueError(f"size {name!r}: expected one of {', '.join(BUCKETS)}, 'N' or 'HxW'{nearest(name, BUCKETS)}")
+  raise ValueError(
+    f"size {name!r}: expected one of {', '.join(BUCKETS)}, 'N' or 'HxW'{nearest(name, BUCKETS)}"
+  )
 
 
 def choose_bucket(height: int, width: int, sizes: Sequence[Size]) -> Size:
@@ -76,19 +88,21 @@ def fit(picture: Image.Image, size: Size) -> np.ndarray:
   if scaled != picture.size:
     picture = picture.resize(scaled, Image.Resampling.BICUBIC)
   left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-  return np.asarray(picture)[top:top + height, left:left + width]
+  return np.asarray(picture)[top : top + height, left : left + width]
 
 
 def frame_indices(total: int, frames: int) -> list[int]:
-  """`frames` indices spread evenly over a clip of `total`; a short clip repeats frames (ARCHITECTURE.md 9.2)."""
+  """`frames` indices spread evenly over a clip of `total`; a short clip repeats frames
+  (ARCHITECTURE.md 9.2).
+  """
   return [i * total // frames for i in range(frames)]
 
 
 def read_image(source, size_class: str, size: Size | None = None) -> np.ndarray:
   """A picture as uint8 [H, W, 3].
 
-  source: a path, encoded bytes, or uint8 [h, w, 3]. size: this size instead of the nearest bucket of `size_class`.
-  Raises MediaError naming the file.
+  source: a path, encoded bytes, or uint8 [h, w, 3]. size: this size instead of the nearest bucket
+  of `size_class`. Raises MediaError naming the file.
   """
   picture = open_picture(source)
   return fit(picture, size or choose_bucket(picture.height, picture.width, buckets(size_class)))
@@ -97,8 +111,8 @@ def read_image(source, size_class: str, size: Size | None = None) -> np.ndarray:
 def read_video(source, size_class: str, frames: int) -> np.ndarray:
   """A clip as uint8 [frames, H, W, 3], frames spread evenly.
 
-  source: a video file, an animated picture, a directory of pictures, a sequence of encoded pictures, or
-  uint8 [f, h, w, 3]. Raises MediaError naming the file.
+  source: a video file, an animated picture, a directory of pictures, a sequence of encoded
+  pictures, or uint8 [f, h, w, 3]. Raises MediaError naming the file.
   """
   total, pick = _frames(source)
   if not total:
@@ -106,14 +120,20 @@ def read_video(source, size_class: str, frames: int) -> np.ndarray:
   wanted = frame_indices(total, frames)
   read = dict(zip(sorted(set(wanted)), pick(sorted(set(wanted)))))
   if len(read) < len(set(wanted)):
-    raise MediaError(f'{_name(source)}: {total} frames announced, only {len(read)} of the wanted ones decoded')
+    raise MediaError(
+      f'{_name(source)}: {total} frames announced, only {len(read)} of the wanted ones decoded'
+    )
   first = read[wanted[0]]
   size = choose_bucket(first.height, first.width, buckets(size_class))
   return np.stack([fit(read[i], size) for i in wanted])
 
 
 def _name(source) -> str:
-  return str(source) if isinstance(source, (str, epath.Path)) else f'a {type(source).__name__} in the record'
+  return (
+    str(source)
+    if isinstance(source, (str, epath.Path))
+    else f'a {type(source).__name__} in the record'
+  )
 
 
 def _bytes(source) -> bytes:
@@ -126,10 +146,14 @@ def _bytes(source) -> bytes:
 
 
 def open_picture(source) -> Image.Image:
-  """A path, encoded bytes or uint8 [H, W, 3] as an upright RGB picture. Raises MediaError naming the file."""
+  """A path, encoded bytes or uint8 [H, W, 3] as an upright RGB picture. Raises MediaError naming
+  the file.
+  """
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-      raise MediaError(f'a picture must be uint8 [height, width, 3], found {source.dtype} {list(source.shape)}')
+      raise MediaError(
+        f'a picture must be uint8 [height, width, 3], found {source.dtype} {list(source.shape)}'
+      )
     return Image.fromarray(source)
   try:
     picture = Image.open(io.BytesIO(_bytes(source)))
@@ -153,7 +177,9 @@ def _frames(source):
   """(number of frames, function: increasing indices -> iterator of pictures)."""
   if isinstance(source, np.ndarray):
     if source.ndim != 4:
-      raise MediaError(f'a clip must be uint8 [frames, height, width, 3], found {source.dtype} {list(source.shape)}')
+      raise MediaError(
+        f'a clip must be uint8 [frames, height, width, 3], found {source.dtype} {list(source.shape)}'
+      )
     return len(source), lambda wanted: [open_picture(source[i]) for i in wanted]
   if isinstance(source, (list, tuple)):
     return len(source), lambda wanted: [open_picture(source[i]) for i in wanted]
@@ -197,4 +223,6 @@ def _film(source):
       if i in wanted:
         yield frame.to_image().convert('RGB')
 
-  return sum(1 for _ in decode()), pick  # counted by decoding: what a container announces is often wrong
+  return sum(
+    1 for _ in decode()
+  ), pick  # counted by decoding: what a container announces is often wrong

@@ -1,4 +1,6 @@
-"""What is read: the sources of a mixture, and the endless streams of examples that its phases mix from them."""
+"""What is read: the sources of a mixture, and the endless streams of examples that its phases mix
+from them.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,17 @@ _log = logging.getLogger(__name__)
 class DataConfig:
   """What is read and how it is batched.
 
-  mixture: 'shapes' (the embedded world: one source for every task of `phases`) or a mixture file (`sources.py`).
-  phases: ((start, ((task, weight), ...)), ...); a start below 1 is a share of the run's steps, otherwise a step. A
-    source's weight is its own times its task's. Empty: every source of the mixture, by its own weight.
+  mixture: 'shapes' (the embedded world: one source for every task of `phases`) or a mixture file
+  (`sources.py`). phases: ((start, ((task, weight), ...)), ...); a start below 1 is a share of the
+  run's steps, otherwise a step. A
+    source's weight is its own times its task's. Empty: every source of the mixture, by its own
+    weight.
   split, size, seed: of the 'shapes' mixture: which records, how many a task, which world.
-  max_skip_share: share of a source's records that may be unusable before the run stops.
-  look_ahead: further examples a row may pass over to fill its space.
-  prefetch: batches built ahead. threads: rows read at once (more than 1 helps where reading waits for files).
-  encode_batch: pictures of one shape encoded together.
-  latent_cache_mb: latents remembered in memory. latent_cache_dir: also kept there, by encoder and picture content.
+  max_skip_share: share of a source's records that may be unusable before the run stops. look_ahead:
+  further examples a row may pass over to fill its space. prefetch: batches built ahead. threads:
+  rows read at once (more than 1 helps where reading waits for files). encode_batch: pictures of one
+  shape encoded together. latent_cache_mb: latents remembered in memory. latent_cache_dir: also kept
+  there, by encoder and picture content.
   """
 
   mixture: str = 'shapes'
@@ -59,14 +63,19 @@ class DataConfig:
           raise ValueError(f'phase at {start}: weight of {task} is {weight}')
     starts = [start for start, _ in self.phases]
     if starts and (starts[0] != 0 or starts != sorted(set(starts), key=lambda s: (s >= 1, s))):
-      raise ValueError(f'phases start at {starts}: expected 0 first, then rising shares of the run, then rising steps')
+      raise ValueError(
+        f'phases start at {starts}: expected 0 first, then rising shares of the run, then rising steps'
+      )
 
 
 def open_sources(config: DataConfig) -> list[Source]:
   """The sources of `config.mixture`, in order; each has its `weight`."""
   if config.mixture == 'shapes':
     tasks = dict.fromkeys(task for _, weights in config.phases for task, _ in weights) or TASKS
-    rows = [SourceConfig('shapes', task, split=config.split, size=config.size, seed=config.seed) for task in tasks]
+    rows = [
+      SourceConfig('shapes', task, split=config.split, size=config.size, seed=config.seed)
+      for task in tasks
+    ]
   else:
     rows = read_mixture(config.mixture)
   sources = [open_source(row, config.media) for row in rows]
@@ -76,7 +85,8 @@ def open_sources(config: DataConfig) -> list[Source]:
 
 
 def texts(config: DataConfig, limit: int = 2000) -> list[str]:
-  """Every text of the first `limit` records of each source, and those the layouts add: what a tokenizer learns from.
+  """Every text of the first `limit` records of each source, and those the layouts add: what a
+  tokenizer learns from.
 
   Media are not read; lines that are not records are left for the pipeline to report.
   """
@@ -89,7 +99,9 @@ def texts(config: DataConfig, limit: int = 2000) -> list[str]:
         record = source.raw(i)
         out += [record[f] for f in ('caption', 'instruction') if f in FIELDS[source.task]]
         if 'conversations' in FIELDS[source.task]:
-          out += [piece for _, value in turns_of(record) for piece in value.split(PLACEHOLDER) if piece]
+          out += [
+            piece for _, value in turns_of(record) for piece in value.split(PLACEHOLDER) if piece
+          ]
       except (ValueError, KeyError):
         continue
   return [t for t in out if isinstance(t, str)]
@@ -98,7 +110,9 @@ def texts(config: DataConfig, limit: int = 2000) -> list[str]:
 class Phase:
   """One mixed, endless stream: stream index -> (source number, record index)."""
 
-  def __init__(self, start: int, weights: Mapping[int, float], sources: Sequence[Source], seed: tuple[int, ...]):
+  def __init__(
+    self, start: int, weights: Mapping[int, float], sources: Sequence[Source], seed: tuple[int, ...]
+  ):
     self.start = start
     self._numbers = sorted(weights)
     self._offsets = [0, *itertools.accumulate(len(sources[n]) for n in self._numbers)]
@@ -106,7 +120,9 @@ class Phase:
     for n, low, high in zip(self._numbers, self._offsets, self._offsets[1:]):
       own = int(np.random.SeedSequence((*seed, n)).generate_state(1)[0] >> 1)
       sets.append(grain.MapDataset.range(low, high).seed(own).shuffle().repeat(None))
-    self._mixed = grain.MapDataset.mix(sets, [weights[n] for n in self._numbers]) if len(sets) > 1 else sets[0]
+    self._mixed = (
+      grain.MapDataset.mix(sets, [weights[n] for n in self._numbers]) if len(sets) > 1 else sets[0]
+    )
 
   def locate(self, index: int) -> tuple[int, int]:
     """(source number, record index) of one stream index."""
@@ -115,25 +131,38 @@ class Phase:
     return self._numbers[k], at - self._offsets[k]
 
 
-def phases_of(config: DataConfig, sources: Sequence[Source], seed: int, steps: int | None) -> list[Phase]:
+def phases_of(
+  config: DataConfig, sources: Sequence[Source], seed: int, steps: int | None
+) -> list[Phase]:
   known = dict.fromkeys(s.task for s in sources)
-  """The streams of `config.phases`. Raises ValueError where a phase finds no source, or a share no `steps`."""
+  """The streams of `config.phases`. Raises ValueError where a phase finds no source, or a share no
+  `steps`.
+  """
   phases = config.phases or ((0, tuple((task, 1.0) for task in known)),)
   out = []
   for number, (start, by_task) in enumerate(phases):
     by_task = dict(by_task)
     if 0 < start < 1:
       if steps is None:
-        raise ValueError(f'a phase starts at the share {start} of the run: the number of steps is needed')
+        raise ValueError(
+          f'a phase starts at the share {start} of the run: the number of steps is needed'
+        )
       start = round(start * steps)
     weights = {n: s.weight * by_task.get(s.task, 0.0) for n, s in enumerate(sources)}
     weights = {n: w for n, w in weights.items() if w > 0}
     if not weights:
       near = nearest(next(iter(by_task), ''), known)
-      raise ValueError(f'{config.mixture}: no source for any task of the phase at {start} '
-                       f'({", ".join(by_task)}); it has {", ".join(known)}{near}')
+      raise ValueError(
+        f'{config.mixture}: no source for any task of the phase at {start} '
+        f'({", ".join(by_task)}); it has {", ".join(known)}{near}'
+      )
     absent = [t for t, w in by_task.items() if w > 0 and t not in known]
     if absent:
-      _log.warning('%s has no source for %s (phase at step %d): left out', config.mixture, ', '.join(absent), start)
+      _log.warning(
+        '%s has no source for %s (phase at step %d): left out',
+        config.mixture,
+        ', '.join(absent),
+        start,
+      )
     out.append(Phase(int(start), weights, sources, (seed, number)))
   return out

@@ -4,10 +4,11 @@
     stream   ->  B row streams                             item k of row r is example B * k + (a rotation of r by k)
     row      ->  one row of each batch                     takes its next examples while they fit (L, V, M)
 
-The state is a few integers a row: the next item, and the items passed over because they did not fit (at most
-`look_ahead` + 1; they go first in the next batch, so none waits long). The batch at step n is a pure function of
-(config, seed, n); a host builds only its own rows, so the number of hosts changes nothing. A background thread reads,
-packs and encodes ahead; what it produces does not depend on when it runs. numpy only.
+The state is a few integers a row: the next item, and the items passed over because they did not fit
+(at most `look_ahead` + 1; they go first in the next batch, so none waits long). The batch at step n
+is a pure function of (config, seed, n); a host builds only its own rows, so the number of hosts
+changes nothing. A background thread reads, packs and encodes ahead; what it produces does not
+depend on when it runs. numpy only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from tuna_jax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 _NAMED = 10  # skipped records named in logs and counts
-_EARLY = 20  # after this many skipped records, a rate far above the allowed share stops the run early
+_EARLY = (
+  20  # after this many skipped records, a rate far above the allowed share stops the run early
+)
 
 
 @dataclasses.dataclass
@@ -47,7 +50,8 @@ class _Report:
 class Pipeline:
   """Iterates over batches whose leaves are this host's rows; see the module.
 
-  encode: uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]; runs in the background thread, so it must use only local
+  encode: uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]; runs in the background thread, so it must
+  use only local
     devices. None is allowed where no task has pictures.
   strides: (temporal, spatial) of the VAE.   sizes: (B, L, V, M, C), B over all hosts.
   rows: the numbers of this host's rows, rising, default all; the chips of a pod's host need not hold a run of them.
@@ -56,24 +60,46 @@ class Pipeline:
   encoder_name: says which encoder this is, where latents are kept in `latent_cache_dir`.
   """
 
-  def __init__(self, config: DataConfig, tokenizer: Tokenizer, *, encode: latents_lib.Encode | None,
-               strides: tuple[int, int], sizes: tuple[int, int, int, int, int], seed: int, rows: Sequence[int] | None = None,
-               steps: int | None = None, put: Callable[[batch_lib.Batch], Any] | None = None,
-               encoder_name: str = ''):
+  def __init__(
+    self,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    encode: latents_lib.Encode | None,
+    strides: tuple[int, int],
+    sizes: tuple[int, int, int, int, int],
+    seed: int,
+    rows: Sequence[int] | None = None,
+    steps: int | None = None,
+    put: Callable[[batch_lib.Batch], Any] | None = None,
+    encoder_name: str = '',
+  ):
     self._config, self._tokenizer, self._encode = config, tokenizer, encode
     self._strides, self._sizes, self._seed, self._put = strides, tuple(sizes), seed, put
     self._rows = list(range(sizes[0]) if rows is None else rows)
     if not self._rows or self._rows != sorted(set(self._rows) & set(range(sizes[0]))):
       raise ValueError(f'rows={self._rows}: expected rising numbers within 0..{sizes[0] - 1}')
     self._context = Context(tokenizer, config.tasks)
-    self._cache = latents_lib.LatentCache(config.latent_cache_mb << 20, config.latent_cache_dir, encoder_name)
+    self._cache = latents_lib.LatentCache(
+      config.latent_cache_mb << 20, config.latent_cache_dir, encoder_name
+    )
     self.sources = open_sources(config)
     self._phases = phases_of(config, self.sources, seed, steps)
-    self._bad: dict[int, set[int]] = collections.defaultdict(set)  # source -> records found unusable
+    self._bad: dict[int, set[int]] = collections.defaultdict(
+      set
+    )  # source -> records found unusable
     self._read: dict[int, set[int] | int] = collections.defaultdict(int)
-    self._kept: dict[tuple[int, int, int], segments.Example] = {}  # passed over examples, to build them once
-    self._threads = concurrent.futures.ThreadPoolExecutor(config.threads) if config.threads > 1 else None
-    self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='tuna-data') if config.prefetch else None
+    self._kept: dict[
+      tuple[int, int, int], segments.Example
+    ] = {}  # passed over examples, to build them once
+    self._threads = (
+      concurrent.futures.ThreadPoolExecutor(config.threads) if config.threads > 1 else None
+    )
+    self._worker = (
+      concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='tuna-data')
+      if config.prefetch
+      else None
+    )
     self._queue: collections.deque[concurrent.futures.Future] = collections.deque()
     self._step, self._next = 0, self._fresh()
     self._head = (self._step, self._next)
@@ -85,7 +111,9 @@ class Pipeline:
     return self
 
   def __next__(self) -> batch_lib.Batch:
-    """The next batch (what `put` returned, where given). Raises ValueError when too many records are unusable."""
+    """The next batch (what `put` returned, where given). Raises ValueError when too many records
+    are unusable.
+    """
     if self._worker is None:
       result = self._build()
     else:
@@ -105,9 +133,16 @@ class Pipeline:
     return batch
 
   def state(self) -> dict[str, Any]:
-    """Where the iterator stands after the last batch handed out: plain integers, JSON-able. `restore` takes it back."""
-    return {'step': self._step, 'seed': self._seed, 'rows': self._rows,
-            'batch': self._sizes[0], 'next': self._next.tolist()}
+    """Where the iterator stands after the last batch handed out: plain integers, JSON-able.
+    `restore` takes it back.
+    """
+    return {
+      'step': self._step,
+      'seed': self._seed,
+      'rows': self._rows,
+      'batch': self._sizes[0],
+      'next': self._next.tolist(),
+    }
 
   def restore(self, state: Mapping[str, Any]) -> None:
     """Continues after `state` with the identical next batch.
@@ -117,29 +152,41 @@ class Pipeline:
     """
     for name, have in (('seed', self._seed), ('batch', self._sizes[0])):
       if state[name] != have:
-        raise ValueError(f'data position: it was saved with {name}={state[name]}, this run has {have}')
+        raise ValueError(
+          f'data position: it was saved with {name}={state[name]}, this run has {have}'
+        )
     at = {row: i for i, row in enumerate(state['rows'])}
     absent = [row for row in self._rows if row not in at]
     if absent:
-      raise ValueError(f'data position: it holds {len(at)} rows, and not row {absent[0]}, which this host reads')
+      raise ValueError(
+        f'data position: it holds {len(at)} rows, and not row {absent[0]}, which this host reads'
+      )
     rows = np.array(state['next'], np.int64)
     if rows.shape != (len(at), self._fresh().shape[1]):
-      raise ValueError(f'data position: saved with look_ahead={rows.shape[-1] - 2}, this run has '
-                       f'{self._config.look_ahead}')
+      raise ValueError(
+        f'data position: saved with look_ahead={rows.shape[-1] - 2}, this run has '
+        f'{self._config.look_ahead}'
+      )
     self._drain()
     self._step, self._next = state['step'], rows[[at[row] for row in self._rows]]
     self._head = (self._step, self._next)
     self._kept.clear()
 
   def counts(self) -> dict[str, Any]:
-    """What was read since the start of this process: batches, examples by task, skipped by source with the first
-    names, and the filled share of L, V and M."""
+    """What was read since the start of this process: batches, examples by task, skipped by source
+    with the first names, and the filled share of L, V and M.
+    """
     room = np.array(self._sizes[1:4]) * len(self._rows) * self._batches
     fill = {axis: float(u / r) for axis, u, r in zip('LVM', self._totals.used, room) if r}
     skipped = collections.Counter(name for name, _ in self._totals.skipped)
-    return {'batches': self._batches, 'examples': dict(self._totals.examples), 'skipped': dict(skipped),
-            'skipped_first': [why for _, why in self._totals.skipped[:_NAMED]], 'fill': fill,
-            'latents': {'hits': self._cache.hits, 'misses': self._cache.misses}}
+    return {
+      'batches': self._batches,
+      'examples': dict(self._totals.examples),
+      'skipped': dict(skipped),
+      'skipped_first': [why for _, why in self._totals.skipped[:_NAMED]],
+      'fill': fill,
+      'latents': {'hits': self._cache.hits, 'misses': self._cache.misses},
+    }
 
   def close(self) -> None:
     """Stops the background threads."""
@@ -176,7 +223,9 @@ class Pipeline:
     report = _Report()
     for examples, _, skipped in rows:
       report.examples.update(_TASK_NAMES[e.task] for e in examples)
-      report.used += np.array([(e.length, e.cells, e.images) for e in examples], np.int64).reshape(-1, 3).sum(0)
+      report.used += (
+        np.array([(e.length, e.cells, e.images) for e in examples], np.int64).reshape(-1, 3).sum(0)
+      )
       report.skipped += skipped
     packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
     if packed.media and self._encode is None:
@@ -203,7 +252,11 @@ class Pipeline:
       if example is None:
         continue
       if example.length <= length and example.cells <= cells and example.images <= images:
-        length, cells, images = length - example.length, cells - example.cells, images - example.images
+        length, cells, images = (
+          length - example.length,
+          cells - example.cells,
+          images - example.images,
+        )
         chosen.append(example)
         self._kept.pop((phase, row, k), None)
       else:
@@ -211,7 +264,7 @@ class Pipeline:
         self._kept[phase, row, k] = example
     new = np.full_like(state, -1)
     new[0] = following
-    new[1:1 + len(left)] = left
+    new[1 : 1 + len(left)] = left
     return chosen, new, skipped
 
   def _example(self, phase: int, row: int, k: int, skipped) -> segments.Example | None:
@@ -224,9 +277,13 @@ class Pipeline:
     source = self.sources[number]
     self._read[number] += 1
     try:
-      plan = TASKS[source.task](source[record_index], self._context, np.random.default_rng((self._seed, phase, index)))
+      plan = TASKS[source.task](
+        source[record_index], self._context, np.random.default_rng((self._seed, phase, index))
+      )
       example = segments.layout(plan, self._tokenizer, self._strides, NUMBERS[source.task])
-      for axis, need, have in zip('LVM', (example.length, example.cells, example.images), self._sizes[1:4]):
+      for axis, need, have in zip(
+        'LVM', (example.length, example.cells, example.images), self._sizes[1:4]
+      ):
         if need > have:
           raise ValueError(f'the example needs {axis}={need}, a row has {have}')
       return example
@@ -242,20 +299,28 @@ class Pipeline:
   def _check_budget(self, number: int, why: str):
     source, bad, read = self.sources[number], len(self._bad[number]), self._read[number]
     share = self._config.max_skip_share
-    if bad > share * len(source) or bad == len(source) or (bad > _EARLY and bad > 10 * share * read):
-      raise ValueError(f'{source.name}: {bad} of its {len(source)} records are unusable ({read} read so far), more than '
-                       f'max_skip_share={share:g} allows; the last: {why}')
+    if (
+      bad > share * len(source) or bad == len(source) or (bad > _EARLY and bad > 10 * share * read)
+    ):
+      raise ValueError(
+        f'{source.name}: {bad} of its {len(source)} records are unusable ({read} read so far), more than '
+        f'max_skip_share={share:g} allows; the last: {why}'
+      )
 
 
 _TASK_NAMES = tuple(TASKS)
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """One state of all rows from the states of all hosts. Raises ValueError if they differ in step or leave a gap."""
+  """One state of all rows from the states of all hosts. Raises ValueError if they differ in step or
+  leave a gap.
+  """
   first, by_row = states[0], {}
   for state in states:
     if any(state[k] != first[k] for k in ('step', 'seed', 'batch')):
-      raise ValueError(f'data positions do not join: one is of step {first["step"]}, one of {state["step"]}')
+      raise ValueError(
+        f'data positions do not join: one is of step {first["step"]}, one of {state["step"]}'
+      )
     by_row.update(zip(state['rows'], state['next'], strict=True))
   absent = set(range(first['batch'])) - set(by_row)
   if absent:

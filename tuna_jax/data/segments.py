@@ -1,12 +1,13 @@
-"""A plan is a short list of `Text`, `Image` and `Video`; `layout` makes it an example, `pack` makes rows of examples.
+"""A plan is a short list of `Text`, `Image` and `Video`; `layout` makes it an example, `pack` makes
+rows of examples.
 
     plan      [Text(bos, a, red, ball), Image(media, target=True), Text(eos)]
     layout    bos a red ball boi [time] [v0] ... [vN-1] eoi eos         one Example, everything counted from 0
     pack      | example | example | padding |                          one row of the Batch, everything offset
 
-Axes: l positions, v latent cells and m images of one example; L, V, M those of a row (`batch.py`). A visual span is
-N + 1 positions, the time token first (ARCHITECTURE.md 5.2). `Image` and `Video` put boi and eoi around their span.
-numpy only.
+Axes: l positions, v latent cells and m images of one example; L, V, M those of a row (`batch.py`).
+A visual span is N + 1 positions, the time token first (ARCHITECTURE.md 5.2). `Image` and `Video`
+put boi and eoi around their span. numpy only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from tuna_jax import batch as batch_lib
 
 
 class Text(NamedTuple):
-  """Token ids. `loss`: False, True, one weight, or one weight a token; the weight of *predicting* the token."""
+  """Token ids. `loss`: False, True, one weight, or one weight a token; the weight of *predicting*
+  the token.
+  """
 
   ids: Sequence[int]
   loss: bool | float | Sequence[float] = False
@@ -38,7 +41,9 @@ class Image(NamedTuple):
 
 
 class Video(NamedTuple):
-  """A clip: uint8[F, H, W, 3] with F = stride * k + 1, or its latents float32[T, h, w, C]. `target` as in Image."""
+  """A clip: uint8[F, H, W, 3] with F = stride * k + 1, or its latents float32[T, h, w, C]. `target`
+  as in Image.
+  """
 
   media: np.ndarray
   target: bool = False
@@ -110,8 +115,8 @@ class Packed(NamedTuple):
 def grid_of(media: np.ndarray, strides: tuple[int, int]) -> tuple[int, int, int]:
   """(frames, rows, columns) in latent cells of pixels or latents [F, H, W, C].
 
-  strides: (temporal, spatial) of the VAE. Raises ValueError where pixels do not divide: a silently dropped tail of a
-  clip is ARCHITECTURE.md B14.
+  strides: (temporal, spatial) of the VAE. Raises ValueError where pixels do not divide: a silently
+  dropped tail of a clip is ARCHITECTURE.md B14.
   """
   if media.ndim != 4:
     raise ValueError(f'media must be [frames, height, width, channels], found shape {media.shape}')
@@ -130,7 +135,9 @@ def grid_of(media: np.ndarray, strides: tuple[int, int]) -> tuple[int, int, int]
 
 @functools.lru_cache(maxsize=256)
 def coordinates(grid: tuple[int, int, int]) -> np.ndarray:
-  """int32[frames * rows * columns, 3] (frame, row, column), frame-major. Shared: do not write to it."""
+  """int32[frames * rows * columns, 3] (frame, row, column), frame-major. Shared: do not write to
+  it.
+  """
   table = np.indices(grid, dtype=np.int32).reshape(3, -1).T.copy()
   table.flags.writeable = False
   return table
@@ -139,9 +146,9 @@ def coordinates(grid: tuple[int, int, int]) -> np.ndarray:
 def layout(plan: Plan, special: Specials, strides: tuple[int, int], task: int = 0) -> Example:
   """Lays one plan out.
 
-  A label at position p is the token at p + 1, with the weight of that token; the last position has none. Labels never
-  cross examples because each example ends its own. Raises ValueError for media that do not divide by `strides`, or an
-  `Image` of several frames.
+  A label at position p is the token at p + 1, with the weight of that token; the last position has
+  none. Labels never cross examples because each example ends its own. Raises ValueError for media
+  that do not divide by `strides`, or an `Image` of several frames.
   """
   media, grids = [], []
   for piece in plan:
@@ -169,25 +176,26 @@ def layout(plan: Plan, special: Specials, strides: tuple[int, int], task: int = 
       continue
     n = cells[image]
     tokens[at], tokens[at + n + 2] = special.boi, special.eoi
-    kv_limit[at + 1:at + n + 2] = at + n + 1
+    kv_limit[at + 1 : at + n + 2] = at + n + 1
     slot[at + 1] = image
-    slot[at + 2:at + n + 2] = np.arange(m + cell, m + cell + n)
-    place[cell:cell + n] = np.arange(at + 2, at + n + 2)
+    slot[at + 2 : at + n + 2] = np.arange(m + cell, m + cell + n)
+    place[cell : cell + n] = np.arange(at + 2, at + n + 2)
     at, image, cell = at + n + 3, image + 1, cell + n
 
   return Example(
-      tokens=tokens,
-      labels=np.append(tokens[1:], np.int32(0)),
-      label_weight=np.append(weight[1:], np.float32(0)),
-      kv_limit=kv_limit,
-      slot=slot,
-      coords=np.concatenate([coordinates(g) for g in grids]) if m else np.zeros((0, 3), np.int32),
-      image=np.repeat(np.arange(1, m + 1, dtype=np.int32), cells),
-      place=place,
-      grid=np.array(grids, np.int32).reshape(m, 3),
-      target=np.array([p.target for p in plan if not isinstance(p, Text)], bool),
-      media=tuple(media),
-      task=task)
+    tokens=tokens,
+    labels=np.append(tokens[1:], np.int32(0)),
+    label_weight=np.append(weight[1:], np.float32(0)),
+    kv_limit=kv_limit,
+    slot=slot,
+    coords=np.concatenate([coordinates(g) for g in grids]) if m else np.zeros((0, 3), np.int32),
+    image=np.repeat(np.arange(1, m + 1, dtype=np.int32), cells),
+    place=place,
+    grid=np.array(grids, np.int32).reshape(m, 3),
+    target=np.array([p.target for p in plan if not isinstance(p, Text)], bool),
+    media=tuple(media),
+    task=task,
+  )
 
 
 def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int]) -> Packed:
@@ -204,7 +212,11 @@ def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int
     at = cell = image = 0
     for segment, e in enumerate(examples, 1):
       end, cell_end, image_end = at + e.length, cell + e.cells, image + e.images
-      for axis, need, room in (('L', end, length), ('V', cell_end, visual), ('M', image_end, images)):
+      for axis, need, room in (
+        ('L', end, length),
+        ('V', cell_end, visual),
+        ('M', image_end, images),
+      ):
         if need > room:
           raise ValueError(f'row {r}: its examples need {axis}={need}, the batch has {room}')
       seq, vis, img = slice(at, end), slice(cell, cell_end), slice(image, image_end)
@@ -216,7 +228,8 @@ def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int
       out.kv_limit[r, seq] = e.kv_limit + at
       time_token = e.slot < e.images
       out.slot[r, seq] = np.where(
-          e.slot < 0, -1, e.slot + np.where(time_token, image, images + cell - e.images))
+        e.slot < 0, -1, e.slot + np.where(time_token, image, images + cell - e.images)
+      )
       out.task[r, seq] = e.task
       out.coords[r, vis] = e.coords
       out.image[r, vis] = e.image + image

@@ -1,7 +1,9 @@
-"""Random-access record sources: the embedded world, official JSONL, TFDS directories; and the mixture file that lists them.
+"""Random-access record sources: the embedded world, official JSONL, TFDS directories; and the
+mixture file that lists them.
 
-A source has a length, a `task`, a `name`, and `source[i]` -> a record whose media are uint8 arrays of bucket size; it
-raises `BadRecord`, naming file and line, for one that cannot be used. The pipeline counts those. numpy only.
+A source has a length, a `task`, a `name`, and `source[i]` -> a record whose media are uint8 arrays
+of bucket size; it raises `BadRecord`, naming file and line, for one that cannot be used. The
+pipeline counts those. numpy only.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from tuna_jax.data.tasks import FIELDS, check_task, turns_of
 
 MEDIA_FIELDS = ('image', 'raw_image', 'out_image', 'video')
 TEXT_FIELDS = ('caption', 'instruction')
-MANY = (('vqa', 'image'), ('edit', 'raw_image'), *((task, 'video') for task in FIELDS))  # where a list may stand
+MANY = (
+  ('vqa', 'image'),
+  ('edit', 'raw_image'),
+  *((task, 'video') for task in FIELDS),
+)  # where a list may stand
 
 
 class BadRecord(ValueError):
@@ -70,9 +76,11 @@ class SourceConfig:
 
 
 def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
-  """The rows of a mixture file: a JSON list of `{"path", "root", "task", "weight"}` (and split, size, seed).
+  """The rows of a mixture file: a JSON list of `{"path", "root", "task", "weight"}` (and split,
+  size, seed).
 
-  Relative paths start at the file's directory. Raises ValueError naming the row and key that are wrong.
+  Relative paths start at the file's directory. Raises ValueError naming the row and key that are
+  wrong.
   """
   path = epath.Path(path)
   try:
@@ -92,8 +100,10 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
     if config.path != 'shapes':
       kind = 'tfds:' if config.path.startswith('tfds:') else ''
       config = dataclasses.replace(
-          config, path=kind + _beside(path, config.path.removeprefix(kind)),
-          root=_beside(path, config.root) if config.root else '')
+        config,
+        path=kind + _beside(path, config.path.removeprefix(kind)),
+        root=_beside(path, config.root) if config.root else '',
+      )
     out.append(config)
   return tuple(out)
 
@@ -112,12 +122,15 @@ def open_source(config: SourceConfig, media_config: media.MediaConfig) -> Source
 
 
 class ShapesSource:
-  """`size` records of the embedded world; nothing is stored. Pictures are 64x64, clips 9 frames, as rendered."""
+  """`size` records of the embedded world; nothing is stored. Pictures are 64x64, clips 9 frames, as
+  rendered.
+  """
 
   def __init__(self, task: str, split: str = 'train', seed: int = 0, size: int = 1_000_000):
-    from tuna_jax.data import shapes
+    from tuna_jax.toy import records
+
     self.task, self.name = check_task(task), f'shapes/{task}/{split}'
-    self._record, self._split, self._seed, self._size = shapes.record, split, seed, size
+    self._record, self._split, self._seed, self._size = records.record, split, seed, size
 
   def __len__(self):
     return self._size
@@ -133,12 +146,24 @@ class ShapesSource:
 
 
 class TfdsSource:
-  """A prepared TFDS data set, read as a data source without TensorFlow. Fields are named as in JSONL records."""
+  """A prepared TFDS data set, read as a data source without TensorFlow. Fields are named as in
+  JSONL records.
+  """
 
-  def __init__(self, directory: str, task: str, split: str = 'train',
-               media_config: media.MediaConfig | None = None):
+  def __init__(
+    self,
+    directory: str,
+    task: str,
+    split: str = 'train',
+    media_config: media.MediaConfig | None = None,
+  ):
     import tensorflow_datasets as tfds
-    self.task, self.name, self._media = check_task(task), f'tfds:{directory}/{split}', media_config or media.MediaConfig()
+
+    self.task, self.name, self._media = (
+      check_task(task),
+      f'tfds:{directory}/{split}',
+      media_config or media.MediaConfig(),
+    )
     self._data = tfds.builder_from_directory(directory).as_data_source(split)
 
   def __len__(self):
@@ -158,7 +183,8 @@ class TfdsSource:
     elif isinstance(talk, Mapping):  # TFDS turns a list of dicts into a dict of lists
       text = lambda v: v.decode('utf-8') if isinstance(v, bytes) else str(v)
       record['conversations'] = [
-          {'from': text(f), 'value': text(v)} for f, v in zip(talk['from'], talk['value'])]
+        {'from': text(f), 'value': text(v)} for f, v in zip(talk['from'], talk['value'])
+      ]
     return record
 
   def where(self, index):
@@ -166,16 +192,32 @@ class TfdsSource:
 
 
 class JsonlSource:
-  """Official JSONL records (ARCHITECTURE.md 9.3). Lines are indexed once; a record is read when asked for."""
+  """Official JSONL records (ARCHITECTURE.md 9.3). Lines are indexed once; a record is read when
+  asked for.
+  """
 
-  def __init__(self, path: str | os.PathLike, task: str, root: str = '',
-               media_config: media.MediaConfig | None = None):
-    """root: where media paths start; the file's own directory if empty. Raises FileNotFoundError, or ValueError if empty."""
-    self.task, self.name, self._media = check_task(task), str(path), media_config or media.MediaConfig()
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    task: str,
+    root: str = '',
+    media_config: media.MediaConfig | None = None,
+  ):
+    """root: where media paths start; the file's own directory if empty. Raises FileNotFoundError,
+    or ValueError if empty.
+    """
+    self.task, self.name, self._media = (
+      check_task(task),
+      str(path),
+      media_config or media.MediaConfig(),
+    )
     self._root = root or os.path.dirname(str(path)) or '.'
     try:
-      data = np.frombuffer(epath.Path(path).read_bytes(), np.uint8) if '://' in str(path) else (
-          np.memmap(path, np.uint8, 'r') if os.path.getsize(path) else np.zeros(0, np.uint8))
+      data = (
+        np.frombuffer(epath.Path(path).read_bytes(), np.uint8)
+        if '://' in str(path)
+        else (np.memmap(path, np.uint8, 'r') if os.path.getsize(path) else np.zeros(0, np.uint8))
+      )
     except FileNotFoundError as e:
       raise FileNotFoundError(f'{path}: no such file (a JSONL of the mixture)') from e
     ends = np.concatenate([_newlines(data), [len(data)]])
@@ -194,7 +236,9 @@ class JsonlSource:
   def raw(self, index):
     where = self.where(index)
     try:
-      record = json.loads(self._data[self._starts[index]:self._ends[index]].tobytes().decode('utf-8'))
+      record = json.loads(
+        self._data[self._starts[index] : self._ends[index]].tobytes().decode('utf-8')
+      )
     except ValueError as e:
       raise BadRecord(f'{where}: not JSON ({e})') from e
     if not isinstance(record, dict):
@@ -205,19 +249,29 @@ class JsonlSource:
     return f'{self.name}:{self._lines[index]}'
 
 
-def load(record: dict[str, Any], task: str, root: str, config: media.MediaConfig, where: str) -> dict[str, Any]:
+def load(
+  record: dict[str, Any], task: str, root: str, config: media.MediaConfig, where: str
+) -> dict[str, Any]:
   """Checks one record and reads its media; raises BadRecord starting with `where`."""
   for field in FIELDS[task]:
     if field not in record:
-      raise BadRecord(f'{where}: no field {field!r}; a record of {task} has {", ".join(FIELDS[task])}')
+      raise BadRecord(
+        f'{where}: no field {field!r}; a record of {task} has {", ".join(FIELDS[task])}'
+      )
   out = dict(record)
   try:
     for field in FIELDS[task]:
       value = record[field]
       if field in TEXT_FIELDS and (not isinstance(value, str) or not value.strip()):
         raise ValueError(f'{field} is empty')
-      if field in MEDIA_FIELDS and isinstance(value, list) and (not value or (task, field) not in MANY):
-        raise ValueError(f'{field}: expected {"one or more paths" if (task, field) in MANY else "one path"}, found {value}')
+      if (
+        field in MEDIA_FIELDS
+        and isinstance(value, list)
+        and (not value or (task, field) not in MANY)
+      ):
+        raise ValueError(
+          f'{field}: expected {"one or more paths" if (task, field) in MANY else "one path"}, found {value}'
+        )
       if field == 'conversations':
         turns_of(record)
       if field == 'video':
@@ -228,10 +282,15 @@ def load(record: dict[str, Any], task: str, root: str, config: media.MediaConfig
         read += [media.read_image(v, config.image_size, read[0].shape[:2]) for v in more]
         out[field] = read
       elif field == 'out_image':  # an edit keeps its picture's size
-        out[field] = media.read_image(_locate(value, root), config.image_size, out['raw_image'][0].shape[:2])
+        out[field] = media.read_image(
+          _locate(value, root), config.image_size, out['raw_image'][0].shape[:2]
+        )
       elif field == 'image':
         many = isinstance(value, list)
-        read = [media.read_image(_locate(v, root), config.image_size) for v in (value if many else [value])]
+        read = [
+          media.read_image(_locate(v, root), config.image_size)
+          for v in (value if many else [value])
+        ]
         out[field] = read if many else read[0]
   except ValueError as e:
     raise BadRecord(f'{where}: {e}') from e
@@ -239,7 +298,9 @@ def load(record: dict[str, Any], task: str, root: str, config: media.MediaConfig
 
 
 def _locate(value, root: str):
-  """A media path (or list of them) below `root`; arrays and encoded bytes as they are. Raises ValueError outside."""
+  """A media path (or list of them) below `root`; arrays and encoded bytes as they are. Raises
+  ValueError outside.
+  """
   if isinstance(value, (list, tuple)) and value:
     return [_locate(v, root) for v in value]
   if isinstance(value, (np.ndarray, bytes)):
@@ -257,5 +318,5 @@ def _locate(value, root: str):
 
 
 def _newlines(data: np.ndarray, chunk: int = 1 << 26) -> np.ndarray:
-  found = [np.flatnonzero(data[i:i + chunk] == ord('\n')) + i for i in range(0, len(data), chunk)]
+  found = [np.flatnonzero(data[i : i + chunk] == ord('\n')) + i for i in range(0, len(data), chunk)]
   return np.concatenate(found) if found else np.zeros(0, np.int64)

@@ -1,4 +1,5 @@
-"""`TASKS`: a record becomes a plan, one short function a task; and the prompts of inference, laid out by the same code.
+"""`TASKS`: a record becomes a plan, one short function a task; and the prompts of inference, laid
+out by the same code.
 
     t2i t2v                 [bos] caption [boi] span(target) [eoi] [eos]                        ARCHITECTURE.md 5.3
     edit                    [bos] [boi] span [eoi] instruction [boi] span(target) [eoi] [eos]   5.6
@@ -6,9 +7,9 @@
                             <|im_start|>assistant \\n answer <|im_end|>        loss on: answer <|im_end|>   5.4
     text                    the same conversation without a span                                5.5
 
-A record is a dict: `FIELDS` says what each task needs; media are uint8 [F, H, W, 3] or [H, W, 3]. A conversation may
-have any number of turns and of pictures; `<image>` in a human turn is where a picture stands, and pictures without one
-stand first. numpy only.
+A record is a dict: `FIELDS` says what each task needs; media are uint8 [F, H, W, 3] or [H, W, 3]. A
+conversation may have any number of turns and of pictures; `<image>` in a human turn is where a
+picture stands, and pictures without one stand first. numpy only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ from tuna_jax.data.tokenizer import Tokenizer
 
 QWEN_SYSTEM = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
 PLACEHOLDER = '<image>'
-_ROLES = {'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant', 'system': 'system'}
+_ROLES = {
+  'human': 'user',
+  'user': 'user',
+  'gpt': 'assistant',
+  'assistant': 'assistant',
+  'system': 'system',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +40,9 @@ class TaskConfig:
   """How records are laid out.
 
   caption_dropout: share of generation and editing examples whose text is left out, for guidance.
-  system: the system turn of conversations that bring none; None leaves it out.
-  questions, video_questions: one is drawn for each record of `caption` and `video_caption`.
-  learn: 'answers' puts the text loss on assistant turns, 'everything' on all text (to pretrain a decoder).
+  system: the system turn of conversations that bring none; None leaves it out. questions,
+  video_questions: one is drawn for each record of `caption` and `video_caption`. learn: 'answers'
+  puts the text loss on assistant turns, 'everything' on all text (to pretrain a decoder).
   """
 
   caption_dropout: float = 0.1
@@ -59,19 +66,35 @@ def generation(tokenizer: Tokenizer, text: str, target: Image | Video) -> Plan:
   return [Text((tokenizer.bos, *tokenizer.encode(text))), target, Text((tokenizer.eos,))]
 
 
-def editing(tokenizer: Tokenizer, sources: Sequence[Image | Video], text: str, target: Image | Video) -> Plan:
+def editing(
+  tokenizer: Tokenizer, sources: Sequence[Image | Video], text: str, target: Image | Video
+) -> Plan:
   """Any number of clean sources, the instruction, then the result."""
-  return [Text((tokenizer.bos,)), *sources, Text(tokenizer.encode(text)), target, Text((tokenizer.eos,))]
+  return [
+    Text((tokenizer.bos,)),
+    *sources,
+    Text(tokenizer.encode(text)),
+    target,
+    Text((tokenizer.eos,)),
+  ]
 
 
-def conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], visuals: Sequence[Image | Video] = (), *,
-                 system: str | None = None, learn: str = 'answers', header: bool = False,
-                 marked: tuple[str, ...] = ('user',)) -> Plan:
+def conversation(
+  tokenizer: Tokenizer,
+  turns: Sequence[tuple[str, str]],
+  visuals: Sequence[Image | Video] = (),
+  *,
+  system: str | None = None,
+  learn: str = 'answers',
+  header: bool = False,
+  marked: tuple[str, ...] = ('user',),
+) -> Plan:
   """A chat in Qwen's template, pictures standing at the `<image>` marks of its user turns.
 
-  turns: (role, text), role one of user, assistant, system. system: inserted in front if the first turn is not one.
-  marked: the roles whose marks are pictures; with 'assistant', what was drawn earlier in a conversation.
-  header: ends with an open assistant turn, for generation. Raises ValueError where marks and pictures do not agree.
+  turns: (role, text), role one of user, assistant, system. system: inserted in front if the first
+  turn is not one. marked: the roles whose marks are pictures; with 'assistant', what was drawn
+  earlier in a conversation. header: ends with an open assistant turn, for generation. Raises
+  ValueError where marks and pictures do not agree.
   """
   turns = list(turns)
   marks = sum(text.count(PLACEHOLDER) for role, text in turns if role in marked)
@@ -88,7 +111,9 @@ def conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], visuals
   plan, visuals, newline = [], iter(visuals), tokenizer.encode('\n')
   rest = learn == 'everything'
   for n, (role, text) in enumerate(turns):
-    plan.append(Text((*(newline if n else ()), tokenizer.bos, *tokenizer.encode(role + '\n')), rest))
+    plan.append(
+      Text((*(newline if n else ()), tokenizer.bos, *tokenizer.encode(role + '\n')), rest)
+    )
     pieces = text.split(PLACEHOLDER) if role in marked else [text]
     for k, piece in enumerate(pieces):
       if k:
@@ -117,7 +142,9 @@ class Context:
 
   def chat(self, turns, visuals=()) -> Plan:
     """A training conversation under this config."""
-    return conversation(self.tokenizer, turns, visuals, system=self.config.system, learn=self.config.learn)
+    return conversation(
+      self.tokenizer, turns, visuals, system=self.config.system, learn=self.config.learn
+    )
 
 
 def _one_of(questions: Sequence[str], rng: np.random.Generator) -> str:
@@ -148,7 +175,9 @@ def text(record, ctx, rng) -> Plan:
 def edit(record, ctx, rng) -> Plan:
   """Change the raw picture (or several) as the instruction says."""
   sources = [Image(p) for p in _list(record['raw_image'])]
-  return editing(ctx.tokenizer, sources, ctx.maybe(record['instruction'], rng), Image(record['out_image'], True))
+  return editing(
+    ctx.tokenizer, sources, ctx.maybe(record['instruction'], rng), Image(record['out_image'], True)
+  )
 
 
 def t2v(record, ctx, rng) -> Plan:
@@ -164,19 +193,32 @@ def video_caption(record, ctx, rng) -> Plan:
 
 def video_vqa(record, ctx, rng) -> Plan:
   """A conversation about a clip; its mark may also be written `<video>`."""
-  turns = [(role, text.replace('<video>', PLACEHOLDER) if role == 'user' else text) for role, text in turns_of(record)]
+  turns = [
+    (role, text.replace('<video>', PLACEHOLDER) if role == 'user' else text)
+    for role, text in turns_of(record)
+  ]
   return ctx.chat(turns, [Video(record['video'])])
 
 
 Task = Callable[[Mapping, Context, np.random.Generator], Plan]
 
-TASKS: Mapping[str, Task] = MappingProxyType({
-    't2i': t2i, 'caption': caption, 'vqa': vqa, 'text': text, 'edit': edit, 't2v': t2v,
-    'video_caption': video_caption, 'video_vqa': video_vqa})
+TASKS: Mapping[str, Task] = MappingProxyType(
+  {
+    't2i': t2i,
+    'caption': caption,
+    'vqa': vqa,
+    'text': text,
+    'edit': edit,
+    't2v': t2v,
+    'video_caption': video_caption,
+    'video_vqa': video_vqa,
+  }
+)
 NUMBERS = MappingProxyType({name: n for n, name in enumerate(TASKS)})  # what `Batch.task` holds
 
 # Fields a record must have; the official JSONL names (ARCHITECTURE.md 9.3).
-FIELDS = MappingProxyType({
+FIELDS = MappingProxyType(
+  {
     't2i': ('image', 'caption'),
     'caption': ('image', 'caption'),
     'vqa': ('image', 'conversations'),
@@ -185,22 +227,33 @@ FIELDS = MappingProxyType({
     't2v': ('video', 'caption'),
     'video_caption': ('video', 'caption'),
     'video_vqa': ('video', 'conversations'),
-})
+  }
+)
 
 
 def check_task(name: str) -> str:
   """Returns `name`; raises ValueError with the nearest task if there is no such task."""
   if name not in TASKS:
-    raise ValueError(f'unknown task {name!r}: expected one of {", ".join(TASKS)}{nearest(name, TASKS)}')
+    raise ValueError(
+      f'unknown task {name!r}: expected one of {", ".join(TASKS)}{nearest(name, TASKS)}'
+    )
   return name
 
 
 def turns_of(record: Mapping) -> list[tuple[str, str]]:
-  """(role, text) of `record['conversations']`, `[{from: human|gpt, value}]`; raises ValueError where it is malformed."""
+  """(role, text) of `record['conversations']`, `[{from: human|gpt, value}]`; raises ValueError
+  where it is malformed.
+  """
   turns = []
   for n, turn in enumerate(record['conversations']):
-    if not isinstance(turn, Mapping) or not isinstance(turn.get('value'), str) or turn.get('from') not in _ROLES:
-      raise ValueError(f"conversations[{n}]: expected {{'from': 'human' or 'gpt', 'value': text}}, found {turn!r}")
+    if (
+      not isinstance(turn, Mapping)
+      or not isinstance(turn.get('value'), str)
+      or turn.get('from') not in _ROLES
+    ):
+      raise ValueError(
+        f"conversations[{n}]: expected {{'from': 'human' or 'gpt', 'value': text}}, found {turn!r}"
+      )
     turns.append((_ROLES[turn['from']], turn['value']))
   if not any(role == 'assistant' and value.strip() for role, value in turns):
     raise ValueError('conversations: no answer of gpt to learn from')

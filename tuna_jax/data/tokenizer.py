@@ -1,7 +1,8 @@
-"""`Tokenizer`: text to ids and back, with Qwen2.5's special tokens and Tuna's four behind them (ARCHITECTURE.md 5.1).
+"""`Tokenizer`: text to ids and back, with Qwen2.5's special tokens and Tuna's four behind them
+(ARCHITECTURE.md 5.1).
 
-Special tokens live outside the text model: `encode` sees plain text only, so a user who types `<|im_start|>` gets its
-letters, never its id. Chat structure is added as ids by `tasks.py`.
+Special tokens live outside the text model: `encode` sees plain text only, so a user who types
+`<|im_start|>` gets its letters, never its id. Chat structure is added as ids by `tasks.py`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,53 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 QWEN_SPECIALS = (
-    '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>', '<|box_start|>',
-    '<|box_end|>', '<|quad_start|>', '<|quad_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>',
-    '<|image_pad|>', '<|video_pad|>', '<tool_call>', '</tool_call>', '<|fim_prefix|>', '<|fim_middle|>',
-    '<|fim_suffix|>', '<|fim_pad|>', '<|repo_name|>', '<|file_sep|>')
-TUNA_SPECIALS = ('[PAD]', '<image>', '<|vid_start|>', '<|vid_end|>')  # in the order of ARCHITECTURE.md 5.1
+  '<|endoftext|>',
+  '<|im_start|>',
+  '<|im_end|>',
+  '<|object_ref_start|>',
+  '<|object_ref_end|>',
+  '<|box_start|>',
+  '<|box_end|>',
+  '<|quad_start|>',
+  '<|quad_end|>',
+  '<|vision_start|>',
+  '<|vision_end|>',
+  '<|vision_pad|>',
+  '<|image_pad|>',
+  '<|video_pad|>',
+  '<tool_call>',
+  '</tool_call>',
+  '<|fim_prefix|>',
+  '<|fim_middle|>',
+  '<|fim_suffix|>',
+  '<|fim_pad|>',
+  '<|repo_name|>',
+  '<|file_sep|>',
+)
+TUNA_SPECIALS = (
+  '[PAD]',
+  '<image>',
+  '<|vid_start|>',
+  '<|vid_end|>',
+)  # in the order of ARCHITECTURE.md 5.1
 # What a small tokenizer carries: the roles in use, so that its few ids go to words.
-SMALL_SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>',
-                  *TUNA_SPECIALS)
+SMALL_SPECIALS = (
+  '<|endoftext|>',
+  '<|im_start|>',
+  '<|im_end|>',
+  '<|vision_start|>',
+  '<|vision_end|>',
+  '<|image_pad|>',
+  *TUNA_SPECIALS,
+)
 QWEN_VOCAB = 151_643  # ordinary tokens of Qwen2.5; the first special id
 
-# Qwen2's pre-tokenisation: words with one leading space, single digits, punctuation runs, line breaks apart.
-_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-          r'|\s*[\r\n]+|\s+(?!\S)|\s+')
+# Qwen2's pre-tokenisation: words with one leading space, single digits, punctuation runs, line
+# breaks apart.
+_WORDS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r'|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
 
 
 class Tokenizer:
@@ -40,15 +75,26 @@ class Tokenizer:
   """
 
   def __init__(self, core: tokenizers.Tokenizer, specials: Mapping[str, int]):
-    """core: the text model, without added tokens. specials: token -> id. Raises ValueError for a missing role."""
+    """core: the text model, without added tokens. specials: token -> id. Raises ValueError for a
+    missing role.
+    """
     self._core = core
     self.specials = dict(specials)
     self._names = {i: s for s, i in self.specials.items()}
-    roles = {'bos': '<|im_start|>', 'eos': '<|im_end|>', 'boi': '<|vision_start|>', 'eoi': '<|vision_end|>',
-             'img_pad': '<|image_pad|>', 'pad': '[PAD]', 'image': '<image>'}
+    roles = {
+      'bos': '<|im_start|>',
+      'eos': '<|im_end|>',
+      'boi': '<|vision_start|>',
+      'eoi': '<|vision_end|>',
+      'img_pad': '<|image_pad|>',
+      'pad': '[PAD]',
+      'image': '<image>',
+    }
     missing = sorted(t for t in roles.values() if t not in self.specials)
     if missing:
-      raise ValueError(f'the tokenizer has no {", ".join(missing)}: a Qwen2.5 tokenizer is expected')
+      raise ValueError(
+        f'the tokenizer has no {", ".join(missing)}: a Qwen2.5 tokenizer is expected'
+      )
     if len(self._names) != len(self.specials):
       raise ValueError('two special tokens share one id')
     for role, token in roles.items():
@@ -69,11 +115,15 @@ class Tokenizer:
     return tuple(self._core.encode(text, add_special_tokens=False).ids)
 
   def encode(self, text: str) -> tuple[int, ...]:
-    """Ids of plain text. Strings that look like special tokens are spelled out, never turned into their ids."""
+    """Ids of plain text. Strings that look like special tokens are spelled out, never turned into
+    their ids.
+    """
     return self._encode(text)
 
   def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-    """The text of `ids`. Special tokens are left out, or written by name. Ids without a token read as U+FFFD."""
+    """The text of `ids`. Special tokens are left out, or written by name. Ids without a token read
+    as U+FFFD.
+    """
     pieces, run = [], []
 
     def flush():
@@ -94,28 +144,42 @@ class Tokenizer:
     return ''.join(pieces)
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Writes `directory/tokenizer.json`, which `from_dir` reads back and Hugging Face libraries understand."""
+    """Writes `directory/tokenizer.json`, which `from_dir` reads back and Hugging Face libraries
+    understand.
+    """
     spec = json.loads(self._core.to_str())
     spec['added_tokens'] = [
-        {'id': i, 'content': s, 'special': True,
-         'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
-        for s, i in sorted(self.specials.items(), key=lambda item: item[1])]
+      {
+        'id': i,
+        'content': s,
+        'special': True,
+        'single_word': False,
+        'lstrip': False,
+        'rstrip': False,
+        'normalized': False,
+      }
+      for s, i in sorted(self.specials.items(), key=lambda item: item[1])
+    ]
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, 'tokenizer.json'), 'w', encoding='utf-8') as f:
       json.dump(spec, f, ensure_ascii=False)
 
   @classmethod
   def from_dir(cls, directory: str | os.PathLike) -> Tokenizer:
-    """Reads `directory/tokenizer.json` (or `qwen.tiktoken`) and adds Tuna's four tokens if they are missing.
+    """Reads `directory/tokenizer.json` (or `qwen.tiktoken`) and adds Tuna's four tokens if they are
+    missing.
 
-    Raises FileNotFoundError, or ValueError where a special token of Qwen2.5 has another id than the published one.
+    Raises FileNotFoundError, or ValueError where a special token of Qwen2.5 has another id than the
+    published one.
     """
     path = os.path.join(directory, 'tokenizer.json')
     if not os.path.exists(path):
       tiktoken = os.path.join(directory, 'qwen.tiktoken')
       if os.path.exists(tiktoken):
         return cls.from_tiktoken(tiktoken)
-      raise FileNotFoundError(f'{directory}: no tokenizer.json there (a Qwen2.5 model directory has one)')
+      raise FileNotFoundError(
+        f'{directory}: no tokenizer.json there (a Qwen2.5 model directory has one)'
+      )
     with open(path, encoding='utf-8') as f:
       spec = json.load(f)
     specials = {t['content']: t['id'] for t in spec['added_tokens']}
@@ -128,12 +192,15 @@ class Tokenizer:
     if core.get_vocab_size() == QWEN_VOCAB:
       for i, token in enumerate(QWEN_SPECIALS + TUNA_SPECIALS, QWEN_VOCAB):
         if specials.get(token) != i:
-          raise ValueError(f'{path}: {token} is {specials.get(token, "missing")}, Qwen2.5 has it at {i}')
+          raise ValueError(
+            f'{path}: {token} is {specials.get(token, "missing")}, Qwen2.5 has it at {i}'
+          )
     return cls(core, specials)
 
   @classmethod
   def from_tiktoken(cls, path: str | os.PathLike) -> Tokenizer:
-    """Rebuilds Qwen's tokenizer from a tiktoken file: lines of `base64(token) rank`, the rank being the id.
+    """Rebuilds Qwen's tokenizer from a tiktoken file: lines of `base64(token) rank`, the rank being
+    the id.
 
     Raises ValueError naming the line that is not of that form.
     """
@@ -146,55 +213,77 @@ class Tokenizer:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
           except ValueError as e:
             raise ValueError(f'{path}:{number}: expected "base64 rank", found {line[:60]!r}') from e
-    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
-      raise ValueError(f'{path}: ranks must be 0..{len(ranks) - 1} without gaps and hold every single byte')
+    if sorted(ranks.values()) != list(range(len(ranks))) or any(
+      bytes([b]) not in ranks for b in range(256)
+    ):
+      raise ValueError(
+        f'{path}: ranks must be 0..{len(ranks) - 1} without gaps and hold every single byte'
+      )
     letters = _byte_letters()
     spell = functools.cache(lambda token: ''.join(letters[b] for b in token))
-    merges = [tuple(map(spell, _split(token, ranks)))
-              for token in sorted((t for t in ranks if len(t) > 1), key=ranks.get)]
+    merges = [
+      tuple(map(spell, _split(token, ranks)))
+      for token in sorted((t for t in ranks if len(t) > 1), key=ranks.get)
+    ]
     core = _core({spell(t): r for t, r in ranks.items()}, merges)
     return cls(core, {t: i for i, t in enumerate(QWEN_SPECIALS + TUNA_SPECIALS, len(ranks))})
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A small tokenizer of at most `vocab_size` ids: 256 bytes, words of `texts`, and the special tokens.
+    """A small tokenizer of at most `vocab_size` ids: 256 bytes, words of `texts`, and the special
+    tokens.
 
-    If every word fits, every word is one token; if not, byte-pair merges are learned. Any other text falls back to
-    shorter pieces, in the end bytes. Raises ValueError if not even the bytes and special tokens fit.
+    If every word fits, every word is one token; if not, byte-pair merges are learned. Any other
+    text falls back to shorter pieces, in the end bytes. Raises ValueError if not even the bytes and
+    special tokens fit.
     """
     specials = SMALL_SPECIALS
     room = vocab_size - 256 - len(specials)
     if room < 0:
-      raise ValueError(f'vocab_size={vocab_size}: bytes and special tokens alone need {256 + len(specials)}')
+      raise ValueError(
+        f'vocab_size={vocab_size}: bytes and special tokens alone need {256 + len(specials)}'
+      )
     letters = _byte_letters()
     vocab = {letters[b]: b for b in range(256)}
     splitter = _core(vocab, [])
     texts, words = list(texts), collections.Counter()
     for text in texts:
-      words.update(w for w, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text)))
+      words.update(
+        w
+        for w, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text))
+      )
     words = sorted((w for w in words if len(w) > 1), key=lambda w: (-words[w], w))
     if len(words) <= room:
       core = _core({**vocab, **{w: i for i, w in enumerate(words, 256)}}, [], ignore_merges=True)
     else:
       core = splitter
-      core.train_from_iterator(texts, trainers.BpeTrainer(
-          vocab_size=256 + room, show_progress=False, initial_alphabet=sorted(vocab)))
+      core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+          vocab_size=256 + room, show_progress=False, initial_alphabet=sorted(vocab)
+        ),
+      )
     return cls(core, {t: i for i, t in enumerate(specials, core.get_vocab_size())})
 
 
 def _core(vocab, merges, ignore_merges=False):
   core = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges))
   core.normalizer = normalizers.NFC()
-  core.pre_tokenizer = pre_tokenizers.Sequence([
+  core.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(tokenizers.Regex(_WORDS), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   core.decoder = decoders.ByteLevel()
   return core
 
 
 @functools.cache
 def _byte_letters() -> tuple[str, ...]:
-  """The printable letter that byte-level models write for each byte: itself if printable, else from U+0100 up."""
+  """The printable letter that byte-level models write for each byte: itself if printable, else from
+  U+0100 up.
+  """
   keep = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   spare = iter(range(0x100, 0x200))
   return tuple(chr(b) if b in keep else chr(next(spare)) for b in range(256))
@@ -204,8 +293,10 @@ def _split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
   """The two parts that byte-pair merging joins last to make `token`."""
   parts = [bytes([b]) for b in token]
   while len(parts) > 2:
-    rank, at = min((ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(itertools.pairwise(parts)))
+    rank, at = min(
+      (ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(itertools.pairwise(parts))
+    )
     if rank >= ranks[token]:
       raise ValueError(f'token {token!r} of rank {ranks[token]} cannot be made from earlier ones')
-    parts[at:at + 2] = [parts[at] + parts[at + 1]]
+    parts[at : at + 2] = [parts[at] + parts[at + 1]]
   return parts

@@ -1,4 +1,6 @@
-"""Loss curves as inline SVG: one panel a run and kind of loss, one line a task, coloured by the page's style sheet."""
+"""Loss curves as inline SVG: one panel a run and kind of loss, one line a task, coloured by the
+page's style sheet.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 210, 44, 10, 10, 24
 
 
 def read(path) -> list[dict[str, float]]:
-  """The records of a metrics.jsonl in order of their steps; a step that ran twice counts once, its last time."""
+  """The records of a metrics.jsonl in order of their steps; a step that ran twice counts once, its
+  last time.
+  """
   path = epath.Path(path)
   if not path.exists():
     return []

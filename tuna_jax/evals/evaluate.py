@@ -1,8 +1,9 @@
-"""`evaluate`: the score table of a trained model, each row with its floor, its ceiling and its target.
+"""`evaluate`: the score table of a trained model, each row with its floor, its ceiling and its
+target.
 
 captions, questions            about held-out pictures          understanding.py
-one, two, count, position      pictures drawn from prompts      generation.py
-edits, clips                   changed pictures, filmed prompts generation.py
+one, two, count, position      pictures drawn from prompts      drawing.py
+edits, clips                   changed pictures, filmed prompts drawing.py
 clip_questions                 about held-out clips             understanding.py
 """
 
@@ -13,9 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from tuna_jax.evals import generation, mixture, understanding
+from tuna_jax.evals import mixture
 from tuna_jax.evals.results import Result, Row
 from tuna_jax.sample.generate import Drawing, Generator
+from tuna_jax.toy import drawing, understanding
 
 TITLES = MappingProxyType(
   {
@@ -73,7 +75,9 @@ class Evaluation:
 
   @property
   def rebuilt(self) -> dict[str, float]:
-    """The judge's score on true pictures that went through the VAE: what no drawing can be better than."""
+    """The judge's score on true pictures that went through the VAE: what no drawing can be better
+    than.
+    """
     return {
       name: Row.of(dataclasses.replace(r, score=r.rebuilt), None).score
       for name, r in self.results.items()
@@ -90,14 +94,15 @@ def evaluate(
 ) -> Evaluation:
   """The score table of the rendered world: `n` held-out items a row.
 
-  how: the sampler of pictures and clips. targets: a name of TARGETS. say: is told each part as it ends.
+  how: the sampler of pictures and clips. targets: a name of TARGETS. say: is told each part as it
+  ends.
   """
   parts = {
     'captions': lambda: {'captions': understanding.captions(generator, n)},
     'questions': lambda: {'questions': understanding.questions(generator, n)},
-    'pictures': lambda: generation.pictures(generator, n, how),
-    'edits': lambda: {'edits': generation.edits(generator, n, how)},
-    'clips': lambda: {'clips': generation.clips(generator, n, how)},
+    'pictures': lambda: drawing.pictures(generator, n, how),
+    'edits': lambda: {'edits': drawing.edits(generator, n, how)},
+    'clips': lambda: {'clips': drawing.clips(generator, n, how)},
     'clip questions': lambda: {
       'clip_questions': understanding.questions(generator, n, 'video_vqa')
     },
@@ -115,7 +120,9 @@ def evaluate_mixture(
   how: Drawing,
   say: Callable[[str], None] = print,
 ) -> Evaluation:
-  """Scores on a data set of one's own, on records trained on and held out (see `mixture`); no targets are set."""
+  """Scores on a data set of one's own, on records trained on and held out (see `mixture`); no
+  targets are set.
+  """
   results, seconds = _run({'all': lambda: mixture.evaluate(generator, train, test, n, how)}, say)
   titles = {name: mixture.TITLES[name] for name in results}
   return Evaluation(

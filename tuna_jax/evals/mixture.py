@@ -1,7 +1,9 @@
-"""Scores on a data set of one's own: a mixture file with records the model trained on and records held out.
+"""Scores on a data set of one's own: a mixture file with records the model trained on and records
+held out.
 
-There is no exact judge of such pictures. Captions and answers are compared word for word; a drawn picture is compared
-with the true pictures of the other prompts, and is right when its own is the nearest.
+There is no exact judge of such pictures. Captions and answers are compared word for word; a drawn
+picture is compared with the true pictures of the other prompts, and is right when its own is the
+nearest.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import numpy as np
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.sources import BadRecord, Source, open_source, read_mixture
 from tuna_jax.data.tasks import PLACEHOLDER, turns_of
-from tuna_jax.evals.generation import options, rebuild
 from tuna_jax.evals.results import Result, Sample
-from tuna_jax.evals.understanding import ANSWER_TOKENS, CAPTION_TOKENS, KNOWN
 from tuna_jax.sample.generate import Drawing, Generator
+from tuna_jax.toy.drawing import options, rebuild
+from tuna_jax.toy.understanding import ANSWER_TOKENS, CAPTION_TOKENS, KNOWN
 
 COARSE = 16  # pictures are compared as averages over a grid of 16 x 16
 
@@ -36,9 +38,11 @@ TITLES = {
 def evaluate(
   generator: Generator, train: str, test: str, n: int, how: Drawing
 ) -> dict[str, Result]:
-  """Scores captions, answers and drawn pictures of both mixture files, as far as they have the tasks.
+  """Scores captions, answers and drawn pictures of both mixture files, as far as they have the
+  tasks.
 
-  train, test: mixture files; floors are learned from the first. n: items a row, fewer where there are fewer records.
+  train, test: mixture files; floors are learned from the first. n: items a row, fewer where there
+  are fewer records.
   """
   opened = {'train': _sources(train, generator.media), 'test': _sources(test, generator.media)}
   results = {}
@@ -70,7 +74,9 @@ def first(source: Source, n: int) -> list[dict]:
 def captions(
   generator: Generator, records: Sequence[dict], known: Source, how: Drawing
 ) -> dict[str, Result]:
-  """Every word right, and the words in common. Floor: the most frequent caption, and the words most often said."""
+  """Every word right, and the words in common. Floor: the most frequent caption, and the words most
+  often said.
+  """
   del how
   question = generator.tasks.questions[0]
   said = generator.text(
@@ -103,7 +109,9 @@ def captions(
 def questions(
   generator: Generator, records: Sequence[dict], known: Source, how: Drawing
 ) -> dict[str, Result]:
-  """Whole conversations, the model's own answers standing in them. Floor: the usual answer to the same question."""
+  """Whole conversations, the model's own answers standing in them. Floor: the usual answer to the
+  same question.
+  """
   del how
   usual: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
   for i in range(min(len(known), KNOWN)):
@@ -144,7 +152,8 @@ def questions(
 def pictures(
   generator: Generator, records: Sequence[dict], known: Source, how: Drawing
 ) -> dict[str, Result]:
-  """Each record drawn from its caption; right when its own true picture is the nearest of all of them.
+  """Each record drawn from its caption; right when its own true picture is the nearest of all of
+  them.
 
   Floor: the same pictures, prompts shuffled. Ceiling: the true pictures themselves.
   """
@@ -185,7 +194,9 @@ def f1(text: str, wanted: str) -> float:
 
 
 def nearest_of(found: Sequence[np.ndarray], gallery: Sequence[np.ndarray]) -> list[int]:
-  """For each picture uint8 [H, W, 3] the number of the nearest in the gallery, by squared error of the coarse grid."""
+  """For each picture uint8 [H, W, 3] the number of the nearest in the gallery, by squared error of
+  the coarse grid.
+  """
   a, b = _coarse(found), _coarse(gallery)
   return [int(np.argmin(np.square(b - x).sum(-1))) for x in a]
 

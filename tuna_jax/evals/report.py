@@ -1,6 +1,7 @@
 """The report of a run: one self-contained page to look at, and report.json to compute with.
 
-`report.json` holds every row of the table as `{"score", "floor", "ceiling", "target", "n"}` under "scores".
+`report.json` holds every row of the table as `{"score", "floor", "ceiling", "target", "n"}` under
+"scores".
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def write(
 ) -> str:
   """Writes `index.html` and `report.json` and returns the path of the page.
 
-  runs: the directory that holds the parts of RUNS (those that exist) and steps.jsonl, where a launch script wrote
-  {"step", "seconds", "command"} lines. facts: what else describes the run, name -> value. command: what made this
-  report, and how many seconds it took.
+  runs: the directory that holds the parts of RUNS (those that exist) and steps.jsonl, where a
+  launch script wrote {"step", "seconds", "command"} lines. facts: what else describes the run, name
+  -> value. command: what made this report, and how many seconds it took.
   """
   root, runs_path = epath.Path(directory), epath.Path(runs)
   root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""What an evaluation yields: verdicts with their floors and ceilings, rows of the score table, samples to look at."""
+"""What an evaluation yields: verdicts with their floors and ceilings, rows of the score table,
+samples to look at.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ Shown = Mapping[str, np.ndarray]  # name -> picture uint8 [H, W, 3] or clip uint
 class Sample:
   """One item as a person judges it.
 
-  text: the prompt, instruction or question. pictures: what belongs to it, in the order it is shown. right: the verdict.
-  answer, wanted: of questions and captions.
+  text: the prompt, instruction or question. pictures: what belongs to it, in the order it is shown.
+  right: the verdict. answer, wanted: of questions and captions.
   """
 
   text: str
@@ -30,8 +32,9 @@ class Sample:
 class Result:
   """The verdicts of one row of the table, one an item (bool, or a share in [0, 1]).
 
-  floor: of what knows the data but not the item. ceiling: of the true answer or picture, by the same judge.
-  rebuilt: of the true picture encoded and decoded by the VAE, None where nothing is drawn.
+  floor: of what knows the data but not the item. ceiling: of the true answer or picture, by the
+  same judge. rebuilt: of the true picture encoded and decoded by the VAE, None where nothing is
+  drawn.
   """
 
   score: Sequence[float]

@@ -1,1 +1,3 @@
-"""The model, in the order data flows: pixels, latents, visual tokens, hidden states, velocity and logits."""
+"""The model, in the order data flows: pixels, latents, visual tokens, hidden states, velocity and
+logits.
+"""

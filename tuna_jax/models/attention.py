@@ -19,12 +19,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_kernel as splash,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import (
-  MaskInfo,
-)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax.config import nearest
@@ -34,7 +30,9 @@ MASKED = -1e30  # a score no key can lose to; finite, so that a row of them has 
 CHUNK = 512  # queries at a time in `chunked`
 CPU_WHOLE = 1024  # queries up to which `cpu` takes all scores at once
 SPLASH_MIN_QUERIES = 128  # fewer than one block of the TPU kernel: `dense`
-SPLASH_FUSED_KEYS = 4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
+SPLASH_FUSED_KEYS = (
+  4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
+)
 
 
 def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
@@ -153,7 +151,9 @@ def _cpu(q, k, v, mask):
 
 def _cpu_forward(q, k, v, mask):
   heads, kv_heads, size = q.shape[2], k.shape[2], q.shape[3]
-  q = _fold(q, kv_heads) * size**-0.5  # [B, K, G Lq, D]: groups are more queries of one large product
+  q = (
+    _fold(q, kv_heads) * size**-0.5
+  )  # [B, K, G Lq, D]: groups are more queries of one large product
   k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
   scores = jnp.einsum('bkqd,bksd->bkqs', q, k)
   grouped = scores.reshape(*scores.shape[:2], heads // kv_heads, *mask.shape[1:])

@@ -1,4 +1,6 @@
-"""The Qwen2.5 decoder (ARCHITECTURE.md 6): text and visual tokens in, final-normed hidden states out."""
+"""The Qwen2.5 decoder (ARCHITECTURE.md 6): text and visual tokens in, final-normed hidden states
+out.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,12 @@ class DecoderBlock(nn.Module):
     d = c.decoder
     x = checkpoint_name(anchor(x, 'hidden'), 'block_input')
     y, cache = Attention(d, c.dtype, c.attention, qkv_bias=True, closed=True, name='attn')(
-        RMSNorm(d.norm_eps, name='input_norm')(x), span, cache)
+      RMSNorm(d.norm_eps, name='input_norm')(x), span, cache
+    )
     x = x + y
-    x = x + SwiGLU(d.mlp_dim, c.dtype, closed=True, name='mlp')(RMSNorm(d.norm_eps, name='post_norm')(x))
+    x = x + SwiGLU(d.mlp_dim, c.dtype, closed=True, name='mlp')(
+      RMSNorm(d.norm_eps, name='post_norm')(x)
+    )
     return x, cache
 
 
@@ -38,7 +43,12 @@ class Decoder(nn.Module):
     c = self.config
     d = c.decoder
     self.embedder = nn.Embed(
-        d.padded_vocab, d.dim, dtype=c.dtype, embedding_init=nn.initializers.normal(4 * d.dim**-0.5), name='embed')
+      d.padded_vocab,
+      d.dim,
+      dtype=c.dtype,
+      embedding_init=nn.initializers.normal(4 * d.dim**-0.5),
+      name='embed',
+    )
     self.layers = stack(DecoderBlock, d.num_layers, c.remat, 'layers', config=c)
     self.norm = RMSNorm(d.norm_eps, name='norm')
     if not d.tied:
@@ -56,7 +66,9 @@ class Decoder(nn.Module):
   def logits(self, hidden):
     """[..., D] -> float32[..., padded_vocab]; columns past `vocab_size` are the lowest float."""
     d = self.config.decoder
-    hidden = anchor(hidden, 'hidden')  # a run of positions is split over `context` like the whole sequence
+    hidden = anchor(
+      hidden, 'hidden'
+    )  # a run of positions is split over `context` like the whole sequence
     out = self.embedder.attend(hidden) if d.tied else self.lm_head(hidden)
     out = anchor(out, 'logits').astype(jnp.float32)
     if d.padded_vocab == d.vocab_size:
@@ -67,20 +79,25 @@ class Decoder(nn.Module):
 def looking_back(params, config: DecoderConfig, sharpness: float = 5.0, pairs: int = 6):
   """Fresh decoder parameters whose first layer starts with heads that look 1, 2, ... tokens back.
 
-  The query heads of the first key/value head read positions alone: a constant key, and queries that are the same
-  constant turned back by the rotary angle of 1, 2, ... tokens (`pairs` fastest frequencies of RoPE). What goes before
-  a word is what recall in context needs first; found by gradient it takes several times more tokens.
+  The query heads of the first key/value head read positions alone: a constant key, and queries that
+  are the same constant turned back by the rotary angle of 1, 2, ... tokens (`pairs` fastest
+  frequencies of RoPE). What goes before a word is what recall in context needs first; found by
+  gradient it takes several times more tokens.
   """
   d = config.head_dim
   pairs = min(pairs, d // 2)
   back = 1.0 + jnp.arange(config.num_heads // config.num_kv_heads)[:, None]
   angle = back * rope.frequencies(d, config.rope_theta)[:pairs]
   query = jnp.zeros((len(back), d)).at[:, :pairs].set(jnp.cos(angle))
-  query = query.at[:, d // 2:d // 2 + pairs].set(-jnp.sin(angle))
+  query = query.at[:, d // 2 : d // 2 + pairs].set(-jnp.sin(angle))
   attn = dict(params['layers']['attn'])
-  for name, heads, bias in (('q', len(query), query), ('k', 1, jnp.zeros((1, d)).at[:, :pairs].set(1.0))):
+  for name, heads, bias in (
+    ('q', len(query), query),
+    ('k', 1, jnp.zeros((1, d)).at[:, :pairs].set(1.0)),
+  ):
     leaf = attn[f'{name}_proj']
     attn[f'{name}_proj'] = {
-        'kernel': leaf['kernel'].at[0, :, :heads * d].multiply(0.1),
-        'bias': leaf['bias'].at[0, :heads * d].set(sharpness * bias.reshape(-1))}
+      'kernel': leaf['kernel'].at[0, :, : heads * d].multiply(0.1),
+      'bias': leaf['bias'].at[0, : heads * d].set(sharpness * bias.reshape(-1)),
+    }
   return {**params, 'layers': {**params['layers'], 'attn': attn}}

@@ -11,15 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import (
-  Attention,
-  RMSNorm,
-  Span,
-  SwiGLU,
-  dense,
-  modulate,
-  stack,
-)
+from tuna_jax.models.layers import Attention, RMSNorm, Span, SwiGLU, dense, modulate, stack
 from tuna_jax.sharding import anchor
 
 QK_NORM_EPS = 1e-6
@@ -43,13 +35,18 @@ class FlowBlock(nn.Module):
     c = self.config
     f = c.flow_head
     x = checkpoint_name(anchor(x, 'hidden'), 'block_input')
-    modulation = anchor(dense(6 * f.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images')
+    modulation = anchor(
+      dense(6 * f.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images'
+    )
     modulation = per_token(modulation, owner)
     plain = jnp.repeat(jnp.asarray([0, 0, 1, 0, 0, 1], modulation.dtype), f.dim)
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
-        jnp.where(in_span[..., None], modulation, plain), 6, axis=-1)
+      jnp.where(in_span[..., None], modulation, plain), 6, axis=-1
+    )
     y = modulate(RMSNorm(f.norm_eps, name='input_norm')(x), shift1, scale1)
-    y, cache = Attention(f, c.dtype, c.attention, qkv_bias=False, qk_norm_eps=QK_NORM_EPS, name='attn')(y, span, cache)
+    y, cache = Attention(
+      f, c.dtype, c.attention, qkv_bias=False, qk_norm_eps=QK_NORM_EPS, name='attn'
+    )(y, span, cache)
     x = x + gate1 * y
     y = modulate(RMSNorm(f.norm_eps, name='post_norm')(x), shift2, scale2)
     return x + gate2 * SwiGLU(f.mlp_dim, c.dtype, name='mlp')(y), cache
@@ -64,7 +61,9 @@ class FinalLayer(nn.Module):
   def __call__(self, x, time, owner):
     """x [B, V, D], time [B, M, D], owner int[B, V] -> [B, V, C]."""
     c = self.config
-    modulation = anchor(dense(2 * c.flow_head.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images')
+    modulation = anchor(
+      dense(2 * c.flow_head.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images'
+    )
     shift, scale = jnp.split(per_token(modulation, owner), 2, axis=-1)
     y = modulate(RMSNorm(FINAL_NORM_EPS, name='norm')(x), shift, scale)
     return dense(c.vae.latent_channels, c.dtype, zeros=True, name='linear')(y)
@@ -81,7 +80,9 @@ class FlowHead(nn.Module):
     self.final = FinalLayer(c, name='final')
 
   def __call__(self, hidden, span: Span, time, owner, in_span, place, image, cache=None):
-    """hidden [B, L, D], time [B, M, D], place and image int[B, V] -> (velocity float32[B, V, C], cache)."""
+    """hidden [B, L, D], time [B, M, D], place and image int[B, V] -> (velocity float32[B, V, C],
+    cache).
+    """
     x, cache = self.layers(hidden, (span, time, owner, in_span), cache)
     visual = anchor(jnp.take_along_axis(x, place[..., None], axis=1), 'visual')
     return self.final(visual, time, jnp.maximum(image - 1, 0)).astype(jnp.float32), cache

@@ -33,7 +33,9 @@ class Span(NamedTuple):
   index: jax.Array | None = None
 
 
-def dense(features: int, dtype, *, bias: bool = True, zeros: bool = False, name: str | None = None) -> nn.Dense:
+def dense(
+  features: int, dtype, *, bias: bool = True, zeros: bool = False, name: str | None = None
+) -> nn.Dense:
   """A linear layer; `zeros` starts it at zero (adaLN, the flow head's output, a closed branch)."""
   init = nn.initializers.zeros_init() if zeros else nn.initializers.lecun_normal()
   return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
@@ -54,11 +56,15 @@ class RMSNorm(nn.Module):
 
 def modulate(x, shift, scale):
   """x * (1 + scale) + shift in float32, in the type of x."""
-  return (x.astype(jnp.float32) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)).astype(x.dtype)
+  return (
+    x.astype(jnp.float32) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
+  ).astype(x.dtype)
 
 
 class Attention(nn.Module):
-  """Grouped-query attention with the omni mask, optional qk-norm, rotary tables and a key/value cache."""
+  """Grouped-query attention with the omni mask, optional qk-norm, rotary tables and a key/value
+  cache.
+  """
 
   config: TowerConfig
   dtype: str
@@ -71,23 +77,42 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, span: Span, cache=None):
-    """x [B, L, D]; cache (keys, values) each [B, Lk, K, d] or None -> (y [B, L, D], the cache with new keys in it)."""
+    """x [B, L, D]; cache (keys, values) each [B, Lk, K, d] or None -> (y [B, L, D], the cache with
+    new keys in it).
+    """
     c = self.config
     q = dense(c.num_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='q_proj')(x)
     k = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='k_proj')(x)
     v = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='v_proj')(x)
-    q, k, v = (anchor(rearrange(a, 'b l (h d) -> b l h d', d=c.head_dim), 'heads') for a in (q, k, v))
+    q, k, v = (
+      anchor(rearrange(a, 'b l (h d) -> b l h d', d=c.head_dim), 'heads') for a in (q, k, v)
+    )
     if self.qk_norm_eps is not None:
-      q, k = RMSNorm(self.qk_norm_eps, name='q_norm')(q), RMSNorm(self.qk_norm_eps, name='k_norm')(k)
+      q, k = (
+        RMSNorm(self.qk_norm_eps, name='q_norm')(q),
+        RMSNorm(self.qk_norm_eps, name='k_norm')(k),
+      )
     if span.rotary is not None:
       q, k = rope.rotate(q, span.rotary), rope.rotate(k, span.rotary)
     if cache is not None:
-      k, v = (jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), span.index, axis=1)
-              for old, new in zip(cache, (k, v)))
+      k, v = (
+        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), span.index, axis=1)
+        for old, new in zip(cache, (k, v))
+      )
       cache = (k, v)
-    y = attention(q, k, v, kv_limit=span.kv_limit, q_segment=span.segment, kv_segment=span.kv_segment, impl=self.impl)
+    y = attention(
+      q,
+      k,
+      v,
+      kv_limit=span.kv_limit,
+      q_segment=span.segment,
+      kv_segment=span.kv_segment,
+      impl=self.impl,
+    )
     y = rearrange(y, 'b l h d -> b l (h d)')
-    return dense(x.shape[-1], self.dtype, bias=self.out_bias, zeros=self.closed, name=self.out_name)(y), cache
+    return dense(
+      x.shape[-1], self.dtype, bias=self.out_bias, zeros=self.closed, name=self.out_name
+    )(y), cache
 
 
 class SwiGLU(nn.Module):
@@ -121,11 +146,14 @@ class Mlp(nn.Module):
 
 
 _POLICIES = {
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'block': jax.checkpoint_policies.nothing_saveable,
-    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=['block_input'],
-        offload_src='device', offload_dst='pinned_host'),
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'block': jax.checkpoint_policies.nothing_saveable,
+  'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=['block_input'],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
 }
 
 
@@ -137,5 +165,10 @@ def stack(block: type[nn.Module], length: int, remat: str, name: str, **attribut
   if remat != 'none':
     block = nn.remat(block, policy=_POLICIES[remat], prevent_cse=False)
   scanned = nn.scan(
-      block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(nn.broadcast, 0), length=length)
+    block,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=(nn.broadcast, 0),
+    length=length,
+  )
   return scanned(name=name, **attributes)

@@ -6,7 +6,8 @@ The decoder rotates halves by the index in the example. The flow head has three 
     time    not rotated
     visual  adjacent pairs, rotated by *minus* the angle of (frame, row, column), restarting in every span
 
-Angles are float32 whatever the compute type: bfloat16 frequencies are off by radians at position 2000.
+Angles are float32 whatever the compute type: bfloat16 frequencies are off by radians at position
+2000.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ VISUAL_THETA = 10_000.0
 class Rotary(NamedTuple):
   """x -> x * cos + halves(x) * sin_half + pairs(x) * sin_pair; each float32[B, L, head_dim].
 
-  halves([a, b]) = [-b, a] on the two halves; pairs((e, o)) = (o, -e) on adjacent pairs. `sin_pair` is None where no
-  position is visual.
+  halves([a, b]) = [-b, a] on the two halves; pairs((e, o)) = (o, -e) on adjacent pairs. `sin_pair`
+  is None where no position is visual.
   """
 
   cos: jnp.ndarray
@@ -47,7 +48,8 @@ def rotate(x, rotary: Rotary):
 def frequencies(head_dim: int, theta: float):
   """theta ** (-2i / head_dim), float32[head_dim / 2], each step rounded correctly.
 
-  numpy's own float32 power is off by 2 ulp on some CPUs, which position 8191 makes 4e-4 of an angle.
+  numpy's own float32 power is off by 2 ulp on some CPUs, which position 8191 makes 4e-4 of an
+  angle.
   """
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   return np.float32(1) / (theta ** exponent.astype(np.float64)).astype(np.float32)
@@ -71,8 +73,10 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 
 def visual_angles(coords, head_dim: int):
   """coords int[..., 3] -> float32[..., head_dim / 2], one angle for each adjacent pair."""
-  parts = [coords[..., i, None].astype(jnp.float32) * frequencies(dim, VISUAL_THETA)
-           for i, dim in enumerate(axis_dims(head_dim))]
+  parts = [
+    coords[..., i, None].astype(jnp.float32) * frequencies(dim, VISUAL_THETA)
+    for i, dim in enumerate(axis_dims(head_dim))
+  ]
   return jnp.concatenate(parts, axis=-1)
 
 
@@ -96,7 +100,9 @@ def flow_rotary(position, coords, is_text, is_visual, head_dim: int) -> Rotary:
   pair = jnp.repeat(visual_angles(coords, head_dim), 2, axis=-1)
   is_text, is_visual = is_text[..., None], is_visual[..., None]
   cos = jnp.where(is_text, jnp.cos(text), jnp.where(is_visual, jnp.cos(pair), 1.0))
-  return Rotary(cos, jnp.where(is_text, jnp.sin(text), 0.0), jnp.where(is_visual, jnp.sin(pair), 0.0))
+  return Rotary(
+    cos, jnp.where(is_text, jnp.sin(text), 0.0), jnp.where(is_visual, jnp.sin(pair), 0.0)
+  )
 
 
 def no_rotary(position, head_dim: int) -> Rotary:

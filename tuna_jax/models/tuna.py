@@ -47,7 +47,9 @@ class Cache(NamedTuple):
 
 
 class Output(NamedTuple):
-  """hidden [B, L, D], final-normed; velocity float32[B, V, C] or None without the flow head; cache as given, filled."""
+  """hidden [B, L, D], final-normed; velocity float32[B, V, C] or None without the flow head; cache
+  as given, filled.
+  """
 
   hidden: jax.Array
   velocity: jax.Array | None
@@ -56,12 +58,17 @@ class Output(NamedTuple):
 
 def init_cache(config: TunaConfig, batch_size: int, length: int, *, flow: bool) -> Cache:
   """An empty cache of `length` keys a row; `flow` adds the flow head's."""
+
   def pair(tower):
     shape = (tower.num_layers, batch_size, length, tower.num_kv_heads, tower.head_dim)
     return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
 
-  return Cache(pair(config.decoder), pair(config.flow_head) if flow else None,
-               jnp.zeros((batch_size, length), jnp.int32), jnp.zeros((), jnp.int32))
+  return Cache(
+    pair(config.decoder),
+    pair(config.flow_head) if flow else None,
+    jnp.zeros((batch_size, length), jnp.int32),
+    jnp.zeros((), jnp.int32),
+  )
 
 
 def sinusoid(t, size: int):
@@ -110,12 +117,15 @@ class Tuna(nn.Module):
     self.decoder = Decoder(c, name='decoder')
     self.flow_head = FlowHead(c, name='flow_head')
 
-  def __call__(self, batch: Batch, latents, t, cache: Cache | None = None, *, flow: bool = True) -> Output:
+  def __call__(
+    self, batch: Batch, latents, t, cache: Cache | None = None, *, flow: bool = True
+  ) -> Output:
     """One forward pass.
 
     Args:
-      batch: with a cache, its `kv_limit` counts keys of the cache, and `place` positions of this call.
-      latents: float[B, V, C], what the model sees: x_t, which is the clean latent where t = 1. Fewer rows are repeated:
+      batch: with a cache, its `kv_limit` counts keys of the cache, and `place` positions of this
+      call. latents: float[B, V, C], what the model sees: x_t, which is the clean latent where t =
+      1. Fewer rows are repeated:
         the branches of guidance see the same pictures.
       t: float32[B, M], the time of each image.
       cache: keys and values of earlier calls, or None.
@@ -128,7 +138,9 @@ class Tuna(nn.Module):
     x = self.decoder.embed(batch.tokens)
     if visual:  # text alone has no visual table
       rows = len(latents)
-      features = self.connector(self.vision(latents, batch.coords[:rows], batch.image[:rows], batch.grid[:rows]))
+      features = self.connector(
+        self.vision(latents, batch.coords[:rows], batch.image[:rows], batch.grid[:rows])
+      )
       if rows < len(batch.tokens):
         features = jnp.tile(features, (len(batch.tokens) // rows, 1, 1))
       time = anchor(self.time_embed(t), 'images')
@@ -142,8 +154,13 @@ class Tuna(nn.Module):
     if cache is not None:
       index = cache.index
       kv_segment = jax.lax.dynamic_update_slice_in_dim(cache.segment, batch.segment, index, axis=1)
-    span = Span(rope.decoder_rotary(batch.position, c.decoder.head_dim, c.decoder.rope_theta),
-                batch.kv_limit, batch.segment, kv_segment, index)
+    span = Span(
+      rope.decoder_rotary(batch.position, c.decoder.head_dim, c.decoder.rope_theta),
+      batch.kv_limit,
+      batch.segment,
+      kv_segment,
+      index,
+    )
     hidden, decoder_cache = self.decoder(x, span, None if cache is None else cache.decoder)
     if self.is_initializing():
       self.logits(hidden[:, :1])  # creates the untied language head
@@ -155,18 +172,35 @@ class Tuna(nn.Module):
       if visual:
         cell = jnp.maximum(batch.slot - images, 0)
         rotary = rope.flow_rotary(
-            batch.position, _take(batch.coords, cell), is_text, is_visual, c.flow_head.head_dim)
-        owner = jnp.where(is_visual, _take(batch.image[..., None], cell)[..., 0] - 1, jnp.maximum(batch.slot, 0))
+          batch.position, _take(batch.coords, cell), is_text, is_visual, c.flow_head.head_dim
+        )
+        owner = jnp.where(
+          is_visual, _take(batch.image[..., None], cell)[..., 0] - 1, jnp.maximum(batch.slot, 0)
+        )
         owner = jnp.clip(owner, 0, images - 1)
       else:  # text prefixes of a cache
-        rotary = rope.flow_rotary(batch.position, jnp.zeros((*batch.position.shape, 3), jnp.int32),
-                                  is_text, is_visual, c.flow_head.head_dim)
-        if c.compat == 'official' and cache is None:  # no picture in the batch: nothing is rotated (7.3)
+        rotary = rope.flow_rotary(
+          batch.position,
+          jnp.zeros((*batch.position.shape, 3), jnp.int32),
+          is_text,
+          is_visual,
+          c.flow_head.head_dim,
+        )
+        if (
+          c.compat == 'official' and cache is None
+        ):  # no picture in the batch: nothing is rotated (7.3)
           rotary = rope.no_rotary(batch.position, c.flow_head.head_dim)
         owner, time = jnp.zeros_like(batch.slot), jnp.zeros((x.shape[0], 1, c.decoder.dim), x.dtype)
       velocity, flow_cache = self.flow_head(
-          hidden, span._replace(rotary=rotary), time, owner, in_span, batch.place, batch.image,
-          None if cache is None else cache.flow)
+        hidden,
+        span._replace(rotary=rotary),
+        time,
+        owner,
+        in_span,
+        batch.place,
+        batch.image,
+        None if cache is None else cache.flow,
+      )
     if cache is not None:
       cache = Cache(decoder_cache, flow_cache, kv_segment, index + batch.tokens.shape[1])
     return Output(hidden, velocity, cache)

@@ -23,17 +23,25 @@ _conv_init = nn.initializers.lecun_normal()
 
 
 def _still_init(zeros: bool):
-  """Init of a causal kernel as that of its last tap: a clip starts as its frames, a still picture by itself."""
+  """Init of a causal kernel as that of its last tap: a clip starts as its frames, a still picture
+  by itself.
+  """
+
   def init(key, shape, dtype=jnp.float32):
     last = jnp.zeros(shape[1:], dtype) if zeros else _conv_init(key, shape[1:], dtype)
     return jnp.zeros(shape, dtype).at[-1].set(last)
+
   return init
 
 
 def _copy_init(key, shape, dtype=jnp.float32):
   """Init of a kernel over frames as a copy of the last one, into each output frame."""
   del key
-  return jnp.zeros(shape, dtype).at[-1, 0, 0].set(jnp.tile(jnp.eye(shape[-2], dtype=dtype), shape[-1] // shape[-2]))
+  return (
+    jnp.zeros(shape, dtype)
+    .at[-1, 0, 0]
+    .set(jnp.tile(jnp.eye(shape[-2], dtype=dtype), shape[-1] // shape[-2]))
+  )
 
 
 class Moments(NamedTuple):
@@ -62,14 +70,18 @@ def denormalize(config: VaeConfig, latents):
 
 
 def posterior_sample(config: VaeConfig, moments: Moments, noise, compat: str = 'clean'):
-  """Normalised latents drawn from the posterior. 'official' leaves the noise in the scale of raw latents (B12)."""
+  """Normalised latents drawn from the posterior. 'official' leaves the noise in the scale of raw
+  latents (B12).
+  """
   if compat == 'official':
     return moments._replace(mean=normalize(config, moments.mean)).sample(noise)
   return normalize(config, moments.sample(noise))
 
 
 def check_clip(config: VaeConfig, frames: int, height: int, width: int):
-  """Raises ValueError unless frames = k * temporal stride + 1 and the sides are multiples of the spatial stride."""
+  """Raises ValueError unless frames = k * temporal stride + 1 and the sides are multiples of the
+  spatial stride.
+  """
   if (frames - 1) % config.temporal_stride:
     raise ValueError(f'{frames} frames: expected {config.temporal_stride}k + 1')
   for side, name in ((height, 'height'), (width, 'width')):
@@ -81,8 +93,12 @@ def _conv2d(x, kernel, stride=1, padding='SAME'):
   """x [B, F, H, W, C], kernel [kh, kw, in, out]; frame by frame."""
   b = x.shape[0]
   y = jax.lax.conv_general_dilated(
-      rearrange(x, 'b f h w c -> (b f) h w c'), kernel, (stride, stride), padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    rearrange(x, 'b f h w c -> (b f) h w c'),
+    kernel,
+    (stride, stride),
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
   return rearrange(y, '(b f) h w c -> b f h w c', b=b)
 
 
@@ -100,7 +116,7 @@ class CausalConv(nn.Module):
     frames = x.shape[1]
     y = _conv2d(x, kernel[-1])
     for past in range(1, min(taps, frames)):
-      seen = _conv2d(x[:, :frames - past], kernel[taps - 1 - past])
+      seen = _conv2d(x[:, : frames - past], kernel[taps - 1 - past])
       y += jnp.pad(seen, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)))
     return y + bias
 
@@ -117,7 +133,7 @@ class TimeConv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     out = (x.shape[1] - 3) // self.stride + 1
     last = self.stride * (out - 1) + 1
-    return sum(x[:, tap:tap + last:self.stride] @ kernel[tap, 0, 0] for tap in range(3)) + bias
+    return sum(x[:, tap : tap + last : self.stride] @ kernel[tap, 0, 0] for tap in range(3)) + bias
 
 
 class FrameConv(nn.Module):
@@ -202,10 +218,12 @@ def avg_down(x, features: int, ft: int, fs: int):
 
 
 def dup_up(x, features: int, ft: int, fs: int):
-  """Shortcut of a doubling: channels repeat and move into cells; the first ft - 1 frames of the clip are dropped."""
+  """Shortcut of a doubling: channels repeat and move into cells; the first ft - 1 frames of the
+  clip are dropped.
+  """
   x = repeat(x, 'b f h w c -> b f h w (c r)', r=features * ft * fs * fs // x.shape[-1])
   x = rearrange(x, 'b f h w (c i j k) -> b (f i) (h j) (w k) c', i=ft, j=fs, k=fs)
-  return x[:, ft - 1:]
+  return x[:, ft - 1 :]
 
 
 class Down(nn.Module):
@@ -226,7 +244,9 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-  """Doubles rows and columns and, if `temporal`, every frame but the first, which the others do not see."""
+  """Doubles rows and columns and, if `temporal`, every frame but the first, which the others do not
+  see.
+  """
 
   temporal: bool
 
@@ -246,7 +266,8 @@ class Up(nn.Module):
 
 
 def _touch(module: TimeConv, x, frames: int):
-  """Creates the parameters of `module` without computing anything: an empty picture passes through it.
+  """Creates the parameters of `module` without computing anything: an empty picture passes through
+  it.
 
   Returns no frames, in the shape the later frames of x would have.
   """
@@ -255,7 +276,9 @@ def _touch(module: TimeConv, x, frames: int):
 
 
 class Level(nn.Module):
-  """Residual blocks of one resolution, then a resample, around an averaging or duplicating shortcut."""
+  """Residual blocks of one resolution, then a resample, around an averaging or duplicating
+  shortcut.
+  """
 
   features: int
   blocks: int
@@ -288,8 +311,14 @@ class Encoder(nn.Module):
     last = len(c.dim_mult) - 1
     x = CausalConv(c.encoder_dim, name='conv_in')(patchify(video))
     for i, mult in enumerate(c.dim_mult):
-      x = Level(c.encoder_dim * mult, c.encoder_blocks, 'same' if i == last else 'down',
-                i < last and c.temporal_down[i], True, name=f'level_{i}')(x)
+      x = Level(
+        c.encoder_dim * mult,
+        c.encoder_blocks,
+        'same' if i == last else 'down',
+        i < last and c.temporal_down[i],
+        True,
+        name=f'level_{i}',
+      )(x)
     x = Middle(name='middle')(x)
     return CausalConv(2 * c.latent_channels, name='conv_out')(nn.silu(ChanNorm(name='norm_out')(x)))
 
@@ -304,8 +333,14 @@ class VaeDecoder(nn.Module):
     x = CausalConv(c.decoder_dim * c.dim_mult[-1], name='conv_in')(z)
     x = Middle(name='middle')(x)
     for i, mult in enumerate(reversed(c.dim_mult)):
-      x = Level(c.decoder_dim * mult, c.decoder_blocks, 'same' if i == last else 'up',
-                i < last and c.temporal_down[::-1][i], i < last, name=f'level_{i}')(x)
+      x = Level(
+        c.decoder_dim * mult,
+        c.decoder_blocks,
+        'same' if i == last else 'up',
+        i < last and c.temporal_down[::-1][i],
+        i < last,
+        name=f'level_{i}',
+      )(x)
     return unpatchify(CausalConv(12, name='conv_out')(nn.silu(ChanNorm(name='norm_out')(x))))
 
 
@@ -322,7 +357,9 @@ class WanVae(nn.Module):
     self.decoder = VaeDecoder(c)
 
   def encode(self, video) -> Moments:
-    """video float[B, F, H, W, 3] in [-1, 1], F = 4k + 1, H and W multiples of 16. Raises ValueError otherwise."""
+    """video float[B, F, H, W, 3] in [-1, 1], F = 4k + 1, H and W multiples of 16. Raises ValueError
+    otherwise.
+    """
     check_clip(self.config, *video.shape[1:4])
     return Moments(*jnp.split(self.quant(self.encoder(video)), 2, axis=-1))
 

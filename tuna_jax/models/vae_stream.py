@@ -3,8 +3,9 @@
     latent frame 0  -> 1 picture         carry: the last two input frames of every convolution over time
     latent frame i  -> 4 pictures        (2 levels double the frames); zeros before the clip
 
-The same parameters and numbers as `vae.VaeDecoder` in one pass; ARCHITECTURE.md 2.4 says why. Frame 0 passes the
-doubling convolutions untouched and is not seen by them, so it is a program of its own; all others are one more.
+The same parameters and numbers as `vae.VaeDecoder` in one pass; ARCHITECTURE.md 2.4 says why. Frame
+0 passes the doubling convolutions untouched and is not seen by them, so it is a program of its own;
+all others are one more.
 
 Axes:  B clips   T latent frames   h, w, C as in `vae.py`
 """
@@ -56,7 +57,8 @@ def decode_frame(config: VaeConfig, params, latents, carry=None):
     carry: what the frame before returned; None for the first.
 
   Returns:
-    float[B, 1 or 4, 16 h, 16 w, 3], not clamped: 1 for the first frame, else the temporal stride; and the new carry.
+    float[B, 1 or 4, 16 h, 16 w, 3], not clamped: 1 for the first frame, else the temporal stride;
+    and the new carry.
   """
   x = _linear(params['post_quant'], vae.denormalize(config, latents))
   history, first = _History(carry), carry is None
@@ -85,14 +87,16 @@ def decode_stream(config: VaeConfig, params, latents) -> Iterator:
   """
   carry = None
   for i in range(latents.shape[1]):
-    pixels, carry = _step(params, latents[:, i:i + 1], carry, config=config)
+    pixels, carry = _step(params, latents[:, i : i + 1], carry, config=config)
     yield pixels
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _step(params, latents, carry, *, config):
   pixels, carry = decode_frame(config, params, latents, carry)
-  return vae.to_uint8(pixels), tuple(anchor(past, 'rows') for past in carry)  # placed alike after every frame
+  return vae.to_uint8(pixels), tuple(
+    anchor(past, 'rows') for past in carry
+  )  # placed alike after every frame
 
 
 def _linear(p, x):
@@ -102,7 +106,10 @@ def _linear(p, x):
 def _causal(p, x, history):
   """`vae.CausalConv` of new frames."""
   window, frames = history.window(x), x.shape[1]
-  return sum(vae._conv2d(window[:, tap:tap + frames], p['kernel'][tap]) for tap in range(PAST + 1)) + p['bias']
+  return (
+    sum(vae._conv2d(window[:, tap : tap + frames], p['kernel'][tap]) for tap in range(PAST + 1))
+    + p['bias']
+  )
 
 
 def _activate(p, x):

@@ -20,7 +20,8 @@ _CUBIC = -0.75  # torch's bicubic coefficient; jax.image.resize uses -0.5 and an
 
 
 def cubic_weights(index, size, table: int):
-  """Row `index` of the bicubic resize of a table of side `table` to `size`, half-pixel centres, clamped taps.
+  """Row `index` of the bicubic resize of a table of side `table` to `size`, half-pixel centres,
+  clamped taps.
 
   index, size: int[...] -> float32[..., table].
   """
@@ -60,7 +61,15 @@ class VisionBlock(nn.Module):
     v = c.vision
     x = checkpoint_name(anchor(x, 'visual'), 'block_input')
     attend = Attention(
-        v, c.dtype, c.attention, qkv_bias=True, out_bias=True, out_name='out_proj', closed=True, name='attn')
+      v,
+      c.dtype,
+      c.attention,
+      qkv_bias=True,
+      out_bias=True,
+      out_name='out_proj',
+      closed=True,
+      name='attn',
+    )
     y, _ = attend(nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm1')(x), span)
     x = x + y
     y = nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm2')(x)
@@ -74,11 +83,15 @@ class Vision(nn.Module):
 
   @nn.compact
   def __call__(self, latents, coords, image, grid):
-    """latents [B, V, C], coords int[B, V, 3], image int[B, V] from 1, grid int[B, M, 3] -> [B, V, D]."""
+    """latents [B, V, C], coords int[B, V, 3], image int[B, V] from 1, grid int[B, M, 3] -> [B, V,
+    D].
+    """
     c = self.config
     v = c.vision
     x = dense(v.dim, c.dtype, name='patch_embed')(latents.astype(c.dtype))
-    table = nn.Embed(v.grid**2, v.dim, embedding_init=nn.initializers.normal(1.0), name='position_embed').embedding
+    table = nn.Embed(
+      v.grid**2, v.dim, embedding_init=nn.initializers.normal(1.0), name='position_embed'
+    ).embedding
     size = jnp.take_along_axis(grid, jnp.maximum(image - 1, 0)[..., None], axis=1)[..., 1:]
     weights = position_weights(coords, size, v.grid)
     x = x + jnp.einsum('bvg,gd->bvd', weights, table).astype(c.dtype)

@@ -1,4 +1,5 @@
-"""Pictures and clips from noise: prompts and sources once into the caches, then only the target span per step.
+"""Pictures and clips from noise: prompts and sources once into the caches, then only the target
+span per step.
 
     prefill   [prompt, source pictures, boi] -----> keys and values of decoder and flow head      once
     step      [time][x_0] ... [x_N-1] ------------> velocity                                      points - 1 times
@@ -28,18 +29,23 @@ from tuna_jax.config import TunaConfig
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import lengths
 
-SCALE, FILM_SCALE = 7.5, 6.0  # the official scales of guidance for pictures and for clips (ARCHITECTURE.md 10)
+SCALE, FILM_SCALE = (
+  7.5,
+  6.0,
+)  # the official scales of guidance for pictures and for clips (ARCHITECTURE.md 10)
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
   """How the branches become one velocity.
 
-  scale: of the text: negative + scale (conditional - negative). 1 leaves guidance out.
-  image_scale: for edits, of the source pictures; adds a branch without text and one without anything:
-    nothing + image_scale (pictures - nothing) + scale (all - pictures). None: sources stand in both branches.
-  interval: (from, to) of t; outside it the conditional velocity is used as it is, and costs one branch.
-  rescale: in [0, 1], how far the guided velocity is brought back to the conditional one's standard deviation.
+  scale: of the text: negative + scale (conditional - negative). 1 leaves guidance out. image_scale:
+  for edits, of the source pictures; adds a branch without text and one without anything:
+    nothing + image_scale (pictures - nothing) + scale (all - pictures). None: sources stand in both
+    branches.
+  interval: (from, to) of t; outside it the conditional velocity is used as it is, and costs one
+  branch. rescale: in [0, 1], how far the guided velocity is brought back to the conditional one's
+  standard deviation.
   """
 
   scale: float = SCALE
@@ -72,33 +78,62 @@ class Guidance:
 
 
 def noise(seeds: Sequence[int], cells: int, channels: int) -> np.ndarray:
-  """float32[R, N, C]: row r depends on `seeds[r]` alone, whatever else is drawn with it, and wherever."""
-  return np.stack([np.random.default_rng(seed).standard_normal((cells, channels), np.float32) for seed in seeds])
+  """float32[R, N, C]: row r depends on `seeds[r]` alone, whatever else is drawn with it, and
+  wherever.
+  """
+  return np.stack(
+    [np.random.default_rng(seed).standard_normal((cells, channels), np.float32) for seed in seeds]
+  )
 
 
-def sample_latents(config: TunaConfig, params, prompts: Batch, grid, noise, *, guidance: Guidance | None = None,
-                   points: int = 50, shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report=None):
+def sample_latents(
+  config: TunaConfig,
+  params,
+  prompts: Batch,
+  grid,
+  noise,
+  *,
+  guidance: Guidance | None = None,
+  points: int = 50,
+  shift: float = flow.SAMPLE_SHIFT,
+  solver: str = 'euler',
+  report=None,
+):
   """Solves the ODE from `noise` -> float32[R, N, C] latents.
 
   Args:
-    params: of `Tuna`.
-    prompts: B = guidance.branches * R prefix rows, from `prompt.collate`; source pictures are clean latents in it.
-    grid: int[R, 3] (frames, rows, columns) of each target. A picture of fewer cells than N is padded at the end.
-    noise: float32[R, N, C].
-    points: of the official grid: points - 1 steps.
-    report: function of the number of velocity evaluations so far, called once each.
+    params: of `Tuna`. prompts: B = guidance.branches * R prefix rows, from `prompt.collate`; source
+    pictures are clean latents in it. grid: int[R, 3] (frames, rows, columns) of each target. A
+    picture of fewer cells than N is padded at the end. noise: float32[R, N, C]. points: of the
+    official grid: points - 1 steps. report: function of the number of velocity evaluations so far,
+    called once each.
 
   Everything is one compiled program, reused for every prompt of the same padded shape.
   """
   guidance, grid = guidance or Guidance(), np.asarray(grid, np.int32)
   if len(prompts.tokens) != guidance.branches * len(noise):
-    raise ValueError(f'{len(prompts.tokens)} prompt rows for {len(noise)} pictures and {guidance.branches} branches')
-  numbers = np.float32([guidance.scale, guidance.image_scale or 1.0, *guidance.interval, guidance.rescale])
+    raise ValueError(
+      f'{len(prompts.tokens)} prompt rows for {len(noise)} pictures and {guidance.branches} branches'
+    )
+  numbers = np.float32(
+    [guidance.scale, guidance.image_scale or 1.0, *guidance.interval, guidance.rescale]
+  )
   global _report
   _report = None if report is None else functools.partial(_count, report, itertools.count(1))
-  out = _sample(params, prompts, grid, noise, flow.times(points, shift), numbers, config=config,
-                branches=guidance.branches, limited=guidance.limited, rescaled=guidance.rescale > 0, solver=solver,
-                reported=report is not None)
+  out = _sample(
+    params,
+    prompts,
+    grid,
+    noise,
+    flow.times(points, shift),
+    numbers,
+    config=config,
+    branches=guidance.branches,
+    limited=guidance.limited,
+    rescaled=guidance.rescale > 0,
+    solver=solver,
+    reported=report is not None,
+  )
   if report is not None:
     jax.effects_barrier()
     _report = None
@@ -114,7 +149,8 @@ def prefill(config: TunaConfig, params, prompts: Batch, room: int) -> Cache:
 
 
 def target_batch(prompts: Batch, grid, cells: int) -> Batch:
-  """The Batch of one step: a time token and `cells` latent tokens a row, behind `prompts` in the cache.
+  """The Batch of one step: a time token and `cells` latent tokens a row, behind `prompts` in the
+  cache.
 
   grid: int32[B, 3].
   """
@@ -123,17 +159,28 @@ def target_batch(prompts: Batch, grid, cells: int) -> Batch:
   index = jnp.arange(cells)
   frames, height, width = (grid[:, i, None] for i in range(3))
   coords = jnp.stack([index // (height * width), index // width % height, index % width], axis=-1)
-  image = (index < frames * height * width).astype(jnp.int32)  # [B, N]; 0 where a smaller picture is padded
+  image = (index < frames * height * width).astype(
+    jnp.int32
+  )  # [B, N]; 0 where a smaller picture is padded
   real = jnp.concatenate([jnp.ones((rows, 1), jnp.int32), image], axis=1)
   sequence = jnp.broadcast_to(jnp.arange(cells + 1), (rows, cells + 1))
   unused = jnp.zeros_like(sequence)
   return Batch(
-      tokens=unused, labels=unused, label_weight=unused.astype(jnp.float32), segment=real,
-      position=lengths(prompts)[:, None] + sequence,
-      kv_limit=jnp.full_like(sequence, length + cells),
-      slot=sequence, task=unused,
-      latents=jnp.zeros((rows, cells, 0)), coords=coords * image[..., None], image=image, grid=grid[:, None],
-      place=place, target=jnp.ones((rows, 1), bool))
+    tokens=unused,
+    labels=unused,
+    label_weight=unused.astype(jnp.float32),
+    segment=real,
+    position=lengths(prompts)[:, None] + sequence,
+    kv_limit=jnp.full_like(sequence, length + cells),
+    slot=sequence,
+    task=unused,
+    latents=jnp.zeros((rows, cells, 0)),
+    coords=coords * image[..., None],
+    image=image,
+    grid=grid[:, None],
+    place=place,
+    target=jnp.ones((rows, 1), bool),
+  )
 
 
 def combine(branches: Sequence[jax.Array], scale, image_scale, rescale=None):
@@ -146,7 +193,9 @@ def combine(branches: Sequence[jax.Array], scale, image_scale, rescale=None):
     out = nothing + image_scale * (pictures - nothing) + scale * (cond - pictures)
   if rescale is None:
     return out
-  ratio = jnp.std(cond, axis=(1, 2), keepdims=True) / (jnp.std(out, axis=(1, 2), keepdims=True) + 1e-8)
+  ratio = jnp.std(cond, axis=(1, 2), keepdims=True) / (
+    jnp.std(out, axis=(1, 2), keepdims=True) + 1e-8
+  )
   return out * (rescale * ratio + 1 - rescale)
 
 
@@ -162,8 +211,24 @@ def _tell(t):
     _report(t)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'reported'))
-def _sample(params, prompts, grid, noise, times, numbers, *, config, branches, limited, rescaled, solver, reported):
+@functools.partial(
+  jax.jit, static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'reported')
+)
+def _sample(
+  params,
+  prompts,
+  grid,
+  noise,
+  times,
+  numbers,
+  *,
+  config,
+  branches,
+  limited,
+  rescaled,
+  solver,
+  reported,
+):
   scale, image_scale, low, high, rescale = numbers
   pictures, cells, _ = noise.shape
   model = Tuna(config)
@@ -174,13 +239,17 @@ def _sample(params, prompts, grid, noise, times, numbers, *, config, branches, l
     rows = branches * pictures
     here = jax.tree.map(lambda a: a[:rows], target)
     kept = cache._replace(
-        decoder=jax.tree.map(lambda a: a[:, :rows], cache.decoder), flow=jax.tree.map(lambda a: a[:, :rows], cache.flow),
-        segment=cache.segment[:rows])
+      decoder=jax.tree.map(lambda a: a[:, :rows], cache.decoder),
+      flow=jax.tree.map(lambda a: a[:, :rows], cache.flow),
+      segment=cache.segment[:rows],
+    )
     time = jnp.full((rows, 1), t, jnp.float32)
     return model.apply({'params': params}, here, x, time, kept).velocity
 
   def guided(x, t):
-    return combine(jnp.split(run(x, t, branches), branches), scale, image_scale, rescale if rescaled else None)
+    return combine(
+      jnp.split(run(x, t, branches), branches), scale, image_scale, rescale if rescaled else None
+    )
 
   def velocity(x, t):
     if reported:

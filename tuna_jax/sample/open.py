@@ -10,21 +10,28 @@ from etils import epath
 from tuna_jax import sharding
 from tuna_jax.config import TunaConfig, VaeConfig
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample.generate import Generator
 from tuna_jax.train import checkpoint as checkpoint_lib
-from tuna_jax.weights.shapes import tuna_shapes
 
 
-def open_generator(checkpoint: str | os.PathLike, *, vae: str | os.PathLike = '', tokenizer: str | os.PathLike = '',
-                   step: int | None = None, ema: bool = True, mesh: jax.sharding.Mesh | None = None,
-                   **options) -> Generator:
+def open_generator(
+  checkpoint: str | os.PathLike,
+  *,
+  vae: str | os.PathLike = '',
+  tokenizer: str | os.PathLike = '',
+  step: int | None = None,
+  ema: bool = True,
+  mesh: jax.sharding.Mesh | None = None,
+  **options,
+) -> Generator:
   """Loads what training or `tuna-jax convert` wrote.
 
   Args:
-    checkpoint: a run directory, or a weights directory.
-    vae, tokenizer: their directories, where the checkpoint does not say (a run remembers both; weights may hold both).
-    step, ema: of a run: which checkpoint (default the latest), and whether its averages.
-    mesh: places the parameters over its devices; call the generator inside `jax.set_mesh(mesh)` then, and rows of a
+    checkpoint: a run directory, or a weights directory. vae, tokenizer: their directories, where
+    the checkpoint does not say (a run remembers both; weights may hold both). step, ema: of a run:
+    which checkpoint (default the latest), and whether its averages. mesh: places the parameters
+    over its devices; call the generator inside `jax.set_mesh(mesh)` then, and rows of a
       batch are split over `data` and `fsdp`.
     options: of `Generator`, such as media, tasks and batch_size; a run's own are the default.
 
@@ -40,23 +47,36 @@ def open_generator(checkpoint: str | os.PathLike, *, vae: str | os.PathLike = ''
   else:
     model, defaults = config.model, {'tasks': config.data.tasks, 'media': config.data.media}
     found = {'vae': config.vae, 'tokenizer': root / 'tokenizer'}
-  vae_config, vae_params = checkpoint_lib.load_vae(_existing('vae', vae or found['vae'], 'config.json', root))
-  words = Tokenizer.from_dir(_existing('tokenizer', tokenizer or found['tokenizer'], 'tokenizer.json', root))
+  vae_config, vae_params = checkpoint_lib.load_vae(
+    _existing('vae', vae or found['vae'], 'config.json', root)
+  )
+  words = Tokenizer.from_dir(
+    _existing('tokenizer', tokenizer or found['tokenizer'], 'tokenizer.json', root)
+  )
   if words.vocab_size > model.decoder.vocab_size:
-    raise ValueError(f'{tokenizer or root}: {words.vocab_size} tokens, the model has {model.decoder.vocab_size}')
+    raise ValueError(
+      f'{tokenizer or root}: {words.vocab_size} tokens, the model has {model.decoder.vocab_size}'
+    )
   abstract = tuna_shapes(model)
   if mesh is not None:
     abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding.shardings(abstract, mesh))
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+      abstract,
+      sharding.shardings(abstract, mesh),
+    )
     vae_params = jax.device_put(vae_params, jax.NamedSharding(mesh, jax.P()))
   params = checkpoint_lib.load_weights(str(root), abstract, step=step, ema=ema)
-  return Generator(model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options})
+  return Generator(
+    model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options}
+  )
 
 
 def _existing(what: str, directory, file: str, root) -> str:
   """`directory`, if it holds `file` (a tokenizer may be a qwen.tiktoken)."""
   folder = epath.Path(directory)
   if not str(directory) or not any((folder / f).exists() for f in (file, 'qwen.tiktoken')):
-    raise ValueError(f'{root}: no {what} in {str(directory) or "its config"}, seen from {os.getcwd()}; '
-                     f'--{what}=DIR says where it is')
+    raise ValueError(
+      f'{root}: no {what} in {str(directory) or "its config"}, seen from {os.getcwd()}; '
+      f'--{what}=DIR says where it is'
+    )
   return str(folder)

@@ -1,4 +1,6 @@
-"""What a generator returns: a picture or a clip that remembers how it was made, also in the file it is saved to."""
+"""What a generator returns: a picture or a clip that remembers how it was made, also in the file it
+is saved to.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ KEY = 'tuna_jax'  # the text chunk or comment that holds the settings as JSON
 
 
 class Picture:
-  """pixels: uint8 [H, W, 3]. info: prompt, seed and settings. `np.asarray(picture)` gives the pixels."""
+  """pixels: uint8 [H, W, 3]. info: prompt, seed and settings. `np.asarray(picture)` gives the
+  pixels.
+  """
 
   def __init__(self, pixels: np.ndarray, info: Mapping[str, Any]):
     self.pixels, self.info = pixels, dict(info)
@@ -31,7 +35,9 @@ class Picture:
     return Image.fromarray(self.pixels)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a PNG with `info` in it (`read_info` reads it back). Raises ValueError for another ending."""
+    """Writes a PNG with `info` in it (`read_info` reads it back). Raises ValueError for another
+    ending.
+    """
     _ending(path, ('.png',))
     with open(path, 'wb') as f:
       f.write(self._repr_png_())
@@ -58,12 +64,20 @@ class Clip:
     return np.array(self.pixels, dtype) if copy or dtype is not None else self.pixels
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes an MP4 (H.264) or a GIF with `info` in its comment. Raises ValueError for another ending."""
+    """Writes an MP4 (H.264) or a GIF with `info` in its comment. Raises ValueError for another
+    ending.
+    """
     comment = f'{KEY}={json.dumps(self.info)}'
     if _ending(path, ('.mp4', '.gif')) == '.gif':
       frames = [Image.fromarray(frame) for frame in self.pixels]
-      frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / self.fps), loop=0,
-                     comment=comment.encode())
+      frames[0].save(
+        path,
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 / self.fps),
+        loop=0,
+        comment=comment.encode(),
+      )
       return
     import av  # only clips need it
 
@@ -82,7 +96,9 @@ class Clip:
 
 
 def read_info(path: str | os.PathLike) -> dict[str, Any]:
-  """The `info` of a file written by `save`. Raises ValueError for a file without one, or none at all."""
+  """The `info` of a file written by `save`. Raises ValueError for a file without one, or none at
+  all.
+  """
   try:
     if _ending(path, ('.png', '.mp4', '.gif')) == '.mp4':
       import av
@@ -93,7 +109,9 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
       with Image.open(path) as file:
         text = file.info.get(KEY) or file.info.get('comment', b'').decode().removeprefix(f'{KEY}=')
   except OSError as error:
-    raise ValueError(f'{path}: cannot be read as a picture or clip ({type(error).__name__})') from None
+    raise ValueError(
+      f'{path}: cannot be read as a picture or clip ({type(error).__name__})'
+    ) from None
   if not text.startswith('{'):
     raise ValueError(f'{path}: holds no settings of tuna_jax')
   return json.loads(text)
@@ -102,5 +120,7 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
 def _ending(path, allowed) -> str:
   ending = os.path.splitext(os.fspath(path))[1].lower()
   if ending not in allowed:
-    raise ValueError(f'{path}: expected a name that ends in {" or ".join(allowed)}{nearest(ending, allowed)}')
+    raise ValueError(
+      f'{path}: expected a name that ends in {" or ".join(allowed)}{nearest(ending, allowed)}'
+    )
   return ending

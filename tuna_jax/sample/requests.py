@@ -1,4 +1,6 @@
-"""What people hand to a generator, made regular: one or many, strings or turns, pictures as paths, PIL or arrays."""
+"""What people hand to a generator, made regular: one or many, strings or turns, pictures as paths,
+PIL or arrays.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from tuna_jax.data import media
 from tuna_jax.data.media import MediaConfig, Size
 from tuna_jax.data.tasks import PLACEHOLDER
 
-FILMS = ('.mp4', '.webm', '.mkv', '.mov', '.avi', '.m4v', '.gif')  # paths read as clips; directories are too
+FILMS = (
+  '.mp4',
+  '.webm',
+  '.mkv',
+  '.mov',
+  '.avi',
+  '.m4v',
+  '.gif',
+)  # paths read as clips; directories are too
 MAX_SEED = 2**32
 ROLES = ('user', 'assistant', 'system')
 
@@ -35,12 +45,16 @@ def strings(value, what: str) -> tuple[list[str], bool]:
 
 def conversations(value) -> tuple[list, bool]:
   """(requests, whether a list of them was given); a list of turns is one request."""
-  if isinstance(value, str) or (isinstance(value, Sequence) and len(value) > 0 and all(map(_is_turn, value))):
+  if isinstance(value, str) or (
+    isinstance(value, Sequence) and len(value) > 0 and all(map(_is_turn, value))
+  ):
     return [value], False
   requests = list(value)
   for n, request in enumerate(requests):
     if not isinstance(request, (str, list)):
-      raise ValueError(f'request {n}: expected text or a list of turns, found {type(request).__name__}')  # noqa: TRY004
+      raise ValueError(
+        f'request {n}: expected text or a list of turns, found {type(request).__name__}'
+      )  # noqa: TRY004
   return requests, True
 
 
@@ -49,10 +63,11 @@ def _is_turn(value) -> bool:
 
 
 def turns_of(request, visuals) -> tuple[Turns, list, tuple[str, ...]]:
-  """(turns with `<image>` marks, pictures and clips in their order, roles whose marks are pictures) of a request.
+  """(turns with `<image>` marks, pictures and clips in their order, roles whose marks are pictures)
+  of a request.
 
-  request: a question or a list of turns, whose content may be a list of texts and pictures. visuals: pictures that
-  stand outside the turns. Raises ValueError for a request that asks nothing.
+  request: a question or a list of turns, whose content may be a list of texts and pictures.
+  visuals: pictures that stand outside the turns. Raises ValueError for a request that asks nothing.
   """
   if isinstance(request, str):
     request = [('user', request)]
@@ -69,7 +84,9 @@ def turns_of(request, visuals) -> tuple[Turns, list, tuple[str, ...]]:
       raise ValueError('a system turn holds text alone')
     inline += pictures
     marked |= {role} if pictures else set()
-    turns.append((role, ''.join(piece if isinstance(piece, str) else PLACEHOLDER for piece in pieces)))
+    turns.append(
+      (role, ''.join(piece if isinstance(piece, str) else PLACEHOLDER for piece in pieces))
+    )
   if inline and visuals:
     raise ValueError('pictures stand either inside the turns or in `images`, not both')
   visuals = inline or list(visuals)
@@ -84,7 +101,7 @@ def replace_question(turns: Turns, text: str) -> Turns:
   if last is None:
     raise ValueError('a conversation to draw from has a user turn')
   marks = PLACEHOLDER * turns[last][1].count(PLACEHOLDER)
-  return [*turns[:last], ('user', marks + text), *turns[last + 1:]]
+  return [*turns[:last], ('user', marks + text), *turns[last + 1 :]]
 
 
 def without_pictures(turns: Turns) -> Turns:
@@ -98,7 +115,9 @@ def transcript(request) -> str:
 
 
 def per_request(images, count: int, many: bool) -> list[list]:
-  """The pictures of each request: of one request all of them; of a list, one entry (picture or list) each."""
+  """The pictures of each request: of one request all of them; of a list, one entry (picture or
+  list) each.
+  """
   if images is None or (isinstance(images, (list, tuple)) and not images):
     return [[] for _ in range(count)]
   if not many:
@@ -124,11 +143,17 @@ def each(value: str | Sequence[str], count: int, what: str) -> list[str]:
 
 def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
   """Request i has seed + i, or seed[i]; below 2**32."""
-  seeds = [seed + i for i in range(count)] if isinstance(seed, (int, np.integer)) else [int(s) for s in seed]
+  seeds = (
+    [seed + i for i in range(count)]
+    if isinstance(seed, (int, np.integer))
+    else [int(s) for s in seed]
+  )
   if len(seeds) != count:
     raise ValueError(f'{len(seeds)} seeds for {count} requests')
   if not all(0 <= s < MAX_SEED for s in seeds):
-    raise ValueError(f'seed {next(s for s in seeds if not 0 <= s < MAX_SEED)}: expected 0 to 2**32 - 1')
+    raise ValueError(
+      f'seed {next(s for s in seeds if not 0 <= s < MAX_SEED)}: expected 0 to 2**32 - 1'
+    )
   return seeds
 
 
@@ -140,7 +165,8 @@ def size_name(size: str | int | Size) -> str:
 def read(source, config: MediaConfig, stride: int) -> np.ndarray:
   """A picture or a clip as uint8 [F, H, W, 3] in its nearest bucket.
 
-  An array [f, h, w, 3] is a clip whose frames are thinned to `stride` k + 1; a clip in a file gives `config.frames`.
+  An array [f, h, w, 3] is a clip whose frames are thinned to `stride` k + 1; a clip in a file gives
+  `config.frames`.
   """
   source = _plain(source)
   if isinstance(source, np.ndarray) and source.ndim == 4:
@@ -151,7 +177,9 @@ def read(source, config: MediaConfig, stride: int) -> np.ndarray:
 
 
 def read_source(source, config: MediaConfig, size: str | None, stride: int) -> np.ndarray:
-  """The source of an edit as uint8 [1, H, W, 3]: in the bucket of `size`, or keeping its own size (`own_size`)."""
+  """The source of an edit as uint8 [1, H, W, 3]: in the bucket of `size`, or keeping its own size
+  (`own_size`).
+  """
   source = _plain(source)
   if size is not None:
     return media.read_image(source, size)[None]
@@ -166,7 +194,9 @@ def name_of(source) -> str:
 
 
 def own_size(height: int, width: int, area: int, stride: int) -> Size:
-  """(height, width) as given, scaled down to `area` pixels if larger, each side rounded to a multiple of `stride`."""
+  """(height, width) as given, scaled down to `area` pixels if larger, each side rounded to a
+  multiple of `stride`.
+  """
   scale = min(1.0, math.sqrt(area / (height * width)))
   return tuple(max(1, round(side * scale / stride)) * stride for side in (height, width))
 
@@ -183,4 +213,6 @@ def _plain(source) -> Any:
     return os.fspath(source)
   if hasattr(source, '__array__'):
     return np.asarray(source)
-  raise media.MediaError(f'a picture must be a path, bytes, a PIL image or uint8 [h, w, 3], found {type(source).__name__}')
+  raise media.MediaError(
+    f'a picture must be a path, bytes, a PIL image or uint8 [h, w, 3], found {type(source).__name__}'
+  )

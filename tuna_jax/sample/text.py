@@ -24,10 +24,11 @@ from tuna_jax.sample.prompt import bucket, lengths
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """How a token is chosen: greedy at temperature 0; otherwise drawn from what top_k and top_p leave.
+  """How a token is chosen: greedy at temperature 0; otherwise drawn from what top_k and top_p
+  leave.
 
-  top_k: the k best (those equal to the k-th included); 0 is all. top_p: the fewest best tokens that hold this share of
-  the probability left, at least one; 1 is all.
+  top_k: the k best (those equal to the k-th included); 0 is all. top_p: the fewest best tokens that
+  hold this share of the probability left, at least one; 1 is all.
   """
 
   temperature: float = 0.0
@@ -58,12 +59,21 @@ class State(NamedTuple):
   position: jax.Array
 
 
-def generate_text(config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
-                  choice: Choice | None = None, seeds: Sequence[int] | None = None, live=None) -> list[np.ndarray]:
+def generate_text(
+  config: TunaConfig,
+  params,
+  prompts: Batch,
+  *,
+  eos: int,
+  max_new_tokens: int = 512,
+  choice: Choice | None = None,
+  seeds: Sequence[int] | None = None,
+  live=None,
+) -> list[np.ndarray]:
   """Continues every row of `prompts` (from `prompt.collate`) until `eos`.
 
-  seeds: one a row, below 2**32; a row's draws depend on its own alone. live: bool[R], rows that are wanted (others are
-  padding and do not keep the loop running).
+  seeds: one a row, below 2**32; a row's draws depend on its own alone. live: bool[R], rows that are
+  wanted (others are padding and do not keep the loop running).
 
   Returns int32 arrays of at most `max_new_tokens` ids; the `eos` that ended one is its last.
   """
@@ -72,14 +82,24 @@ def generate_text(config: TunaConfig, params, prompts: Batch, *, eos: int, max_n
   return finished(state, eos)
 
 
-def stream_text(config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
-                choice: Choice | None = None, seeds: Sequence[int] | None = None, every: int = 1,
-                ) -> Iterator[list[np.ndarray]]:
+def stream_text(
+  config: TunaConfig,
+  params,
+  prompts: Batch,
+  *,
+  eos: int,
+  max_new_tokens: int = 512,
+  choice: Choice | None = None,
+  seeds: Sequence[int] | None = None,
+  every: int = 1,
+) -> Iterator[list[np.ndarray]]:
   """As `generate_text`, yielding all ids so far after each `every` tokens."""
   state = start(config, params, prompts, max_new_tokens)
   count = 0
   while count < max_new_tokens and not bool(state.done.all()):
-    state = advance(config, params, state, min(count + every, max_new_tokens), eos=eos, choice=choice, seeds=seeds)
+    state = advance(
+      config, params, state, min(count + every, max_new_tokens), eos=eos, choice=choice, seeds=seeds
+    )
     count = int(state.count)
     yield finished(state, eos)
 
@@ -92,23 +112,40 @@ def start(config: TunaConfig, params, prompts: Batch, max_new_tokens: int, live=
   return _start(params, prompts, live, config=config, room=bucket(max_new_tokens))
 
 
-def advance(config: TunaConfig, params, state: State, until: int, *, eos: int, choice: Choice = Choice(),
-            seeds: Sequence[int] | None = None) -> State:
+def advance(
+  config: TunaConfig,
+  params,
+  state: State,
+  until: int,
+  *,
+  eos: int,
+  choice: Choice = Choice(),
+  seeds: Sequence[int] | None = None,
+) -> State:
   """Decodes until there are `until` tokens or every row has ended. `state` is used up."""
   rows, choice = len(state.done), choice or Choice()
   seeds = np.zeros(rows, np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
   numbers = np.float32([choice.temperature, choice.top_k, choice.top_p])
   filtered = choice.temperature > 0 and (choice.top_k > 0 or choice.top_p < 1)
-  return _advance(params, state, np.int32(until), np.int32(eos), numbers, seeds, config=config,
-                  greedy=choice.temperature == 0, filtered=filtered)
+  return _advance(
+    params,
+    state,
+    np.int32(until),
+    np.int32(eos),
+    numbers,
+    seeds,
+    config=config,
+    greedy=choice.temperature == 0,
+    filtered=filtered,
+  )
 
 
 def finished(state: State, eos: int) -> list[np.ndarray]:
   """The ids of each row up to its `eos`, included."""
   out = []
-  for row in np.asarray(state.tokens)[:, :int(state.count)]:
+  for row in np.asarray(state.tokens)[:, : int(state.count)]:
     ends = np.flatnonzero(row == eos)
-    out.append(row[:ends[0] + 1] if len(ends) else row)
+    out.append(row[: ends[0] + 1] if len(ends) else row)
   return out
 
 
@@ -119,7 +156,9 @@ def keep(logits, top_k, top_p):
   kth = jnp.take_along_axis(best, jnp.broadcast_to(k - 1, (len(best), 1)), axis=-1)
   best = jnp.where(best >= kth, best, -jnp.inf)
   probability = jax.nn.softmax(best, axis=-1)
-  before = jnp.cumsum(probability, axis=-1) - probability  # the best has 0 before it: it always stays
+  before = (
+    jnp.cumsum(probability, axis=-1) - probability
+  )  # the best has 0 before it: it always stays
   worst = jnp.min(jnp.where(before < top_p, best, jnp.inf), axis=-1, keepdims=True)
   return jnp.where(logits >= jnp.maximum(kth, worst), logits, -jnp.inf)
 
@@ -129,14 +168,18 @@ def _start(params, prompts, live, *, config, room):
   rows, length, _, images, _ = prompts.sizes
   model, variables = Tuna(config), {'params': params}
   cache = init_cache(config, rows, length + room, flow=False)
-  out = model.apply(variables, prompts, prompts.latents, jnp.ones((rows, images)), cache, flow=False)
+  out = model.apply(
+    variables, prompts, prompts.latents, jnp.ones((rows, images)), cache, flow=False
+  )
   count = lengths(prompts)
   last = jnp.take_along_axis(out.hidden, (count - 1)[:, None, None], axis=1)
   logits = model.apply(variables, last[:, 0], method='logits')
   return State(out.cache, logits, jnp.zeros((rows, room), jnp.int32), jnp.int32(0), ~live, count)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'greedy', 'filtered'), donate_argnames='state')
+@functools.partial(
+  jax.jit, static_argnames=('config', 'greedy', 'filtered'), donate_argnames='state'
+)
 def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filtered):
   temperature, top_k, top_p = numbers
   model, variables = Tuna(config), {'params': params}
@@ -152,11 +195,19 @@ def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filte
 
   def step(state):
     token = jnp.where(state.done, eos, choose(state.logits, state.count)).astype(jnp.int32)
-    out = model.apply(variables, _one_token(token, state), jnp.zeros((len(token), 0, config.vae.latent_channels)),
-                      jnp.zeros((len(token), 0)), state.cache, flow=False)
+    out = model.apply(
+      variables,
+      _one_token(token, state),
+      jnp.zeros((len(token), 0, config.vae.latent_channels)),
+      jnp.zeros((len(token), 0)),
+      state.cache,
+      flow=False,
+    )
     logits = model.apply(variables, out.hidden[:, 0], method='logits')
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, axis=1)
-    return State(out.cache, logits, tokens, state.count + 1, state.done | (token == eos), state.position + 1)
+    return State(
+      out.cache, logits, tokens, state.count + 1, state.done | (token == eos), state.position + 1
+    )
 
   return jax.lax.while_loop(lambda s: (s.count < until) & ~s.done.all(), step, state)
 
@@ -166,7 +217,18 @@ def _one_token(token, state):
   rows = len(token)
   column, cells = jnp.zeros((rows, 1), jnp.int32), jnp.zeros((rows, 0), jnp.int32)
   return Batch(
-      tokens=token[:, None], labels=column, label_weight=column.astype(jnp.float32), segment=column + 1,
-      position=state.position[:, None], kv_limit=column + state.cache.index, slot=column - 1, task=column,
-      latents=jnp.zeros((rows, 0, 0)), coords=jnp.zeros((rows, 0, 3), jnp.int32), image=cells,
-      grid=jnp.zeros((rows, 0, 3), jnp.int32), place=cells, target=cells.astype(bool))
+    tokens=token[:, None],
+    labels=column,
+    label_weight=column.astype(jnp.float32),
+    segment=column + 1,
+    position=state.position[:, None],
+    kv_limit=column + state.cache.index,
+    slot=column - 1,
+    task=column,
+    latents=jnp.zeros((rows, 0, 0)),
+    coords=jnp.zeros((rows, 0, 3), jnp.int32),
+    image=cells,
+    grid=jnp.zeros((rows, 0, 3), jnp.int32),
+    place=cells,
+    target=cells.astype(bool),
+  )

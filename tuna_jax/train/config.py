@@ -16,12 +16,12 @@ SCHEDULES = ('constant', 'cosine', 'linear')
 class OptimizerConfig:
   """AdamW with global-norm clipping and an exponential moving average.
 
-  kind: 'adamw', or 'muon' for the kernels with AdamW for the rest (`optimizer.scale_by`).
-  groups: (name pattern, multiple of lr), first match wins; 0 means no gradient and no optimizer state.
-  schedule: what follows `warmup` steps of linear rise: constant, or down to `final_lr` x lr at the last step.
-  decay: patterns of the leaves that weight decay touches.
-  ema: the decay d of the average, warmed up as min(d, (1 + n) / (10 + n)).
-  accumulate: micro-batches a step; the result equals one batch of all of them.
+  kind: 'adamw', or 'muon' for the kernels with AdamW for the rest (`optimizer.scale_by`). groups:
+  (name pattern, multiple of lr), first match wins; 0 means no gradient and no optimizer state.
+  schedule: what follows `warmup` steps of linear rise: constant, or down to `final_lr` x lr at the
+  last step. decay: patterns of the leaves that weight decay touches. ema: the decay d of the
+  average, warmed up as min(d, (1 + n) / (10 + n)). accumulate: micro-batches a step; the result
+  equals one batch of all of them.
   """
 
   kind: str = 'adamw'
@@ -41,14 +41,20 @@ class OptimizerConfig:
 
   def __post_init__(self):
     if self.kind not in KINDS:
-      raise ValueError(f'optimizer.kind {self.kind!r}: expected one of {KINDS}{nearest(self.kind, KINDS)}')
+      raise ValueError(
+        f'optimizer.kind {self.kind!r}: expected one of {KINDS}{nearest(self.kind, KINDS)}'
+      )
     if self.schedule not in SCHEDULES:
-      raise ValueError(f'optimizer.schedule {self.schedule!r}: expected one of {SCHEDULES}{nearest(self.schedule, SCHEDULES)}')
+      raise ValueError(
+        f'optimizer.schedule {self.schedule!r}: expected one of {SCHEDULES}{nearest(self.schedule, SCHEDULES)}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Sizes of the mesh axes; -1 takes what is left, fsdp before data. `slices` of a pod lie on the data axis."""
+  """Sizes of the mesh axes; -1 takes what is left, fsdp before data. `slices` of a pod lie on the
+  data axis.
+  """
 
   data: int = -1
   fsdp: int = -1
@@ -91,9 +97,13 @@ class TrainConfig:
 
   def __post_init__(self):
     if self.rows % self.optimizer.accumulate:
-      raise ValueError(f'rows={self.rows} does not divide into optimizer.accumulate={self.optimizer.accumulate}')
+      raise ValueError(
+        f'rows={self.rows} does not divide into optimizer.accumulate={self.optimizer.accumulate}'
+      )
     if self.ntp_coeff < 0 or self.flow_coeff < 0:
-      raise ValueError(f'loss weights must not be negative: ntp_coeff={self.ntp_coeff}, flow_coeff={self.flow_coeff}')
+      raise ValueError(
+        f'loss weights must not be negative: ntp_coeff={self.ntp_coeff}, flow_coeff={self.flow_coeff}'
+      )
 
   @property
   def sizes(self) -> tuple[int, int, int, int, int]:

@@ -205,7 +205,9 @@ def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
       raise MissingProcesses(f'{verdict} (this is process {process_id})')
     if 'process' in verdict:
       raise ValueError(verdict)
-    time.sleep(POLL_S)  # process 0 is not up yet, or a server of an earlier run still holds the port
+    time.sleep(
+      POLL_S
+    )  # process 0 is not up yet, or a server of an earlier run still holds the port
   raise MissingProcesses(
     f'process 0 did not answer at {coordinator} within {timeout_s:g} s; missing: 0 '
     f'(this is process {process_id}, on {socket.gethostname()})',

@@ -35,29 +35,41 @@ class Stopped(Exception):
 
 
 def encoder(config: VaeConfig, params):
-  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], normalised posterior means, on one local device."""
+  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], normalised posterior means, on one local
+  device.
+  """
+
   @jax.jit
   def run(params, pixels):
-    return normalize(config, WanVae(config).apply({'params': params}, to_float(pixels), method='encode').mean)
+    return normalize(
+      config, WanVae(config).apply({'params': params}, to_float(pixels), method='encode').mean
+    )
 
   device = jax.local_devices()[0]
   params = jax.device_put(params, device)
   return lambda pixels: np.asarray(run(params, jax.device_put(pixels, device)))
 
 
-def train(config: TrainConfig, workdir: str, devices: Sequence[jax.Device] | None = None) -> TrainState:
-  """Trains to `config.steps` on `devices` (default: all), from the newest checkpoint in `workdir` if there is one.
+def train(
+  config: TrainConfig, workdir: str, devices: Sequence[jax.Device] | None = None
+) -> TrainState:
+  """Trains to `config.steps` on `devices` (default: all), from the newest checkpoint in `workdir`
+  if there is one.
 
-  SIGTERM or Ctrl-C saves after the running step and raises Stopped; the next call goes on with the identical batch.
-  A second Ctrl-C is a KeyboardInterrupt, which waits for a save that is being written and for nothing else.
-  Raises ValueError where a checkpoint, the VAE or the tokenizer does not fit the config, FloatingPointError where the
-  loss or its gradient is no longer finite (the newest checkpoint is of before), and what went wrong with a save.
+  SIGTERM or Ctrl-C saves after the running step and raises Stopped; the next call goes on with the
+  identical batch. A second Ctrl-C is a KeyboardInterrupt, which waits for a save that is being
+  written and for nothing else. Raises ValueError where a checkpoint, the VAE or the tokenizer does
+  not fit the config, FloatingPointError where the loss or its gradient is no longer finite (the
+  newest checkpoint is of before), and what went wrong with a save.
   """
   m = config.mesh
   mesh = sharding.make_mesh(
-      m.data, m.fsdp, m.context, m.tensor, devices=devices or jax.devices(), num_slices=m.slices)
+    m.data, m.fsdp, m.context, m.tensor, devices=devices or jax.devices(), num_slices=m.slices
+  )
   with contextlib.ExitStack() as closing:
-    stop = closing.enter_context(StopSignals())  # closed last: a second SIGTERM must not cut a save short
+    stop = closing.enter_context(
+      StopSignals()
+    )  # closed last: a second SIGTERM must not cut a save short
     closing.enter_context(jax.set_mesh(mesh))
     return _train(config, workdir, mesh, stop, closing)
 
@@ -67,7 +79,9 @@ def _train(config, workdir, mesh, stop, closing):
   closing.callback(checkpoints.close)
   abstract = state_lib.abstract_state(config)
   placed = sharding.shardings(abstract, mesh)
-  abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
+  abstract = jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed
+  )
   pipeline = _pipeline(config, workdir, mesh)
   closing.callback(pipeline.close)
   latest = checkpoints.latest()
@@ -102,8 +116,9 @@ def _train(config, workdir, mesh, stop, closing):
     log.step(step, metrics, time.perf_counter() - began, tokens)
     if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
       raise FloatingPointError(
-          f'{workdir}: step {step} has loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]}; '
-          f'the newest checkpoint is of step {checkpoints.latest() or 0}')
+        f'{workdir}: step {step} has loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]}; '
+        f'the newest checkpoint is of step {checkpoints.latest() or 0}'
+      )
     checkpoints.check()
     asked = stop.asked or checkpoints.reached_preemption(step)
     if asked or step % config.checkpoint_every == 0 or step == config.steps:
@@ -120,7 +135,9 @@ def _start(config: TrainConfig, abstract: TrainState, placed) -> TrainState:
     init = lambda key: state_lib.from_params(state_lib.init_params(config.model, key), config)
     return jax.jit(init, out_shardings=placed)(jax.random.key(config.seed))
   params = checkpoint.load_weights(config.init_from, abstract.params)
-  return jax.jit(functools.partial(state_lib.from_params, config=config), out_shardings=placed)(params)
+  return jax.jit(functools.partial(state_lib.from_params, config=config), out_shardings=placed)(
+    params
+  )
 
 
 def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
@@ -129,8 +146,10 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
     raise ValueError('tokenizer: no directory given; --config.tokenizer=DIR')
   tokenizer = Tokenizer.from_dir(config.tokenizer)
   if tokenizer.vocab_size > config.model.decoder.vocab_size:
-    raise ValueError(f'{config.tokenizer}: {tokenizer.vocab_size} tokens, the model has '
-                     f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)')
+    raise ValueError(
+      f'{config.tokenizer}: {tokenizer.vocab_size} tokens, the model has '
+      f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)'
+    )
   if jax.process_index() == 0 and not (epath.Path(workdir) / 'tokenizer').exists():
     tokenizer.save(str(epath.Path(workdir) / 'tokenizer'))
   vae = config.model.vae
@@ -140,8 +159,10 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
       raise ValueError('vae: no directory given, and the run has pictures; --config.vae=DIR')
     vae, params = checkpoint.load_vae(config.vae)
     if vae.latent_channels != config.model.vae.latent_channels:
-      raise ValueError(f'{config.vae}: {vae.latent_channels} latent channels, the model has '
-                       f'{config.model.vae.latent_channels} (model.vae.latent_channels)')
+      raise ValueError(
+        f'{config.vae}: {vae.latent_channels} latent channels, the model has '
+        f'{config.model.vae.latent_channels} (model.vae.latent_channels)'
+      )
     encode = encoder(vae, params)
   placed = sharding.batch_sharding(mesh)
   rows = local_rows(mesh, config.rows)
@@ -155,16 +176,28 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
     def one(array, where):
       shape = (config.rows, *array.shape[1:])
       return jax.make_array_from_callback(
-          shape, where, lambda index: array[local(index[0]), *index[1:]])
+        shape, where, lambda index: array[local(index[0]), *index[1:]]
+      )
+
     return batch_lib.Batch(*(one(a, s) for a, s in zip(batch, placed)))
 
   return Pipeline(
-      config.data, tokenizer, encode=encode, strides=(vae.temporal_stride, vae.spatial_stride), sizes=config.sizes,
-      seed=config.seed, rows=rows, steps=config.steps, put=put, encoder_name=config.vae)
+    config.data,
+    tokenizer,
+    encode=encode,
+    strides=(vae.temporal_stride, vae.spatial_stride),
+    sizes=config.sizes,
+    seed=config.seed,
+    rows=rows,
+    steps=config.steps,
+    put=put,
+    encoder_name=config.vae,
+  )
 
 
 def local_rows(mesh, rows: int) -> list[int]:
-  """The rows of a batch of `rows` that this process's devices hold. ValueError where they do not divide.
+  """The rows of a batch of `rows` that this process's devices hold. ValueError where they do not
+  divide.
 
   On a pod they need not be a run: the mesh follows the links between chips, not the hosts.
   """
@@ -179,8 +212,9 @@ def local_rows(mesh, rows: int) -> list[int]:
 class StopSignals:
   """Remembers SIGTERM and SIGINT instead of dying of them; a second Ctrl-C dies.
 
-  Among several processes it does nothing: one that stops alone leaves the others waiting in a collective. There jax's
-  own handler tells all of them, and `reached_preemption` is true for all at one step.
+  Among several processes it does nothing: one that stops alone leaves the others waiting in a
+  collective. There jax's own handler tells all of them, and `reached_preemption` is true for all at
+  one step.
   """
 
   def __init__(self):
@@ -188,7 +222,8 @@ class StopSignals:
     self._old = {}
 
   def __enter__(self):
-    # Python takes signals in the main thread only; in another (a notebook's executor) the caller handles them.
+    # Python takes signals in the main thread only; in another (a notebook's executor) the caller
+    # handles them.
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self._old[number] = signal.signal(number, self._note)

@@ -14,10 +14,11 @@ from tuna_jax.data.tasks import TASKS
 
 
 class Log:
-  """Writes `log.txt` (a line a step), `metrics.jsonl` and TensorBoard scalars under `workdir`, from process 0.
+  """Writes `log.txt` (a line a step), `metrics.jsonl` and TensorBoard scalars under `workdir`, from
+  process 0.
 
-  On a terminal the lines become one progress bar; elsewhere every line is printed too. Compile time is told apart:
-  call `compiled(seconds)` once it is known.
+  On a terminal the lines become one progress bar; elsewhere every line is printed too. Compile time
+  is told apart: call `compiled(seconds)` once it is known.
   """
 
   def __init__(self, workdir: str, steps: int, devices: int):
@@ -28,6 +29,7 @@ class Log:
     self._compile = 0.0
     if self._on:
       import tensorboardX
+
       root = epath.Path(workdir)
       root.mkdir(parents=True, exist_ok=True)
       self._lines = (root / 'log.txt').open('a')
@@ -44,21 +46,35 @@ class Log:
   def step(self, step: int, metrics, seconds: float, tokens: int) -> dict[str, float]:
     """Writes the metrics of a finished step; returns them as plain numbers by name.
 
-    metrics: of `train_step`. seconds: of this step. tokens: positions of all rows, padding included.
+    metrics: of `train_step`. seconds: of this step. tokens: positions of all rows, padding
+    included.
     """
     values = scalars(metrics)
-    values |= {'seconds': seconds, 'tokens_per_second_per_device': tokens / max(seconds, 1e-9) / self._devices}
+    values |= {
+      'seconds': seconds,
+      'tokens_per_second_per_device': tokens / max(seconds, 1e-9) / self._devices,
+    }
     if not self._on:
       return values
-    line = (f'completed step: {step}, seconds: {seconds:.3f}, '
-            f'Tokens/s/device: {values["tokens_per_second_per_device"]:.0f}, '
-            + ', '.join(f'{n}: {v:.4f}' for n, v in values.items() if '/' in n or n in ('loss', 'grad_norm')))
+    line = (
+      f'completed step: {step}, seconds: {seconds:.3f}, '
+      f'Tokens/s/device: {values["tokens_per_second_per_device"]:.0f}, '
+      + ', '.join(
+        f'{n}: {v:.4f}' for n, v in values.items() if '/' in n or n in ('loss', 'grad_norm')
+      )
+    )
     self._lines.write(line + '\n')
-    self._records.write(json.dumps({'step': step, **{n: round(v, 6) for n, v in values.items()}}) + '\n')
+    self._records.write(
+      json.dumps({'step': step, **{n: round(v, 6) for n, v in values.items()}}) + '\n'
+    )
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
     if self._bar:
-      print(f'\r{self._progress(step)} loss {values["loss"]:.4f} ', end='' if step < self._steps else '\n', flush=True)
+      print(
+        f'\r{self._progress(step)} loss {values["loss"]:.4f} ',
+        end='' if step < self._steps else '\n',
+        flush=True,
+      )
     else:
       print(line, flush=True)
     if step % 50 == 0:
@@ -81,7 +97,9 @@ class Log:
 
 
 def scalars(metrics) -> dict[str, float]:
-  """Plain numbers from the metrics of a step: loss, grad_norm, mean and per-task losses ('flow/t2i')."""
+  """Plain numbers from the metrics of a step: loss, grad_norm, mean and per-task losses
+  ('flow/t2i').
+  """
   metrics = jax.tree.map(np.asarray, metrics)
   values = {'loss': float(metrics['loss']), 'grad_norm': float(metrics['grad_norm'])}
   for name in ('ntp', 'flow'):

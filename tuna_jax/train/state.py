@@ -14,14 +14,16 @@ from tuna_jax import batch as batch_lib
 from tuna_jax import tree
 from tuna_jax.config import TunaConfig
 from tuna_jax.models import decoder
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import TrainConfig
-from tuna_jax.weights.shapes import tuna_shapes
 
 
 class TrainState(NamedTuple):
-  """step int32; params: the whole tree; ema and the moments in opt_state: {leaf name: array} of trainable leaves."""
+  """step int32; params: the whole tree; ema and the moments in opt_state: {leaf name: array} of
+  trainable leaves.
+  """
 
   step: jax.Array
   params: Any
@@ -46,7 +48,9 @@ def from_params(params, config: TrainConfig) -> TrainState:
   """The state at step 0 around `params`."""
   transformation, multiples = make_optimizer(config)
   leaves = select(params, multiples)
-  return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, leaves), transformation.init(leaves))
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, leaves), transformation.init(leaves)
+  )
 
 
 def abstract_state(config: TrainConfig) -> TrainState:
@@ -62,7 +66,9 @@ def select(params, names) -> dict:
 
 def merge(params, leaves: dict):
   """`params` with the named leaves replaced."""
-  return jax.tree_util.tree_map_with_path(lambda path, old: leaves.get(tree.name_of(path), old), params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, old: leaves.get(tree.name_of(path), old), params
+  )
 
 
 def weights(state: TrainState):

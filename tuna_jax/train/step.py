@@ -30,11 +30,15 @@ def draw(batch: Batch, key, time_shift: float):
   """(noise float32[B, V, C], t float32[B, M]); images that are not drawn are clean, t = 1."""
   noise_key, time_key = jax.random.split(key)
   t = flow.sample_t(time_key, batch.target.shape, time_shift)
-  return jax.random.normal(noise_key, batch.latents.shape, jnp.float32), jnp.where(batch.target, t, 1.0)
+  return jax.random.normal(noise_key, batch.latents.shape, jnp.float32), jnp.where(
+    batch.target, t, 1.0
+  )
 
 
 def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[str, losses.Sum]:
-  """{'ntp': Sum, 'flow': Sum} by task, of one forward pass. The flow sum is absent where flow_coeff is 0."""
+  """{'ntp': Sum, 'flow': Sum} by task, of one forward pass. The flow sum is absent where flow_coeff
+  is 0.
+  """
   model = Tuna(config.model)
   owner = jnp.maximum(batch.image - 1, 0)
   x_t, velocity = batch.latents, None
@@ -45,9 +49,17 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
   out = model.apply({'params': params}, batch, x_t, t, flow=draws)
   logits = functools.partial(model.apply, {'params': params}, method='logits')
   mesh = active_mesh()
-  sums = {'ntp': losses.next_token(
-      logits, out.hidden, batch.labels, batch.label_weight, batch.task, NUM_TASKS,
-      devices=1 if mesh is None else mesh.size // mesh.shape['tensor'])}
+  sums = {
+    'ntp': losses.next_token(
+      logits,
+      out.hidden,
+      batch.labels,
+      batch.label_weight,
+      batch.task,
+      NUM_TASKS,
+      devices=1 if mesh is None else mesh.size // mesh.shape['tensor'],
+    )
+  }
   if draws:
     selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
     task = jnp.take_along_axis(batch.task, batch.place, axis=1)
@@ -58,7 +70,9 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
 def total_loss(sums: dict[str, losses.Sum], counts: dict[str, jax.Array], config: TrainConfig):
   """flow_coeff x mean flow loss + ntp_coeff x mean next-token loss, over the given global counts."""
   coeff = {'ntp': config.ntp_coeff, 'flow': config.flow_coeff}
-  return sum(coeff[name] * jnp.sum(s.total) / jnp.maximum(counts[name], 1e-6) for name, s in sums.items())
+  return sum(
+    coeff[name] * jnp.sum(s.total) / jnp.maximum(counts[name], 1e-6) for name, s in sums.items()
+  )
 
 
 def _counts(batch: Batch) -> dict[str, jax.Array]:
@@ -68,20 +82,27 @@ def _counts(batch: Batch) -> dict[str, jax.Array]:
 
 
 def loss_fn(leaves, params, batch: Batch, noise, t, counts, *, config: TrainConfig):
-  """(loss, sums): the loss as a function of the trainable `leaves`; the rest of `params` is constant."""
+  """(loss, sums): the loss as a function of the trainable `leaves`; the rest of `params` is
+  constant.
+  """
   sums = loss_sums(state_lib.merge(params, leaves), batch, noise, t, config=config)
   return total_loss(sums, counts, config), sums
 
 
 def jit_step(config: TrainConfig, placed: TrainState):
-  """`train_step` as every caller compiles it: the old state is donated, the new one lies where `placed` says."""
-  return jax.jit(functools.partial(train_step, config=config), donate_argnums=0, out_shardings=(placed, None))
+  """`train_step` as every caller compiles it: the old state is donated, the new one lies where
+  `placed` says.
+  """
+  return jax.jit(
+    functools.partial(train_step, config=config), donate_argnums=0, out_shardings=(placed, None)
+  )
 
 
 def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   """One optimizer step -> (state, metrics).
 
-  key: of the run; the step folds its own number in. metrics: 'loss', 'grad_norm', and by task 'ntp' and 'flow' sums.
+  key: of the run; the step folds its own number in. metrics: 'loss', 'grad_norm', and by task 'ntp'
+  and 'flow' sums.
   """
   transformation, multiples = state_lib.make_optimizer(config)
   noise, t = draw(batch, jax.random.fold_in(key, state.step), config.time_shift)
@@ -93,13 +114,17 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
     (loss, sums), grads = grad_fn(leaves, state.params, batch, noise, t, counts)
   else:
     # Row b goes to micro-batch b mod k, so each device keeps its own rows.
-    pieces = jax.tree.map(lambda a: jnp.swapaxes(a.reshape(-1, micro, *a.shape[1:]), 0, 1), (batch, noise, t))
+    pieces = jax.tree.map(
+      lambda a: jnp.swapaxes(a.reshape(-1, micro, *a.shape[1:]), 0, 1), (batch, noise, t)
+    )
 
     def add(carry, piece):
       return jax.tree.map(jnp.add, carry, grad_fn(leaves, state.params, *piece, counts)), None
 
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(
-        grad_fn, leaves, state.params, *jax.tree.map(lambda a: a[0], pieces), counts))
+    zeros = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype),
+      jax.eval_shape(grad_fn, leaves, state.params, *jax.tree.map(lambda a: a[0], pieces), counts),
+    )
     ((loss, sums), grads), _ = jax.lax.scan(add, zeros, pieces)
   updates, opt_state = transformation.update(grads, state.opt_state, leaves)
   leaves = optax.apply_updates(leaves, updates)

@@ -1,1 +1,3 @@
-"""The weight bridge: public parts and official checkpoints in and out, one two-way table of names a source."""
+"""The weight bridge: public parts and official checkpoints in and out, one two-way table of names a
+source.
+"""

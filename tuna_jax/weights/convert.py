@@ -1,7 +1,8 @@
-"""Through a table, both ways: `plan` and `export` map names to `Lazy` tensors, `convert` puts them on devices.
+"""Through a table, both ways: `plan` and `export` map names to `Lazy` tensors, `convert` puts them
+on devices.
 
-Everything that does not fit is collected first and raised together; what is fresh, dropped or adapted on purpose is
-listed in the plan, and stored with the checkpoint by whoever writes it.
+Everything that does not fit is collected first and raised together; what is fresh, dropped or
+adapted on purpose is listed in the plan, and stored with the checkpoint by whoever writes it.
 """
 
 from __future__ import annotations
@@ -16,23 +17,18 @@ import numpy as np
 from tuna_jax import tree
 from tuna_jax.config import nearest
 from tuna_jax.weights.tables import FreshUnlessEqual, Misfit, Row, Table
-from tuna_jax.weights.tensors import (
-  FLOATS,
-  CheckpointError,
-  Lazy,
-  index_shape,
-  lazies,
-  row_blocks,
-)
+from tuna_jax.weights.tensors import FLOATS, CheckpointError, Lazy, index_shape, lazies, row_blocks
 
 SHOWN_FAULTS = 60
 
 
 @dataclasses.dataclass
 class Plan:
-  """What a conversion will do. `leaves`: our names; the rest says what is not carried over as it is, and why.
+  """What a conversion will do. `leaves`: our names; the rest says what is not carried over as it
+  is, and why.
 
-  fresh: {our leaf: reason}, absent from `leaves`; dropped: {their tensor: reason}; adapted: {our leaf: what changed}.
+  fresh: {our leaf: reason}, absent from `leaves`; dropped: {their tensor: reason}; adapted: {our
+  leaf: what changed}.
   """
 
   leaves: dict[str, Lazy] = dataclasses.field(default_factory=dict)
@@ -49,18 +45,21 @@ def convert(table: Table, reader: Mapping, abstract_params, shardings=None):
   """The parameters that `abstract_params` describes, read from `reader`.
 
   Args:
-    table: which of our leaves is which tensor (weights.tables).
-    reader: {their name: Lazy or array}, as `weights.open_checkpoint` gives.
-    abstract_params: nested dicts of jax.ShapeDtypeStruct, from jax.eval_shape.
-    shardings: a tree of jax.sharding.Sharding of the same structure, or None for what `abstract_params` says, or
+    table: which of our leaves is which tensor (weights.tables). reader: {their name: Lazy or
+    array}, as `weights.open_checkpoint` gives. abstract_params: nested dicts of
+    jax.ShapeDtypeStruct, from jax.eval_shape. shardings: a tree of jax.sharding.Sharding of the
+    same structure, or None for what `abstract_params` says, or
       else the first local device. Each device's slice is read by itself.
 
-  Raises CheckpointError listing every uncovered, missing, unused, doubly matched or misshapen tensor, and any leaf that
-  the source cannot supply: nothing here invents values (`weights.fresh` does, where it is asked).
+  Raises CheckpointError listing every uncovered, missing, unused, doubly matched or misshapen
+  tensor, and any leaf that the source cannot supply: nothing here invents values (`weights.fresh`
+  does, where it is asked).
   """
   planned = plan(table, reader, abstract_params)
   if planned.fresh:
-    raise CheckpointError('\n'.join(f'{leaf}: not in the source: {why}' for leaf, why in planned.fresh.items()))
+    raise CheckpointError(
+      '\n'.join(f'{leaf}: not in the source: {why}' for leaf, why in planned.fresh.items())
+    )
   return place(planned.leaves, abstract_params, shardings)
 
 
@@ -73,21 +72,29 @@ def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
     name = tree.name_of(path)
     value = leaves[name]
     return jax.make_array_from_callback(
-        aval.shape, wanted.get(name, aval.sharding or default), lambda index: value[index].astype(aval.dtype, copy=False))
+      aval.shape,
+      wanted.get(name, aval.sharding or default),
+      lambda index: value[index].astype(aval.dtype, copy=False),
+    )
 
   return jax.tree_util.tree_map_with_path(put, abstract_params)
 
 
 def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
-  """Matches every leaf with its tensors by names and shapes. Raises CheckpointError with all the faults together."""
+  """Matches every leaf with its tensors by names and shapes. Raises CheckpointError with all the
+  faults together.
+  """
   result, faults = Plan(), []
   tensors = _clean(table, lazies(reader), result, faults)
   used, missing, optional = {}, [], []
   for leaf, aval in tree.flatten(abstract_params).items():
     found = [(row, indices) for row in table.rows if (indices := row.match(leaf)) is not None]
     if len(found) != 1:
-      what = 'no row covers it' + nearest(leaf, [row.ours for row in table.rows]) if not found else (
-          'doubly matched by ' + ' and '.join(f'{row.ours!r}' for row, _ in found))
+      what = (
+        'no row covers it' + nearest(leaf, [row.ours for row in table.rows])
+        if not found
+        else ('doubly matched by ' + ' and '.join(f'{row.ours!r}' for row, _ in found))
+      )
       faults.append(f'{leaf}: {what}')
       continue
     row, indices = found[0]
@@ -119,13 +126,20 @@ def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
       if any(notes):
         result.adapted[leaf] = ', '.join(sorted(filter(None, notes)))
   for leaf in [leaf for leaf in optional if leaf not in result.fresh]:
-    sibling = next((f for f in result.fresh if f.rpartition('/')[0] == leaf.rpartition('/')[0]), None)
+    sibling = next(
+      (f for f in result.fresh if f.rpartition('/')[0] == leaf.rpartition('/')[0]), None
+    )
     if sibling and result.leaves.pop(leaf, None):
       result.fresh[leaf] = f'{sibling} is fresh'
   unused = [name for name in tensors if name not in used]
-  faults += [f'{name}: missing, wanted for {leaf}{_near(n, name, unused)}' for n, (name, leaf) in enumerate(missing)]
-  faults += [f'{name}: unused: no leaf of the model takes it{_near(n, name, [m for m, _ in missing])}'
-             for n, name in enumerate(unused)]
+  faults += [
+    f'{name}: missing, wanted for {leaf}{_near(n, name, unused)}'
+    for n, (name, leaf) in enumerate(missing)
+  ]
+  faults += [
+    f'{name}: unused: no leaf of the model takes it{_near(n, name, [m for m, _ in missing])}'
+    for n, name in enumerate(unused)
+  ]
   if faults:
     raise_faults(f'{table.source}: {len(faults)} faults', faults)
   return result
@@ -138,11 +152,14 @@ def export(table: Table, params) -> dict[str, Lazy]:
     table: as for `convert`.
     params: nested dicts (or {name: leaf}) of jax.Array, numpy or Lazy.
 
-  Raises CheckpointError for leaves that no row covers. Use `np.asarray` on a value to have it in memory.
+  Raises CheckpointError for leaves that no row covers. Use `np.asarray` on a value to have it in
+  memory.
   """
   tensors, faults = {}, []
   for leaf, value in lazies(tree.flatten(params)).items():
-    row, indices = next(((row, found) for row in table.rows if (found := row.match(leaf)) is not None), (None, ()))
+    row, indices = next(
+      ((row, found) for row in table.rows if (found := row.match(leaf)) is not None), (None, ())
+    )
     if row is None:
       faults.append(f'{leaf}: no row covers it{nearest(leaf, [row.ours for row in table.rows])}')
       continue
@@ -156,14 +173,21 @@ def export(table: Table, params) -> dict[str, Lazy]:
 def cast(tensors: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
   """The same tensors, read as `dtype`."""
   dtype = np.dtype(dtype)
-  return {name: Lazy(t.shape, dtype, lambda index, t=t: t.read(index).astype(dtype, copy=False))
-          for name, t in tensors.items()}
+  return {
+    name: Lazy(t.shape, dtype, lambda index, t=t: t.read(index).astype(dtype, copy=False))
+    for name, t in tensors.items()
+  }
 
 
 def equal(a: Lazy, b: Lazy) -> bool:
   """Whether two tensors hold the same bytes, read block by block."""
-  return a.shape == b.shape and a.dtype == b.dtype and all(
-      np.array_equal(a.read(i).view(np.uint8), b.read(i).view(np.uint8)) for i in row_blocks(a))
+  return (
+    a.shape == b.shape
+    and a.dtype == b.dtype
+    and all(
+      np.array_equal(a.read(i).view(np.uint8), b.read(i).view(np.uint8)) for i in row_blocks(a)
+    )
+  )
 
 
 def _clean(table: Table, tensors, result: Plan, faults) -> dict[str, Lazy]:
@@ -192,7 +216,9 @@ def _clean(table: Table, tensors, result: Plan, faults) -> dict[str, Lazy]:
 
 def _names(row: Row, indices, shape) -> list[str]:
   """Their names for one leaf: one, or one a layer."""
-  return [row.torch.format(i) for i in range(shape[0])] if row.stacked else [row.torch.format(*indices)]
+  return (
+    [row.torch.format(i) for i in range(shape[0])] if row.stacked else [row.torch.format(*indices)]
+  )
 
 
 def _torch_order(leaf: str, items):
@@ -213,7 +239,9 @@ def _leaf(leaf: str, stacked: bool, parts, aval) -> Lazy:
     name, value = part
     array = _our_order(leaf, value.read(_torch_order(leaf, index))).astype(dtype)
     if not np.isfinite(array).all():
-      raise CheckpointError(f'{name}: holds infinite or undefined values: the file is damaged or the training diverged')
+      raise CheckpointError(
+        f'{name}: holds infinite or undefined values: the file is damaged or the training diverged'
+      )
     return array
 
   def read(index):
@@ -235,13 +263,21 @@ def _to_torch(leaf: str, value: Lazy, layer: int | None) -> Lazy:
   def read(index):
     ours = index if not leaf.endswith('/kernel') else (*index[2:], index[1], index[0])
     array = value.read((*front, *ours)).reshape(index_shape(ours))
-    return array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)) if leaf.endswith('/kernel') else array
+    return (
+      array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+      if leaf.endswith('/kernel')
+      else array
+    )
 
   return Lazy(_torch_order(leaf, shape), value.dtype, read)
 
 
 def _near(rank: int, name: str, names) -> str:
-  return nearest(name, names) if rank < SHOWN_FAULTS and len(names) * math.log2(len(name) + 1) < 20_000 else ''
+  return (
+    nearest(name, names)
+    if rank < SHOWN_FAULTS and len(names) * math.log2(len(name) + 1) < 20_000
+    else ''
+  )
 
 
 def raise_faults(title: str, faults: list[str]):

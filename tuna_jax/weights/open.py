@@ -7,15 +7,23 @@ from etils import epath
 from tuna_jax.weights import safetensors, torchfile
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
-STEMS = ('model', 'diffusion_pytorch_model', 'pytorch_model')  # transformers, diffusers, older transformers
+STEMS = (
+  'model',
+  'diffusion_pytorch_model',
+  'pytorch_model',
+)  # transformers, diffusers, older transformers
 TORCH = ('.pt', '.pth', '.bin')
 
 
 def find(path) -> epath.Path:
-  """The one file to read: `path` itself, or the index or weights file of the folder. Raises CheckpointError."""
+  """The one file to read: `path` itself, or the index or weights file of the folder. Raises
+  CheckpointError.
+  """
   path = epath.Path(path)
   if not path.exists():
-    raise CheckpointError(f'{path}: no such file or folder (a Hugging Face id must be downloaded first)')
+    raise CheckpointError(
+      f'{path}: no such file or folder (a Hugging Face id must be downloaded first)'
+    )
   if not path.is_dir():
     return path
   files = {p.name: p for p in path.iterdir()}
@@ -27,14 +35,17 @@ def find(path) -> epath.Path:
   if len(weights) == 1:
     return files[weights[0]]
   raise CheckpointError(
-      f'{path}: expected model.safetensors, its index, or one weights file; found '
-      + (', '.join(weights or sorted(files)[:20]) or 'an empty folder'))
+    f'{path}: expected model.safetensors, its index, or one weights file; found '
+    + (', '.join(weights or sorted(files)[:20]) or 'an empty folder')
+  )
 
 
 def open_checkpoint(path) -> dict[str, Lazy]:
-  """{name: Lazy} of a .safetensors, .pt, .pth or .bin file, of an index of shards, or of a folder that holds one.
+  """{name: Lazy} of a .safetensors, .pt, .pth or .bin file, of an index of shards, or of a folder
+  that holds one.
 
-  Nothing but headers is read, and nothing in the file is executed. Raises CheckpointError for damaged files.
+  Nothing but headers is read, and nothing in the file is executed. Raises CheckpointError for
+  damaged files.
   """
   file = find(path)
   if file.name.endswith('.index.json'):
@@ -43,11 +54,15 @@ def open_checkpoint(path) -> dict[str, Lazy]:
     return safetensors.read_file(file)
   if file.suffix in TORCH:
     return torchfile.read_file(file)
-  raise CheckpointError(f'{file}: unknown kind of file: expected .safetensors, {", ".join(TORCH)} or a folder')
+  raise CheckpointError(
+    f'{file}: unknown kind of file: expected .safetensors, {", ".join(TORCH)} or a folder'
+  )
 
 
 def verify(path):
-  """Reads a checkpoint's recorded checksums against its data. Only torch zip files record any; others pass."""
+  """Reads a checkpoint's recorded checksums against its data. Only torch zip files record any;
+  others pass.
+  """
   file = find(path)
   if file.suffix in TORCH:
     torchfile.verify(file)

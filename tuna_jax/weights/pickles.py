@@ -1,8 +1,9 @@
 """The pickles of torch files, walked and never run.
 
-A pickle is a little program; unpickling runs it. Here its opcodes are read (`pickletools`) by an interpreter that can
-build containers and note which tensor lies where in the file, and can do nothing else: it imports nothing and calls
-nothing. A name outside PyTorch's own tensor format is refused, with the name.
+A pickle is a little program; unpickling runs it. Here its opcodes are read (`pickletools`) by an
+interpreter that can build containers and note which tensor lies where in the file, and can do
+nothing else: it imports nothing and calls nothing. A name outside PyTorch's own tensor format is
+refused, with the name.
 """
 
 from __future__ import annotations
@@ -19,18 +20,45 @@ from tuna_jax.weights.tensors import CheckpointError
 STEP_LIMIT = 20_000_000  # opcodes
 
 STORAGES = {
-    'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
-    'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16,
-    'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_, 'UntypedStorage': np.uint8}
+  'DoubleStorage': np.float64,
+  'FloatStorage': np.float32,
+  'HalfStorage': np.float16,
+  'BFloat16Storage': ml_dtypes.bfloat16,
+  'LongStorage': np.int64,
+  'IntStorage': np.int32,
+  'ShortStorage': np.int16,
+  'CharStorage': np.int8,
+  'ByteStorage': np.uint8,
+  'BoolStorage': np.bool_,
+  'UntypedStorage': np.uint8,
+}
 DTYPES = {
-    'float64': np.float64, 'double': np.float64, 'float32': np.float32, 'float': np.float32, 'float16': np.float16,
-    'half': np.float16, 'bfloat16': ml_dtypes.bfloat16, 'int64': np.int64, 'int32': np.int32, 'int16': np.int16,
-    'int8': np.int8, 'uint8': np.uint8, 'bool': np.bool_}
+  'float64': np.float64,
+  'double': np.float64,
+  'float32': np.float32,
+  'float': np.float32,
+  'float16': np.float16,
+  'half': np.float16,
+  'bfloat16': ml_dtypes.bfloat16,
+  'int64': np.int64,
+  'int32': np.int32,
+  'int16': np.int16,
+  'int8': np.int8,
+  'uint8': np.uint8,
+  'bool': np.bool_,
+}
 ALLOWED = {
-    'collections OrderedDict', 'torch Size', 'torch device', 'torch._utils _rebuild_tensor_v2',
-    'torch._utils _rebuild_tensor', 'torch._utils _rebuild_parameter', 'torch.nn.parameter Parameter',
-    'torch.storage TypedStorage', 'torch.storage UntypedStorage',
-    *(f'torch {name}' for name in (*STORAGES, *DTYPES))}
+  'collections OrderedDict',
+  'torch Size',
+  'torch device',
+  'torch._utils _rebuild_tensor_v2',
+  'torch._utils _rebuild_tensor',
+  'torch._utils _rebuild_parameter',
+  'torch.nn.parameter Parameter',
+  'torch.storage TypedStorage',
+  'torch.storage UntypedStorage',
+  *(f'torch {name}' for name in (*STORAGES, *DTYPES)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +85,6 @@ class Tensor:
   offset: int
   shape: tuple[int, ...]
   strides: tuple[int, ...]
-
 
 
 def interpret(path, stream, *, storages: dict | None = None, what: str = 'a pickle'):
@@ -101,7 +128,8 @@ def interpret(path, stream, *, storages: dict | None = None, what: str = 'a pick
           argument = f'{module} {name}'
         if argument not in ALLOWED:
           raise CheckpointError(
-              f'{path}: refused: its pickle refers to {argument.replace(" ", ".")}, which is no part of a tensor')
+            f'{path}: refused: its pickle refers to {argument.replace(" ", ".")}, which is no part of a tensor'
+          )
         stack.append(Name(argument))
       elif op in ('BINPERSID', 'PERSID'):
         stack.append(remember(_storage(stack.pop())))
@@ -137,15 +165,29 @@ def interpret(path, stream, *, storages: dict | None = None, what: str = 'a pick
         stack.append(memo[argument])
       elif op == 'POP':
         stack.pop()
-      elif op.startswith(('BININT', 'INT', 'LONG', 'BINFLOAT', 'FLOAT')) or 'UNICODE' in op or 'BYTES' in op or (
-          'STRING' in op):
+      elif (
+        op.startswith(('BININT', 'INT', 'LONG', 'BINFLOAT', 'FLOAT'))
+        or 'UNICODE' in op
+        or 'BYTES' in op
+        or ('STRING' in op)
+      ):
         stack.append(argument)
       else:
         raise CheckpointError(f'{path}: refused: its pickle uses {op}, which no tensor needs')
   except CheckpointError:
     raise
-  except (ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeDecodeError, OverflowError) as error:
-    raise CheckpointError(f'{path}: not {what}, or damaged: {type(error).__name__} {error}') from None
+  except (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    UnicodeDecodeError,
+    OverflowError,
+  ) as error:
+    raise CheckpointError(
+      f'{path}: not {what}, or damaged: {type(error).__name__} {error}'
+    ) from None
   raise CheckpointError(f'{path}: not {what}, or truncated')
 
 
@@ -153,7 +195,9 @@ def _pairs(items) -> dict:
   if len(items) % 2:
     raise ValueError('a key without a value')
   for key in items[0::2]:
-    if not isinstance(key, (str, int, float, type(None))):  # hashing nested tuples can take for ever
+    if not isinstance(
+      key, (str, int, float, type(None))
+    ):  # hashing nested tuples can take for ever
       raise TypeError(f'a key of type {type(key).__name__}')
   return dict(zip(items[0::2], items[1::2]))
 
@@ -161,7 +205,12 @@ def _pairs(items) -> dict:
 def _storage(pid) -> Storage:
   """('storage', type, key, device, count[, view])."""
   kind, storage_type, key, _, count, *view = pid
-  known = isinstance(kind, str) and isinstance(key, (str, int)) and type(count) is int and isinstance(storage_type, Name)
+  known = (
+    isinstance(kind, str)
+    and isinstance(key, (str, int))
+    and type(count) is int
+    and isinstance(storage_type, Name)
+  )
   if not known or kind != 'storage' or count < 0 or (view and view[0] is not None):
     raise ValueError('an unknown kind of reference')
   return Storage(str(key), np.dtype(STORAGES[storage_type.name.split(' ')[1]]), count)
@@ -173,7 +222,9 @@ def _call(function, arguments):
     raise TypeError(f'a call of {type(function).__name__}')
   module, name = function.name.split(' ')
   if name == 'OrderedDict':
-    return collections.OrderedDict(_pairs([part for pair in (arguments[0] if arguments else ()) for part in pair]))
+    return collections.OrderedDict(
+      _pairs([part for pair in (arguments[0] if arguments else ()) for part in pair])
+    )
   if name == 'Size':
     return tuple(*arguments)
   if name == 'device':
@@ -182,8 +233,12 @@ def _call(function, arguments):
     return arguments[0]
   if name in ('_rebuild_tensor_v2', '_rebuild_tensor'):
     storage, offset, shape, strides = arguments[:4]
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(
-        type(n) is int and n >= 0 for n in (offset, *shape)) or not all(type(n) is int for n in strides):
+    if (
+      not isinstance(storage, Storage)
+      or len(shape) != len(strides)
+      or not all(type(n) is int and n >= 0 for n in (offset, *shape))
+      or not all(type(n) is int for n in strides)
+    ):
       raise ValueError('a damaged tensor record')
     return Tensor(storage, offset, tuple(shape), tuple(strides))
   raise ValueError(f'a call of {module}.{name}')

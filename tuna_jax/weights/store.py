@@ -5,8 +5,9 @@
     OUTPUT/vae/               the frozen VAE, likewise: config.json of kind 'vae', and params/
     OUTPUT/tokenizer*.json    the decoder's tokenizer files, if they were there
 
-It is written as a stream under another name and renamed when complete: no reader ever sees half of it. Directories and
-runs whose parameters `train` saved (orbax) are read too, slice by slice like the others.
+It is written as a stream under another name and renamed when complete: no reader ever sees half of
+it. Directories and runs whose parameters `train` saved (orbax) are read too, slice by slice like
+the others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from tuna_jax.weights.convert import place, raise_faults
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
-TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'qwen.tiktoken')
+TOKENIZER_FILES = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'vocab.json',
+  'merges.txt',
+  'qwen.tiktoken',
+)
 ORBAX_CACHE = 1 << 30  # bytes of decoded chunks kept: a layer is a slice of a chunk
 
 
@@ -59,7 +66,14 @@ def new_folder(path):
     raise
 
 
-def write(path, config: TunaConfig, params: Mapping[str, Lazy], vae: Mapping[str, Lazy] | None, notes: dict, files=()):
+def write(
+  path,
+  config: TunaConfig,
+  params: Mapping[str, Lazy],
+  vae: Mapping[str, Lazy] | None,
+  notes: dict,
+  files=(),
+):
   """Writes the directory, all or nothing. `files` are copied beside it."""
   with new_folder(path) as folder:
     _write_kind(folder, 'tuna', config, params, notes)
@@ -72,8 +86,11 @@ def write(path, config: TunaConfig, params: Mapping[str, Lazy], vae: Mapping[str
 def is_stored(path) -> bool:
   """Whether `path` is a directory of ours: converted weights, saved weights or a run."""
   path = epath.Path(path)
-  return path.is_dir() and (path / 'config.json').exists() and (
-      (path / 'params').exists() or (path / 'checkpoints').exists())
+  return (
+    path.is_dir()
+    and (path / 'config.json').exists()
+    and ((path / 'params').exists() or (path / 'checkpoints').exists())
+  )
 
 
 def open_stored(path, *, step: int | None = None, ema: bool = True) -> Stored:
@@ -88,7 +105,9 @@ def open_stored(path, *, step: int | None = None, ema: bool = True) -> Stored:
   """
   path = epath.Path(path)
   if not is_stored(path):
-    raise CheckpointError(f'{path}: not a weights directory or run of ours: no config.json with params/ or checkpoints/')
+    raise CheckpointError(
+      f'{path}: not a weights directory or run of ours: no config.json with params/ or checkpoints/'
+    )
   try:
     found = json.loads((path / 'config.json').read_text())
     kind, config, notes = found['kind'], found['config'], found.get('notes', {})
@@ -97,7 +116,9 @@ def open_stored(path, *, step: int | None = None, ema: bool = True) -> Stored:
     config = from_dict(TunaConfig, {'tuna': config, 'run': config.get('model')}[kind])
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise CheckpointError(f'{path}/config.json: {type(error).__name__} {error}') from None
-  params = read_params(path / 'params') if kind == 'tuna' else _run_params(path / 'checkpoints', step, ema)
+  params = (
+    read_params(path / 'params') if kind == 'tuna' else _run_params(path / 'checkpoints', step, ema)
+  )
   if not (path / 'vae').exists():
     return Stored(config, params, None, None, notes)
   vae = open_stored(path / 'vae')
@@ -117,15 +138,26 @@ def read_params(folder) -> dict[str, Lazy]:
   for entry in metadata['tree_metadata'].values():
     keys = [str(key['key']) for key in entry['key_metadata']]
     array = tensorstore.open(
-        {'driver': driver, 'kvstore': {'driver': 'ocdbt', 'base': base, 'path': '.'.join(keys) + '/'},
-         'recheck_cached_data': 'open'}, context=context, open=True, read=True).result()
-    leaves['/'.join(keys)] = Lazy(tuple(array.shape), np.dtype(array.dtype.numpy_dtype),
-                                  lambda index, array=array: np.asarray(array[index].read().result()))
+      {
+        'driver': driver,
+        'kvstore': {'driver': 'ocdbt', 'base': base, 'path': '.'.join(keys) + '/'},
+        'recheck_cached_data': 'open',
+      },
+      context=context,
+      open=True,
+      read=True,
+    ).result()
+    leaves['/'.join(keys)] = Lazy(
+      tuple(array.shape),
+      np.dtype(array.dtype.numpy_dtype),
+      lambda index, array=array: np.asarray(array[index].read().result()),
+    )
   return leaves
 
 
 def load(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
-  """The parameters of a stored directory (`Stored.params` or `.vae`) on devices, each reading only its own slice.
+  """The parameters of a stored directory (`Stored.params` or `.vae`) on devices, each reading only
+  its own slice.
 
   Raises CheckpointError listing every missing, unused or misshapen leaf.
   """
@@ -134,14 +166,19 @@ def load(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
 
 
 def check(leaves: Mapping[str, Lazy], abstract_params):
-  """Raises CheckpointError unless `leaves` are exactly those of `abstract_params`, in names and shapes."""
+  """Raises CheckpointError unless `leaves` are exactly those of `abstract_params`, in names and
+  shapes.
+  """
   wanted = tree.flatten(abstract_params)
   missing = [name for name in wanted if name not in leaves]
   unused = [name for name in leaves if name not in wanted]
   faults = [f'{name}: missing{nearest(name, unused)}' for name in missing]
   faults += [f'{name}: unused{nearest(name, missing)}' for name in unused]
-  faults += [f'{name}: misshapen: found {list(leaves[name].shape)}, wanted {list(aval.shape)}'
-             for name, aval in wanted.items() if name in leaves and leaves[name].shape != tuple(aval.shape)]
+  faults += [
+    f'{name}: misshapen: found {list(leaves[name].shape)}, wanted {list(aval.shape)}'
+    for name, aval in wanted.items()
+    if name in leaves and leaves[name].shape != tuple(aval.shape)
+  ]
   if faults:
     raise_faults(f'stored weights: {len(faults)} faults', faults)
 
@@ -166,7 +203,9 @@ def _write_kind(folder, kind, config, leaves, notes):
 def _run_params(checkpoints, step, ema):
   steps = sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
   if not steps or (step is not None and step not in steps):
-    raise CheckpointError(f'{checkpoints}: no checkpoint{"" if step is None else f" of step {step}"}; it has {steps}')
+    raise CheckpointError(
+      f'{checkpoints}: no checkpoint{"" if step is None else f" of step {step}"}; it has {steps}'
+    )
   here = checkpoints / str(steps[-1] if step is None else step)
   averages = read_params(here / 'ema') if ema and (here / 'ema').exists() else {}
   return read_params(here / 'params') | averages

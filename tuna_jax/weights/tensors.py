@@ -1,7 +1,7 @@
 """A tensor that is not read yet. Every reader gives {name: Lazy}; every writer and loader takes it.
 
-A conversion is a new mapping of `Lazy` over an old one, so a slice asked of the result reads the matching bytes of
-the file and nothing else: peak memory follows the slice, not the checkpoint.
+A conversion is a new mapping of `Lazy` over an old one, so a slice asked of the result reads the
+matching bytes of the file and nothing else: peak memory follows the slice, not the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-  """One tensor: `read(index)` returns the slice as numpy, `index` being one slice(start, stop) an axis."""
+  """One tensor: `read(index)` returns the slice as numpy, `index` being one slice(start, stop) an
+  axis.
+  """
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -37,7 +39,9 @@ class Lazy:
     return math.prod(self.shape) * self.dtype.itemsize
 
   def __getitem__(self, index) -> np.ndarray:
-    """The slice, with slices given for every axis or for the first ones; `lazy[()]` is the whole tensor."""
+    """The slice, with slices given for every axis or for the first ones; `lazy[()]` is the whole
+    tensor.
+    """
     return self.read(full_index(index, self.shape))
 
   def __array__(self, dtype=None, copy=None):
@@ -63,9 +67,18 @@ def index_shape(index) -> tuple[int, ...]:
 
 
 def lazy(array) -> Lazy:
-  """Wraps an array that is already in memory: numpy, or a jax.Array, which is sliced on its devices."""
-  return array if isinstance(array, Lazy) else Lazy(
-      tuple(array.shape), np.dtype(array.dtype), lambda index: np.asarray(array[index] if index else array))
+  """Wraps an array that is already in memory: numpy, or a jax.Array, which is sliced on its
+  devices.
+  """
+  return (
+    array
+    if isinstance(array, Lazy)
+    else Lazy(
+      tuple(array.shape),
+      np.dtype(array.dtype),
+      lambda index: np.asarray(array[index] if index else array),
+    )
+  )
 
 
 def lazies(arrays: Mapping) -> dict[str, Lazy]:
@@ -74,7 +87,8 @@ def lazies(arrays: Mapping) -> dict[str, Lazy]:
 
 
 def row_blocks(value: Lazy, limit: int = CHUNK_BYTES):
-  """Indices that cover the tensor in storage order in slices of at most `limit` bytes, if one row is not larger.
+  """Indices that cover the tensor in storage order in slices of at most `limit` bytes, if one row
+  is not larger.
 
   Blocks follow the first axis; where one step of it is larger than `limit`, the second.
   """
@@ -105,7 +119,9 @@ class Bytes:
   def read(self, start: int, size: int) -> np.ndarray:
     """uint8[size] from `start`. Raises CheckpointError where the file is shorter."""
     if start < 0 or start + size > self.size:
-      raise CheckpointError(f'{self.path}: truncated: bytes {start}..{start + size} asked, the file has {self.size}')
+      raise CheckpointError(
+        f'{self.path}: truncated: bytes {start}..{start + size} asked, the file has {self.size}'
+      )
     with self._lock:
       self._file.seek(start)
       data = np.empty(size, np.uint8)
@@ -115,7 +131,7 @@ class Bytes:
         if part is None:  # remote files may offer only read()
           block = self._file.read(size - done)
           part = len(block)
-          view[done:done + part] = block
+          view[done : done + part] = block
         if not part:
           raise CheckpointError(f'{self.path}: truncated at byte {start + done}')
         done += part
@@ -136,11 +152,13 @@ class Bytes:
       step = max(1, wanted[0] if whole_rows else CHUNK_BYTES // max(1, row_bytes))
       for row in range(index[0].start, index[0].stop, step):
         rows = min(step, index[0].stop - row)
-        block = self.read(start + row * row_bytes, rows * row_bytes).view(dtype).reshape(rows, *row_shape)
+        block = (
+          self.read(start + row * row_bytes, rows * row_bytes).view(dtype).reshape(rows, *row_shape)
+        )
         if whole_rows:
           return block
         at = row - index[0].start
-        out[at:at + rows] = block[(slice(None), *index[1:])]
+        out[at : at + rows] = block[(slice(None), *index[1:])]
       return np.empty(wanted, dtype) if out is None else out
 
     return Lazy(shape, dtype, read)

@@ -1,0 +1,26 @@
+"""The page of what the model sees."""
+
+import numpy as np
+
+from tuna_jax.data import segments, tasks
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.tools import preview
+
+
+def test_the_page_shows_what_is_learned_and_what_is_drawn():
+  tokenizer = Tokenizer.train(['red ball', 'user\n', 'assistant\n', 'Look.'], 320)
+  context = tasks.Context(
+    tokenizer, tasks.TaskConfig(system=None, caption_dropout=0, questions=('Look.',))
+  )
+  picture, rng = np.zeros((16, 16, 3), np.uint8), np.random.default_rng(0)
+  record = {'image': picture, 'caption': 'red <b>ball'}
+  examples = [
+    (t, segments.layout(tasks.TASKS[t](record, context, rng), tokenizer, (4, 16)))
+    for t in ('t2i', 'caption')
+  ]
+  page = preview.page(examples, tokenizer)
+  drawn, described = page.split('<h3>')[1:]
+  assert 'span target' in drawn and 'class="learned"' not in drawn
+  assert 'span target' not in described
+  assert described.count('class="learned"') == len(tokenizer.encode('red <b>ball')) + 1
+  assert '<b>' not in page and page.count('data:image/png') == 2

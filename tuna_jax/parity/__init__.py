@@ -1,0 +1,1 @@
+"""Comparison with tensors of the official PyTorch model."""

@@ -1,0 +1,205 @@
+"""The config of a golden case in our terms: every size from the case itself, what we do not have
+refused by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+
+from tuna_jax import tree
+from tuna_jax.config import (
+  WAN_STD,
+  DecoderConfig,
+  FlowHeadConfig,
+  TunaConfig,
+  VaeConfig,
+  VisionConfig,
+)
+from tuna_jax.models.shapes import tuna_shapes, vae_shapes
+from tuna_jax.tools.xla_cpu import CPU_OPTIONS
+from tuna_jax.weights import tables
+from tuna_jax.weights.convert import convert
+from tuna_jax.weights.tensors import CheckpointError, Lazy
+
+# What the official options must be for our one way of doing it (ARCHITECTURE.md 0).
+ONLY = {
+  'hidden_act': ('gelu_pytorch_tanh',),
+  'attention_dropout': (0.0,),
+  'siglip_patch_size': (1,),
+  'patch_size': (1,),
+  'add_time_embeds': (True,),
+  'add_aspect_ratio_embeds': (False,),
+  'mrope_type': ('dit_3drope_mm',),
+  'path_type': ('Linear',),
+  'prediction': ('velocity',),
+  'snr_type': ('lognorm',),
+  'do_shift': (True,),
+  'und_max_t0': (1.0,),
+  'dtype': ('float32',),
+}
+# Stands for a tower that the case does not have.
+_TOWER = {
+  'num_layers': 1,
+  'dim': 16,
+  'num_heads': 1,
+  'num_kv_heads': 1,
+  'head_dim': 16,
+  'mlp_dim': 8,
+}
+_VAE = VaeConfig()  # Wan 2.2's own sizes
+_tuna_shapes, _vae_shapes = functools.cache(tuna_shapes), functools.cache(vae_shapes)
+
+
+def quick_jit(function: Callable) -> Callable:
+  """jax.jit for what runs once: on a CPU, without the expensive half of the compiler."""
+  return jax.jit(function, compiler_options=CPU_OPTIONS if jax.default_backend() == 'cpu' else None)
+
+
+def tuna(
+  *, vision=None, decoder=None, flow_head=None, vae=_VAE, time_frequencies: int = 256
+) -> TunaConfig:
+  """A float32 model with official behaviour; the towers that a case does not have are as small as
+  can be.
+  """
+  dim = flow_head.dim if flow_head else decoder.dim if decoder else _TOWER['dim']
+  small = {**_TOWER, 'dim': dim}
+  return TunaConfig(
+    vision=vision or VisionConfig(**_TOWER, grid=2),
+    decoder=decoder or DecoderConfig(**small, vocab_size=8, vocab_multiple=8),
+    flow_head=flow_head or FlowHeadConfig(**small),
+    vae=vae,
+    time_frequencies=time_frequencies,
+    dtype='float32',
+    remat='none',
+    compat='official',
+  )
+
+
+def vae_config(config: Mapping) -> VaeConfig:
+  """z_dim, c_dim, dec_dim, dim_mult, num_res_blocks, temperal_downsample; those absent are Wan
+  2.2's.
+  """
+  blocks = config.get('num_res_blocks', _VAE.encoder_blocks)
+  return VaeConfig(
+    latent_channels=config.get('z_dim', _VAE.latent_channels),
+    encoder_dim=config['c_dim'],
+    decoder_dim=config['dec_dim'],
+    dim_mult=tuple(config.get('dim_mult', _VAE.dim_mult)),
+    encoder_blocks=blocks,
+    decoder_blocks=blocks + 1,
+    temporal_down=tuple(config.get('temperal_downsample', _VAE.temporal_down)),
+    latent_mean=WAN_STD,
+    latent_std=WAN_STD,
+  )  # B13
+
+
+def vision_config(siglip: Mapping, grid: int, feature_layer: int) -> VisionConfig:
+  """A Hugging Face SigLIP config, cut at the feature layer, with a position table of side `grid`."""
+  _check(siglip, 'hidden_act', 'attention_dropout')
+  heads = siglip['num_attention_heads']
+  return VisionConfig(
+    num_layers=siglip['num_hidden_layers'] + feature_layer + 1
+    if feature_layer < 0
+    else feature_layer,
+    dim=siglip['hidden_size'],
+    num_heads=heads,
+    num_kv_heads=heads,
+    head_dim=siglip['hidden_size'] // heads,
+    mlp_dim=siglip['intermediate_size'],
+    norm_eps=siglip['layer_norm_eps'],
+    grid=grid,
+  )
+
+
+def decoder_config(llm: Mapping, vocab_size: int) -> DecoderConfig:
+  """A Hugging Face Qwen2 config."""
+  heads = llm['num_attention_heads']
+  return DecoderConfig(
+    num_layers=llm['num_hidden_layers'],
+    dim=llm['hidden_size'],
+    num_heads=heads,
+    num_kv_heads=llm['num_key_value_heads'],
+    head_dim=llm.get('head_dim') or llm['hidden_size'] // heads,
+    mlp_dim=llm['intermediate_size'],
+    norm_eps=llm['rms_norm_eps'],
+    vocab_size=vocab_size,
+    tied=llm['tie_word_embeddings'],
+    rope_theta=float(llm['rope_theta']),
+  )
+
+
+def flow_head_config(config: Mapping, layers: int, mlp_dim: int) -> FlowHeadConfig:
+  """hidden_size, num_attention_heads, num_key_value_heads, head_dim (else their quotient)."""
+  heads = config['num_attention_heads']
+  return FlowHeadConfig(
+    num_layers=layers,
+    dim=config['hidden_size'],
+    num_heads=heads,
+    num_kv_heads=config['num_key_value_heads'],
+    head_dim=config.get('head_dim') or config['hidden_size'] // heads,
+    mlp_dim=mlp_dim,
+  )
+
+
+def model_config(model: Mapping, weights: Mapping[str, Lazy]) -> TunaConfig:
+  """The whole model of config['model'].
+
+  What that leaves open, the vocabulary and the number of timestep frequencies, is read off the
+  weights.
+  """
+  options = model['tuna_model']
+  _check(options, *(name for name in ONLY if name in options))
+  llm = model['llm']
+  return tuna(
+    vision=vision_config(
+      model['siglip'], options['siglip_image_size'], options['siglip_feature_layer']
+    ),
+    decoder=decoder_config(llm, _rows(weights, 'tuna.model.embed_tokens.weight', 0)),
+    flow_head=flow_head_config(
+      options,
+      options['flow_head_num'],
+      options.get('intermediate_size') or llm['intermediate_size'],
+    ),
+    vae=vae_config({'z_dim': options['image_latent_dim'], **model['vae']}),
+    time_frequencies=_rows(weights, 'time_embed.mlp.0.weight', 1),
+  )
+
+
+def load_tuna(config: TunaConfig, weights: Mapping[str, Lazy], *parts: str):
+  """Our parameters from official names: all, or the top-level `parts` (as 'vision').
+  CheckpointError lists faults.
+  """
+  shapes = _tuna_shapes(config)
+  return convert(tables.tuna_official(config), weights, {p: shapes[p] for p in parts or shapes})
+
+
+def load_vae(config: VaeConfig, weights: Mapping[str, Lazy], *parts: str):
+  """The VAE's parameters: all, or top-level `parts`."""
+  shapes = _vae_shapes(config)
+  return convert(tables.wan_vae(config), weights, {p: shapes[p] for p in parts or shapes})
+
+
+def load_whole(model: Mapping, weights: Mapping[str, Lazy]):
+  """(config, our parameters, the VAE's) of config['model']."""
+  config = model_config(model, weights)
+  return config, load_tuna(config, weights), load_vae(config.vae, weights)
+
+
+def layer(params, index: int):
+  """Layer `index` of stacked parameters."""
+  return tree.unflatten({name: leaf[index] for name, leaf in tree.flatten(params).items()})
+
+
+def _rows(weights, name: str, axis: int) -> int:
+  if name not in weights:
+    raise CheckpointError(f'{name}: missing')
+  return weights[name].shape[axis]
+
+
+def _check(options: Mapping, *names: str):
+  for name in names:
+    if name in options and options[name] not in ONLY[name]:
+      raise ValueError(f'{name}={options[name]!r}: this package has only {ONLY[name][0]!r}')

@@ -1,0 +1,306 @@
+"""The same pictures three ways, and the same text two ways, timed in one process with the same
+weights.
+
+    naive     the padded sequence and the language head at every step, as the official code does
+    trimmed   nothing after the target span, no language head; the rest again at every step
+    cached    `sample_latents`: prompt and sources once, then the target span alone
+
+Axes:  B = branches of guidance   L positions   N cells of the target   C channels
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuna_jax import batch as batch_lib
+from tuna_jax import flow
+from tuna_jax.batch import Batch
+from tuna_jax.config import DecoderConfig, FlowHeadConfig, TunaConfig, VaeConfig, VisionConfig
+from tuna_jax.data.segments import Image, Plan, Text, layout
+from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.models.tuna import Tuna
+from tuna_jax.sample import image as drawing
+from tuna_jax.sample import text as writing
+from tuna_jax.sample.image import Guidance
+from tuna_jax.sample.prompt import collate, lengths, split, strides
+from tuna_jax.tools import flops_sample
+
+# Two layers a tower: small enough for a CPU, with the token counts of 512x512 (1,024 cells).
+SMALL = TunaConfig(
+  vision=VisionConfig(
+    num_layers=2, dim=64, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=128, grid=8
+  ),
+  decoder=DecoderConfig(
+    num_layers=2,
+    dim=64,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=32,
+    mlp_dim=192,
+    vocab_size=384,
+    rope_theta=1e4,
+  ),
+  flow_head=FlowHeadConfig(
+    num_layers=2, dim=64, num_heads=2, num_kv_heads=1, head_dim=32, mlp_dim=192
+  ),
+  vae=VaeConfig(latent_mean=(), latent_std=()),
+  dtype='float32',
+  remat='none',
+)
+
+LONG_S = 5.0  # a run of this length is timed once
+PADDED = {
+  't2i': 8192,
+  'edit': 3072,
+}  # what the official sampler pads to (ARCHITECTURE.md 10.2, 10.3)
+
+
+class _Ids:
+  """Special ids for prompts without a tokenizer; the model has random weights."""
+
+  boi, eoi, img_pad = 1, 2, 3
+
+
+def random_params(config: TunaConfig, seed: int = 0):
+  """Random values for every leaf; at an ordinary start the flow head's output is zero and all
+  samplers agree.
+  """
+
+  def leaf(path, shape):
+    spread = (
+      0.02
+      if path[-1].key == 'embedding'
+      else 0.5 * shape.shape[-2] ** -0.5
+      if len(shape.shape) > 1
+      else 0.02
+    )
+    values = spread * rng.standard_normal(shape.shape, np.float32)
+    return values + 1 if path[-1].key == 'scale' else values
+
+  rng = np.random.default_rng(seed)
+  return jax.tree_util.tree_map_with_path(leaf, tuna_shapes(config))
+
+
+def sample(
+  config: TunaConfig,
+  task: str = 't2i',
+  *,
+  side: int = 512,
+  points: int = 50,
+  prompt_tokens: int = 64,
+  guidance: float = 7.5,
+  padded: int | None = None,
+  run: bool = True,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Naive, trimmed and cached sampling of one picture -> {form: {seconds, flops,
+  max_abs_difference}, ...}.
+
+  run: False counts FLOPs only, for sizes too large for this machine. Seconds are of the compiled
+  program, without compiling it. Raises ValueError for an unknown task, or a padded length too short
+  for the picture.
+  """
+  if task not in PADDED:
+    raise ValueError(f'task {task!r}: expected one of {", ".join(PADDED)}')
+  cells_side = side // config.vae.spatial_stride
+  cells, edit = cells_side**2, task == 'edit'
+  if cells == 0:
+    raise ValueError(f'side={side}: smaller than one latent cell of {config.vae.spatial_stride}')
+  rng = np.random.default_rng(seed)
+  channels = config.vae.latent_channels
+  source = rng.standard_normal((1, cells_side, cells_side, channels), np.float32)
+  ids = rng.integers(4, config.decoder.vocab_size, prompt_tokens)
+  plans = [_plan(tokens, source if edit else None, source.shape) for tokens in (ids, ())]
+  prefixes = [split(plan, _Ids, strides(config))[0] for plan in plans]
+  whole = [layout(plan, _Ids, strides(config)) for plan in plans]
+  padded = padded or PADDED[task]
+  if max(e.length for e in whole) > padded:
+    raise ValueError(f'padded={padded}: the sequence is {max(e.length for e in whole)} tokens long')
+  prompts = collate(prefixes, channels)
+  shape = flops_sample.Shape(
+    prefix=prompts.tokens.shape[1],
+    cells=cells,
+    sources=cells if edit else 0,
+    padded=padded,
+    images=1 + edit,
+  )
+  live = flops_sample.Shape(
+    prefix=max(e.length for e in prefixes), cells=cells, sources=shape.sources, images=shape.images
+  )
+  steps = points - 1
+  out: dict[str, Any] = {
+    'task': task,
+    'side': side,
+    'points': points,
+    'evaluations': steps,
+    'padded': padded,
+    'prompt': live.prefix,
+    'naive': {'flops': flops_sample.naive(config, shape, steps)},
+    'trimmed': {'flops': flops_sample.trimmed(config, live, steps)},
+    'cached': {'flops': flops_sample.cached(config, shape, steps)},
+  }
+  if run:
+    params, noise = (
+      jax.device_put(random_params(config, seed)),
+      drawing.noise([seed], cells, channels),
+    )
+    rule = Guidance(guidance)
+    trim = live.prefix + cells + 1
+    forms = {
+      'naive': functools.partial(
+        _whole,
+        config,
+        batch=collate(whole, channels, padded),
+        points=points,
+        scale=guidance,
+        head=True,
+      ),
+      'trimmed': functools.partial(
+        _whole,
+        config,
+        batch=_cut(collate(whole, channels), trim),
+        points=points,
+        scale=guidance,
+        head=False,
+      ),
+      'cached': lambda params, noise: drawing.sample_latents(
+        config, params, prompts, [(1, cells_side, cells_side)], noise, guidance=rule, points=points
+      ),
+    }
+    latents = {name: _timed(fn, params, noise, out[name]) for name, fn in forms.items()}
+    for name, x in latents.items():
+      out[name]['max_abs_difference'] = float(np.abs(x - latents['naive']).max())
+    out['largest_latent'] = float(np.abs(latents['naive']).max())
+  for what in ('flops', 'seconds'):
+    if what in out['cached']:
+      out[f'naive_over_cached_{what}'] = out['naive'][what] / out['cached'][what]
+  return out
+
+
+def decode(
+  config: TunaConfig,
+  *,
+  rows: int = 4,
+  prompt_tokens: int = 256,
+  new_tokens: int = 64,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Greedy decoding with and without the key/value cache -> {form: {seconds, tokens_per_second},
+  ..., same}.
+  """
+  params = jax.device_put(random_params(config, seed))
+  rng = np.random.default_rng(seed)
+  examples = [
+    layout([Text(rng.integers(4, config.decoder.vocab_size, prompt_tokens))], _Ids, strides(config))
+    for _ in range(rows)
+  ]
+  prompts = collate(examples, config.vae.latent_channels)
+  out: dict[str, Any] = {
+    'rows': rows,
+    'prompt_tokens': prompt_tokens,
+    'new_tokens': new_tokens,
+    'cached': {},
+    'recomputed': {},
+  }
+
+  def cached(params, prompts):
+    state = writing.start(config, params, prompts, new_tokens)
+    return writing.advance(config, params, state, new_tokens, eos=-1).tokens[:, :new_tokens]
+
+  ids = {
+    'cached': _timed(cached, params, prompts, out['cached']),
+    'recomputed': _timed(
+      functools.partial(_recompute, config, new_tokens), params, prompts, out['recomputed']
+    ),
+  }
+  for form in ids:
+    out[form]['tokens_per_second'] = rows * new_tokens / out[form]['seconds']
+  out['same'] = bool((ids['cached'] == ids['recomputed']).all())
+  out['speedup'] = out['recomputed']['seconds'] / out['cached']['seconds']
+  return out
+
+
+def _plan(tokens, source, shape) -> Plan:
+  target = Image(np.zeros(shape, np.float32), True)
+  return [
+    Text((0,)),
+    *([Image(source)] if source is not None else []),
+    Text(tuple(tokens)),
+    target,
+    Text((0,)),
+  ]
+
+
+def _cut(batch: Batch, length: int) -> Batch:
+  """The first `length` positions."""
+  wide = batch_lib.shapes(*batch.sizes)
+  return Batch(*(a[:, :length] if s == wide.tokens else a for a, s in zip(batch, wide)))
+
+
+def _timed(fn, params, argument, into):
+  """The result of the compiled `fn`; into['seconds'] is the least of three runs, or of one that is
+  long.
+  """
+  compiled = jax.jit(fn).lower(params, argument).compile()
+  runs: list[float] = []
+  while not runs or (len(runs) < 3 and runs[0] < LONG_S):
+    began = time.perf_counter()
+    result = np.asarray(compiled(params, argument))
+    runs.append(time.perf_counter() - began)
+  into['seconds'] = min(runs)
+  return result
+
+
+def _whole(config, params, noise, *, batch: Batch, points: int, scale: float, head: bool):
+  """The ODE with every row whole at every step; float32[1, N, C]. The target is each row's last N
+  cells.
+  """
+  model, cells = Tuna(config), noise.shape[1]
+  batch = jax.tree.map(jnp.asarray, batch)
+  before = batch.latents[:, : batch.latents.shape[1] - cells]
+
+  def velocity(x, t):
+    latents = jnp.concatenate([before, jnp.tile(x, (len(before), 1, 1))], axis=1)
+    out = model.apply({'params': params}, batch, latents, jnp.where(batch.target, t, 1.0))
+    cond, uncond = jnp.split(out.velocity[:, -cells:], 2)
+    v = flow.guide(cond, uncond, scale)
+    if head:  # the official loop computes all logits and drops them; a maximum keeps the compiler from leaving them out
+      v += 0 * jnp.max(model.apply({'params': params}, out.hidden, method='logits'))
+    return v
+
+  return flow.solve(velocity, noise, flow.times(points))
+
+
+def _recompute(config, new_tokens, params, prompts):
+  """Greedy ids without a cache: the whole padded row again for every token."""
+  rows, length, _, images, channels = prompts.sizes
+  count, total = lengths(prompts), length + new_tokens
+  position = jnp.broadcast_to(jnp.arange(total), (rows, total))
+  empty = jax.tree.map(jnp.asarray, batch_lib.empty(rows, total, 0, images, channels))
+
+  def step(i, tokens):
+    end = count + i
+    batch = empty._replace(
+      tokens=tokens, segment=(position < end[:, None]).astype(jnp.int32), position=position
+    )
+    hidden = (
+      Tuna(config)
+      .apply({'params': params}, batch, batch.latents, jnp.zeros((rows, images)), flow=False)
+      .hidden
+    )
+    last = jnp.take_along_axis(hidden, (end - 1)[:, None, None], axis=1)[:, 0]
+    best = jnp.argmax(
+      Tuna(config).apply({'params': params}, last, method='logits'), axis=-1
+    ).astype(jnp.int32)
+    return tokens.at[jnp.arange(rows), end].set(best)
+
+  tokens = jax.lax.fori_loop(
+    0, new_tokens, step, jnp.pad(jnp.asarray(prompts.tokens), ((0, 0), (0, new_tokens)))
+  )
+  return jnp.take_along_axis(tokens, count[:, None] + jnp.arange(new_tokens), axis=1)

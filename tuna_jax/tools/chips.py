@@ -1,0 +1,111 @@
+"""Chips by name, their published figures, and pods of them that are not at hand.
+
+The `libtpu` wheel knows the layout of every slice; `devices_of` asks it for abstract devices, which
+`sharding.make_mesh` takes like real ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax.experimental import topologies
+
+from tuna_jax.config import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published figures of one chip.
+
+  hbm: GiB of a device that libtpu 0.0.42 gives a program.
+  ring: bytes/s a device sends along one axis of the torus.
+  """
+
+  kind: str  # `jax.Device.device_kind`
+  bf16_flops: float
+  hbm: float
+  hbm_bandwidth: float
+  ring: float
+  devices: int = 1  # that jax sees
+
+
+# cloud.google.com/tpu/docs (peak, memory); jax-ml.github.io/scaling-book (links, both directions).
+CHIPS = {
+  'v4': Chip('TPU v4', 275e12, 30.75, 1.228e12, 9.0e10),
+  'v5e': Chip('TPU v5 lite', 197e12, 15.75, 8.2e11, 9.0e10),
+  'v5p': Chip('TPU v5', 459e12, 95.74, 2.765e12, 1.8e11),
+  'v6e': Chip('TPU v6 lite', 918e12, 31.25, 1.64e12, 1.8e11),
+  'tpu7x': Chip('TPU7x', 2307e12, 94.75, 7.38e12, 1.8e11, devices=2),
+}
+DCN = 6.25e9  # bytes/s a chip between slices: 200 Gbit/s a host of four chips
+# Dense bf16 of the data sheets (SXM); the first part of `device_kind` that fits.
+GPUS = {
+  'A100': 312e12,
+  'H100': 989e12,
+  'H200': 989e12,
+  'GH200': 989e12,
+  'B200': 2250e12,
+  'L4': 121e12,
+}
+
+_FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
+_SOLID = {
+  4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8',
+  512: '8x8x8',
+}  # fmt: skip
+
+
+def peak_flops(device: jax.Device) -> float | None:
+  """The published bf16 peak of one jax device, FLOP/s; None where no data sheet is on file."""
+  for chip in CHIPS.values():
+    if device.device_kind == chip.kind:
+      return chip.bf16_flops / chip.devices
+  words = device.device_kind.replace('-', ' ').split()  # 'NVIDIA H100 80GB HBM3'
+  return next((peak for name, peak in GPUS.items() if name in words), None)
+
+
+def topology_name(name: str) -> str:
+  """`v6e:16x16` as libtpu wants it, also from `v6e-256`, `v5litepod-16` or `v5p-128` (cores).
+
+  Raises ValueError naming the known chips or sizes.
+  """
+  if ':' in name:
+    chip = name.partition(':')[0]
+    if chip not in CHIPS:
+      raise ValueError(
+        f'topology {name!r}: no chip {chip!r}{nearest(chip, CHIPS)}; known: {list(CHIPS)}'
+      )
+    return name
+  chip, _, size = name.replace('v5litepod', 'v5e').partition('-')
+  if chip not in CHIPS or not size.isdigit():
+    raise ValueError(
+      f'topology {name!r}: expected CHIP:DIMS, such as v6e:16x16, or CHIP-COUNT, such as v6e-256'
+    )
+  flat = chip in ('v5e', 'v6e')
+  table, chips = (_FLAT, int(size)) if flat else (_SOLID, int(size) // 2)
+  if chips not in table:
+    known = [f'{chip}-{n if flat else 2 * n}' for n in table]
+    raise ValueError(
+      f'topology {name!r}: expected one of {known}, or the dimensions, such as {chip}:{table[16]}'
+    )
+  return f'{chip}:{table[chips]}'
+
+
+def devices_of(topology: str, slices: int = 1) -> list:
+  """Abstract devices of a topology. ValueError if libtpu is missing or does not know it."""
+  chip = topology.partition(':')[0]
+  options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
+  if slices > 1:
+    options['num_slices'] = slices
+  try:
+    return topologies.get_topology_desc(topology, 'tpu', **options).devices
+  except ImportError as error:
+    raise ValueError("the TPU compiler is not installed: pip install 'tuna_jax[tpu]'") from error
+  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one
+    said = str(error).partition('\n')[0]
+    if 'topology' in said.lower():
+      raise ValueError(f'topology {topology!r}: the TPU compiler refuses it: {said}') from error
+    raise ValueError(
+      f"the TPU compiler did not load ({said}): pip install 'tuna_jax[tpu]'"
+    ) from error

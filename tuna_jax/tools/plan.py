@@ -1,0 +1,334 @@
+"""What a train step costs on a TPU pod that is not at hand: the real step, compiled ahead of time.
+
+The `libtpu` wheel carries the TPU compiler. It compiles `train_step` for a named topology on a CPU
+machine, places every buffer, and refuses what does not fit. From its answer come bytes and
+collectives; operations come from `flops`, times from published peaks, with every assumption said.
+Nothing here was measured on a TPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import resource
+import time
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tuna_jax import batch as batch_lib
+from tuna_jax import sharding
+from tuna_jax.tools import flops_train, hlo
+from tuna_jax.tools.chips import CHIPS, DCN, devices_of, topology_name
+from tuna_jax.train import state as state_lib
+from tuna_jax.train.config import TrainConfig
+from tuna_jax.train.step import jit_step
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The answer. Bytes and seconds are of one device and one step; None where compilation refused.
+
+  memory: bytes by class. `gradients` and `activations` are arithmetic (trainable leaves in float32;
+    layer inputs that remat keeps) and share the peak with the rest, which is `temporaries`.
+  collectives: [{kind, axes, count, bytes}]. roofline: seconds by resource, and the step's bound.
+  """
+
+  topology: str
+  slices: int
+  chips: int
+  mesh: dict[str, int]
+  rows: int
+  length: int
+  fits: bool
+  reason: str
+  advice: tuple[str, ...]
+  peak_bytes: int | None
+  limit_bytes: int
+  memory: dict[str, int]
+  host_offload_bytes: int | None
+  collectives: list[dict] | None
+  useful_flops: float
+  executed_flops: float
+  roofline: dict[str, float]
+  tokens_per_second: float | None
+  assumptions: tuple[str, ...]
+  lower_seconds: float
+  compile_seconds: float
+  host_peak_bytes: int
+  compiler_flags: str
+
+
+def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
+  """Compiles the train step of `config` for `slices` slices of `topology` and accounts for it.
+
+  Raises ValueError for a topology, mesh or batch that cannot be laid out at all; a step that lays
+  out but does not fit comes back with `fits` False and advice.
+  """
+  topology = topology_name(topology)
+  chip = CHIPS[topology.partition(':')[0]]
+  devices = devices_of(topology, slices)
+  m = config.mesh
+  mesh = sharding.make_mesh(m.data, m.fsdp, m.context, m.tensor, devices=devices, num_slices=slices)
+  arguments, placed = step_arguments(config, mesh)
+  with jax.set_mesh(mesh):
+    lowered, lower_seconds = _timed(lambda: jit_step(config, placed).lower(*arguments))
+  error = compiled = None
+  began = time.perf_counter()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as caught:
+    if 'RESOURCE_EXHAUSTED' not in str(caught):
+      raise
+    error = str(caught)
+  compile_seconds = time.perf_counter() - began
+
+  needed, limit = _sizes_in(error) if error else (None, None)
+  peak, limit = needed, limit or int(chip.hbm * GIB)
+  found = offloaded = None
+  if compiled is not None:
+    analysis = compiled.memory_analysis()
+    peak, offloaded = analysis.peak_memory_in_bytes, analysis.host_temp_size_in_bytes
+    found = hlo.collectives(compiled.as_text(), mesh, slices)
+  memory = _memory(config, mesh, arguments, peak)
+  work = flops_train.train_flops(config)
+  roofline, assumptions = _roofline(config, mesh, chip, slices, work, found, memory)
+  tokens = config.rows * config.length
+  return Plan(
+    topology=topology,
+    slices=slices,
+    chips=mesh.size // chip.devices,
+    mesh=dict(mesh.shape),
+    rows=config.rows,
+    length=config.length,
+    fits=compiled is not None,
+    reason='' if error is None else _first_line(error),
+    advice=() if error is None else advice(config, mesh, memory, needed, limit),
+    peak_bytes=peak,
+    limit_bytes=limit,
+    memory=memory,
+    host_offload_bytes=offloaded,
+    collectives=None if found is None else [{**c._asdict(), 'axes': list(c.axes)} for c in found],
+    useful_flops=work.useful,
+    executed_flops=work.executed,
+    roofline=roofline,
+    tokens_per_second=tokens / roofline['step'] if found is not None else None,
+    assumptions=assumptions,
+    lower_seconds=lower_seconds,
+    compile_seconds=compile_seconds,
+    host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    compiler_flags=os.environ.get('LIBTPU_INIT_ARGS', ''),
+  )
+
+
+def step_arguments(config: TrainConfig, mesh):
+  """((state, batch, key) as ShapeDtypeStructs placed on `mesh`, shardings of the state)."""
+  ways = mesh.shape['data'] * mesh.shape['fsdp'] * config.optimizer.accumulate
+  if config.rows % ways:
+    raise ValueError(
+      f'rows={config.rows} does not divide over data x fsdp x accumulate = {ways} '
+      f'of {dict(mesh.shape)}'
+    )
+  if config.length % mesh.shape['context']:
+    raise ValueError(f'length={config.length} does not divide over context={mesh.shape["context"]}')
+
+  def struct(leaf, where):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+  state = state_lib.abstract_state(config)
+  placed = sharding.shardings(state, mesh)
+  one = batch_lib.empty(1, *config.sizes[1:])
+  batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((config.rows, *a.shape[1:]), a.dtype), one)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return (
+    jax.tree.map(struct, state, placed),
+    jax.tree.map(struct, batch, sharding.batch_sharding(mesh)),
+    struct(key, NamedSharding(mesh, P())),
+  ), placed
+
+
+def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
+  """What to change, the cheapest first."""
+  shape = mesh.shape
+  per_device = config.rows // (shape['data'] * shape['fsdp'])
+  micro = per_device // config.optimizer.accumulate
+  fixed = sum(memory[k] for k in ('parameters', 'ema', 'optimizer', 'gradients'))
+  out = []
+  if fixed > 0.9 * limit:
+    out.append(
+      f'a larger topology: parameters, moments, average and gradients take {fixed / GIB:.1f} GiB of a '
+      "device's, before any row"
+    )
+  if config.model.remat in ('none', 'dots'):
+    out.append(f'--config.model.remat=block (now {config.model.remat}): keep only layer inputs')
+  if micro > 1:
+    over = (needed - fixed) / (limit - fixed) if needed and limit > fixed else 2
+    smaller = max(1, min(micro // 2, int(micro / over)))
+    smaller = max(n for n in range(1, smaller + 1) if per_device % n == 0)
+    out.append(
+      f'--config.optimizer.accumulate={per_device // smaller}: the same step, {smaller} rows a '
+      f'device at a time and not {micro}'
+    )
+    out.append(f'--config.rows={config.rows * smaller // micro}: fewer rows a step')
+  if config.model.remat == 'block':
+    out.append('--config.model.remat=offload: keep layer inputs in host memory')
+  if shape['data'] > 1 and 2 * shape['fsdp'] <= sharding.MAX_FSDP:
+    out.append(
+      f'--config.mesh.fsdp={2 * shape["fsdp"]}: cut parameters over more devices; data is '
+      f'{shape["data"]}'
+    )
+  if micro == 1 and shape['fsdp'] > 1:
+    context = 2 * shape['context']
+    out.append(
+      f'--config.mesh.context={context} --config.mesh.fsdp={shape["fsdp"] // 2} '
+      f'--config.rows={config.rows // 2}: {context} devices share a row'
+    )
+  return tuple(out)
+
+
+def _memory(config: TrainConfig, mesh, arguments, peak) -> dict[str, int]:
+  """Bytes of one device by class."""
+  state, batch, _ = arguments
+
+  def held(tree):
+    return sum(
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree)
+    )
+
+  shape = mesh.shape
+  rows = config.rows / (shape['data'] * shape['fsdp'] * config.optimizer.accumulate)
+  item = jax.numpy.dtype(config.model.dtype).itemsize
+  kept = 0.0
+  if config.model.remat == 'block':
+    for tower, tokens in (
+      (config.model.vision, config.visual),
+      (config.model.decoder, config.length),
+      (config.model.flow_head, config.length * (config.flow_coeff > 0)),
+    ):
+      kept += tower.num_layers * tower.dim * tokens
+  memory = {
+    'parameters': held(state.params),
+    'ema': held(state.ema),
+    'optimizer': held(state.opt_state),
+    'batch': held(batch),
+    'gradients': held(state.ema),  # one float32 for each trainable leaf, like the average
+    'activations': int(kept * rows * item / shape['context']),
+  }
+  if peak is not None:
+    memory['temporaries'] = max(peak - sum(memory.values()), 0)
+  return memory
+
+
+def _roofline(config, mesh, chip, slices, work, found, memory):
+  """({resource: seconds, 'step': their maximum}, the assumptions behind them)."""
+  seconds = {
+    'compute': work.executed / mesh.size / (chip.bf16_flops / chip.devices),
+    'hbm': 2
+    * sum(memory[k] for k in ('parameters', 'ema', 'optimizer'))
+    / (chip.hbm_bandwidth / chip.devices),
+  }
+  for c in found or ():
+    between_slices = c.kind.startswith('dcn-')
+    name = f'{"dcn" if between_slices else "links"} {"+".join(c.axes)}'
+    seconds[name] = seconds.get(name, 0) + c.bytes / (DCN if between_slices else chip.ring)
+  seconds['step'] = max(seconds.values())
+  seconds['useful_share'] = (
+    work.useful / mesh.size / (chip.bf16_flops / chip.devices) / seconds['step']
+  )
+  assumptions = (
+    f'compute: executed FLOPs at the published peak, {chip.bf16_flops / 1e12:.0f} bf16 TFLOP/s',
+    (
+      f'rows are full: {config.length:,} positions and {config.visual:,} latent tokens, one causal '
+      'example with equal visual spans; padding and packing need less'
+    ),
+    (
+      f'hbm: the train state read and written once at {chip.hbm_bandwidth / 1e12:.2f} TB/s, no '
+      'activations'
+    ),
+    f'links: each mesh axis is one ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
+    *([f'dcn: data crosses slices at {DCN / 1e9:.2f} GB/s a chip'] if slices > 1 else []),
+    'step: the slowest of these, as if all overlapped: a bound, not a prediction',
+  )
+  return seconds, assumptions
+
+
+def table(result: Plan) -> str:
+  """The plan as text."""
+  gib = lambda n: f'{n / GIB:9.2f} GiB'
+  mesh = ' x '.join(f'{k} {v}' for k, v in result.mesh.items())
+  slices = f' x {result.slices} slices' if result.slices > 1 else ''
+  lines = [
+    f'{result.topology}{slices}: {result.chips} chips, mesh {mesh}',
+    f'batch: {result.rows} rows of {result.length:,} tokens',
+    '',
+    'FITS' if result.fits else f'DOES NOT FIT: {result.reason}',
+  ]
+  lines += [f'  try {line}' for line in result.advice]
+  lines += ['', 'memory of one device']
+  lines += [f'  {name:<28}{gib(n)}' for name, n in result.memory.items()]
+  if result.peak_bytes is not None:
+    lines.append(f'  {"peak" if result.fits else "needed":<28}{gib(result.peak_bytes)}')
+  lines.append(f'  {"available":<28}{gib(result.limit_bytes)}')
+  if result.peak_bytes is not None:
+    spare = result.limit_bytes - result.peak_bytes
+    lines.append(f'  {"left" if result.fits else "missing":<28}{gib(abs(spare))}')
+  if result.host_offload_bytes:
+    lines.append(f'  {"offloaded to the host":<28}{gib(result.host_offload_bytes)}')
+  if result.collectives is not None:
+    lines += ['', 'collectives of one step: bytes one device sends']
+    lines += [
+      f'  {c["kind"]:<20}{"+".join(c["axes"]):<20}{c["count"]:>7} times {c["bytes"] / 1e9:9.2f} GB'
+      for c in result.collectives
+    ]
+  lines += [
+    '',
+    f'FLOPs of a step: {result.useful_flops:.4g} useful, {result.executed_flops:.4g} executed',
+  ]
+  if result.tokens_per_second is not None:
+    lines += ['', 'roofline']
+    lines += [
+      f'  {name:<28}{value * 1e3:9.1f} ms'
+      for name, value in result.roofline.items()
+      if name != 'useful_share'
+    ]
+    lines.append(f'  tokens per second, at most  {result.tokens_per_second:9,.0f}')
+    lines.append(f'  MFU, at most                {100 * result.roofline["useful_share"]:9.1f} %')
+    lines += [f'  - {line}' for line in result.assumptions]
+  lines += [
+    '',
+    (
+      f'lowered in {result.lower_seconds:.0f} s, compiled in {result.compile_seconds:.0f} s, '
+      f'host memory {result.host_peak_bytes / GIB:.1f} GiB'
+    ),
+    f'compiler flags: {result.compiler_flags or "none"}',
+  ]
+  return '\n'.join(lines)
+
+
+def _sizes_in(message: str) -> tuple[int | None, int | None]:
+  """(bytes needed, bytes available) from the compiler's refusal, where it says them."""
+  units = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+  used = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message, re.IGNORECASE)
+  if used:
+    return int(float(used[1]) * units[used[2].upper()]), int(
+      float(used[3]) * units[used[4].upper()]
+    )
+  total = re.search(r'(?:total memory required|required)\D*([\d.]+)([KMGT]?)', message)
+  have = re.search(r'(?:available HBM|HBM capacity|capacity)\D*([\d.]+)([KMGT]?)', message)
+  size = lambda m: int(float(m[1].rstrip('.')) * units[m[2]]) if m else None
+  return size(total), size(have)
+
+
+def _first_line(message: str) -> str:
+  return next((line.strip() for line in message.splitlines() if line.strip()), '')[:400]
+
+
+def _timed(fn):
+  began = time.perf_counter()
+  return fn(), time.perf_counter() - began

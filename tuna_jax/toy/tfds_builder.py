@@ -1,0 +1,126 @@
+"""The rendered world as a TensorFlow Datasets builder that writes array_record without TensorFlow.
+
+    from tuna_jax.toy.tfds_builder import Shapes
+    builder = Shapes(data_dir="data", config="t2i")
+    builder.download_and_prepare()
+    record = decode(builder.as_data_source("test")[0])     # the record that records.record makes
+
+One config a task. Pictures are PNG, clips a sequence of 9 PNG frames, `scene` is JSON text ; a
+record's number is its `index`, `seed` is 0. The files hold the records in an order that tfds
+shuffles.
+"""
+
+import dataclasses
+import io
+import json
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from tuna_jax.toy import records, world
+
+SEED = 0
+_PICTURES = ('image', 'raw_image', 'out_image')
+_FIELDS = {
+  't2i': ('image', 'caption'),
+  'caption': ('image', 'caption'),
+  'vqa': ('image', 'conversations', 'type'),
+  'text': ('conversations', 'type'),
+  'edit': ('raw_image', 'out_image', 'instruction', 'type'),
+  't2v': ('video', 'caption'),
+  'video_caption': ('video', 'caption'),
+  'video_vqa': ('video', 'conversations', 'type'),
+}
+
+
+@dataclasses.dataclass(eq=False)
+class ShapesConfig(tfds.core.BuilderConfig):
+  """One task and how many records each split gets.
+
+  For other numbers, give `Shapes(config=...)` one with a name of its own:
+  ShapesConfig(name='t2i_few', task='t2i', train=100, test=10).
+  """
+
+  task: str = ''
+  train: int = 20_000
+  test: int = 1_000
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+  """Coloured shapes on white in 64 x 64: captions, questions, edits, clips; held-out compositions."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar = {'1.0.0': 'First version.'}
+  BUILDER_CONFIGS: ClassVar = [ShapesConfig(name=task, task=task) for task in records.TASKS]
+
+  def __init__(self, *, file_format='array_record', **kwargs):
+    """`data_dir` and `config` as in tfds; array_record, the format that needs no TensorFlow."""
+    super().__init__(file_format=file_format, **kwargs)
+
+  def _info(self):
+    task = self.builder_config.task
+    world.check_name('task', task, records.TASKS)
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=records.record.__doc__,
+      license='Apache-2.0',
+      features=tfds.features.FeaturesDict(
+        {name: _feature(name) for name in (*_FIELDS[task], 'scene')}
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    config = self.builder_config
+    return {
+      'train': self._generate_examples('train', config.train),
+      'test': self._generate_examples('test', config.test),
+    }
+
+  def _generate_examples(self, split, count):
+    config = self.builder_config
+    for index in range(count):
+      yield index, _encode(records.record(config.task, split, SEED, index))
+
+
+def _feature(name):
+  picture = tfds.features.Image(shape=(world.SIDE, world.SIDE, 3), encoding_format='png')
+  if name in _PICTURES:
+    return picture
+  if name == 'video':
+    return tfds.features.Sequence(picture, length=world.FRAMES)
+  if name == 'conversations':
+    return tfds.features.Sequence({'from': tfds.features.Text(), 'value': tfds.features.Text()})
+  return tfds.features.Text()
+
+
+def _encode(record):
+  out = dict(record, scene=json.dumps(record['scene']))
+  for name in _PICTURES:
+    if name in out:
+      out[name] = _png(out[name])
+  if 'video' in out:
+    out['video'] = [_png(frame) for frame in out['video']]
+  return out
+
+
+def decode(row):
+  """The record, as `records.record` makes it, of a row of `as_data_source`."""
+  out = {name: value.decode() if isinstance(value, bytes) else value for name, value in row.items()}
+  out['scene'] = json.loads(out['scene'])
+  if 'video' in out:
+    out['video'] = np.stack(out['video'])
+  if 'conversations' in out:
+    turns = out['conversations']
+    out['conversations'] = [
+      {'from': who.decode(), 'value': text.decode()}
+      for who, text in zip(turns['from'], turns['value'])
+    ]
+  return out
+
+
+def _png(picture: np.ndarray) -> bytes:
+  stream = io.BytesIO()
+  Image.fromarray(picture).save(stream, 'PNG')
+  return stream.getvalue()
