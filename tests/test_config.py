@@ -13,7 +13,7 @@ from tuna_jax import tree
 from tuna_jax.config import TINY, TUNA_2B, TUNA_7B, TunaConfig, VaeConfig, from_dict, to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 
-# ARCHITECTURE.md section 0, in our names.
+# docs/architecture.md 0, in our names.
 COUNTS = {
   '2b': {
     'decoder': 1_543_304_192,

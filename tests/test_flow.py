@@ -7,7 +7,7 @@ import pytest
 
 from tuna_jax import flow
 
-# ARCHITECTURE.md 8.2, printed there to three digits.
+# docs/architecture.md 8.2, printed there to three digits.
 QUANTILES = {0.05: 0.093, 0.25: 0.214, 0.5: 0.347, 0.75: 0.512, 0.95: 0.734}
 SAMPLING = 3e-3  # of a quantile of 200,000 draws: under 5 standard errors
 

@@ -24,7 +24,7 @@ Array = Any  # np.ndarray on the host, jax.Array inside jit
 
 
 class Batch(NamedTuple):
-  """See the module's docstring for the axes; DESIGN.md section 3 for why.
+  """See the module's docstring for the axes; docs/design.md 3 for why.
 
   tokens        int32[B, L]    text ids; the image pad id under visual positions
   labels        int32[B, L]    target at this position: the id of the *next* token

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 
-# Per-channel latent statistics published with the Wan 2.2 VAE (ARCHITECTURE.md 2.5).
+# Per-channel latent statistics published with the Wan 2.2 VAE (docs/architecture.md 2.5).
 WAN_MEAN = (
   -0.2289,
   -0.0052,
@@ -154,7 +154,7 @@ class DecoderConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class FlowHeadConfig(TowerConfig):
-  """The flow-matching head. Its width must equal the decoder's (ARCHITECTURE.md 1.1)."""
+  """The flow-matching head. Its width must equal the decoder's (docs/architecture.md 1.1)."""
 
   norm_eps: float = 1e-5
 
@@ -209,7 +209,7 @@ class TunaConfig:
   dtype: compute type; parameters stay float32. remat: what a layer keeps for the backward pass:
   'none' (everything), 'dots', 'block' (its input), 'offload'. attention: backend name of
   `models.attention`, or 'auto'. compat: 'clean' or 'official'; the latter reproduces the faults of
-  ARCHITECTURE.md 13.2 that live in the model.
+  docs/architecture.md 13.2 that live in the model.
   """
 
   vision: VisionConfig

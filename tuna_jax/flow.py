@@ -1,5 +1,5 @@
-"""Flow matching: where t comes from, the straight path, guidance and the ODE (ARCHITECTURE.md 8 and
-10).
+"""Flow matching: where t comes from, the straight path, guidance and the ODE (docs/architecture.md 8
+and 10).
 
 t = 0 is noise and t = 1 is data. x_t = t x1 + (1 - t) x0, and the velocity is x1 - x0 whatever t
 is.

@@ -2,7 +2,7 @@
 
 Axes:  B rows   L positions   V latent tokens   C latent channels   D width   N tasks
 A mean over a pod is sum of totals / sum of counts, so neither sharding nor gradient accumulation changes it; an
-empty sum is 0, not NaN (ARCHITECTURE.md 13.2, B3 and B21).
+empty sum is 0, not NaN (docs/architecture.md 13.2, B3 and B21).
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def test_logits_come_from_the_right_table_and_padding_is_never_chosen(tied):
 
 
 def test_the_time_embedding_has_the_published_sinusoid():
-  found = np.asarray(sinusoid(np.float32(0.5), 256))  # ARCHITECTURE.md 4
+  found = np.asarray(sinusoid(np.float32(0.5), 256))  # docs/architecture.md 4
   np.testing.assert_allclose(found[:4], [0.87758255, 0.89369327, 0.90771854, 0.91991955], atol=1e-6)
   np.testing.assert_allclose(
     found[128:132], [0.47942555, 0.44867843, 0.41957963, 0.39210716], atol=1e-6

@@ -116,7 +116,7 @@ def test_normalising_and_its_inverse(mean):
 def test_official_statistics_are_the_std_twice():
   z = np.random.default_rng(0).normal(size=(5, 48)).astype(np.float32)
   official = vae_lib.normalize(VaeConfig(latent_mean=WAN_STD), z)
-  plain = vae_lib.normalize(VaeConfig(), z)  # ARCHITECTURE.md 2.5: z + mean / std - 1
+  plain = vae_lib.normalize(VaeConfig(), z)  # docs/architecture.md 2.5: z + mean / std - 1
   np.testing.assert_allclose(
     official, plain + np.float32(WAN_MEAN) / np.float32(WAN_STD) - 1, atol=ROUNDING
   )

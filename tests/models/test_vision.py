@@ -54,7 +54,7 @@ def test_a_grid_of_the_tables_own_size_takes_the_table_as_it_is():
 
 
 def test_the_cubic_taps_are_the_published_ones():
-  # From 32 to 64 cells, output 3 lies at 1.25: taps 0..3 (ARCHITECTURE.md 3).
+  # From 32 to 64 cells, output 3 lies at 1.25: taps 0..3 (docs/architecture.md 3).
   weights = np.asarray(cubic_weights(np.array([3]), np.array([64]), 32))[0]
   np.testing.assert_allclose(
     weights[:4], [-0.10546875, 0.87890625, 0.26171875, -0.03515625], atol=1e-7

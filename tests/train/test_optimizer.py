@@ -107,7 +107,7 @@ def test_the_average_warms_up_as_published_and_the_first_update_copies():
     ema = optimizer.update_ema(ema, {'a': jnp.float32(n)}, jnp.int32(n), 0.9999)
     history.append(float(ema['a']))
   expected = [1.0]
-  for n in range(2, 5):  # ARCHITECTURE.md 9: d = min(0.9999, (1 + n) / (10 + n))
+  for n in range(2, 5):  # docs/architecture.md 9: d = min(0.9999, (1 + n) / (10 + n))
     d = (1 + n) / (10 + n)
     expected.append(d * expected[-1] + (1 - d) * n)
   np.testing.assert_allclose(history, expected, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Names and shapes against ARCHITECTURE.md 11, at full size through shapes alone."""
+"""Names and shapes against docs/architecture.md 11, at full size through shapes alone."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tuna_jax.weights import tables
 from tuna_jax.weights.convert import export, plan
 from tuna_jax.weights.tensors import lazies
 
-# Counts and shapes of ARCHITECTURE.md 0 and 11, without the VAE and the tied head.
+# Counts and shapes of docs/architecture.md 0 and 11, without the VAE and the tied head.
 SIZES = {
   '2b': (TUNA_2B, 1291, 4_422_346_064, (1536, 8960, 256, 512)),
   '7b': (TUNA_7B, 980, 13_073_235_792, (3584, 18944, 512, 896)),

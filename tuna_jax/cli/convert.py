@@ -109,7 +109,7 @@ def import_():
   """An official checkpoint to one of ours."""
   _need('import', input=_INPUT, output=_OUTPUT)
   config = _config()
-  # Official checkpoints were trained with the std list in both places (ARCHITECTURE.md 2.5).
+  # Official checkpoints were trained with the std list in both places (docs/architecture.md 2.5).
   config = dataclasses.replace(
     config, vae=dataclasses.replace(config.vae, latent_mean=config.vae.latent_std)
   )

@@ -1,7 +1,7 @@
 """Fills a packed batch's latents: pixels through the frozen encoder in groups of fixed shape, each
 picture once.
 
-The encoder is a function given by the caller (DESIGN.md: frozen is outside), so nothing here
+The encoder is a function given by the caller (docs/design.md: frozen is outside), so nothing here
 imports jax.
 """
 

@@ -1,6 +1,6 @@
 """Pictures and clips from files to uint8 [F, H, W, 3] of a bucket's size.
 
-Resizing covers the bucket and crops the centre, so no picture gets black bars (ARCHITECTURE.md
+Resizing covers the bucket and crops the centre, so no picture gets black bars (docs/architecture.md
 B15); the bucket is the nearest by log aspect ratio (B16); a clip has 4k + 1 frames (B14).
 Transparent pictures are laid on white. numpy only.
 """
@@ -21,8 +21,8 @@ from tuna_jax.config import nearest
 
 Size = tuple[int, int]  # (height, width)
 
-# (height, width) of each size class (ARCHITECTURE.md 1.2, 9.1). Any multiple of 16 works: '64',
-# '256', '48x80' ...
+# (height, width) of each size class (docs/architecture.md 1.2, 9.1). Any multiple of 16 works:
+# '64', '256', '48x80' ...
 BUCKETS = MappingProxyType(
   {
     '512': ((512, 512), (448, 576), (576, 448), (384, 672), (672, 384)),
@@ -93,7 +93,7 @@ def fit(picture: Image.Image, size: Size) -> np.ndarray:
 
 def frame_indices(total: int, frames: int) -> list[int]:
   """`frames` indices spread evenly over a clip of `total`; a short clip repeats frames
-  (ARCHITECTURE.md 9.2).
+  (docs/architecture.md 9.2).
   """
   return [i * total // frames for i in range(frames)]
 

@@ -6,8 +6,8 @@ rows of examples.
     pack      | example | example | padding |                          one row of the Batch, everything offset
 
 Axes: l positions, v latent cells and m images of one example; L, V, M those of a row (`batch.py`).
-A visual span is N + 1 positions, the time token first (ARCHITECTURE.md 5.2). `Image` and `Video`
-put boi and eoi around their span. numpy only.
+A visual span is N + 1 positions, the time token first (docs/architecture.md 5.2). `Image` and
+`Video` put boi and eoi around their span. numpy only.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def grid_of(media: np.ndarray, strides: tuple[int, int]) -> tuple[int, int, int]
   """(frames, rows, columns) in latent cells of pixels or latents [F, H, W, C].
 
   strides: (temporal, spatial) of the VAE. Raises ValueError where pixels do not divide: a silently
-  dropped tail of a clip is ARCHITECTURE.md B14.
+  dropped tail of a clip is docs/architecture.md B14.
   """
   if media.ndim != 4:
     raise ValueError(f'media must be [frames, height, width, channels], found shape {media.shape}')

@@ -192,8 +192,8 @@ class TfdsSource:
 
 
 class JsonlSource:
-  """Official JSONL records (ARCHITECTURE.md 9.3). Lines are indexed once; a record is read when
-  asked for.
+  """Official JSONL records (docs/architecture.md 9.3). Lines are indexed once; a record is read
+  when asked for.
   """
 
   def __init__(

@@ -1,11 +1,13 @@
 """`TASKS`: a record becomes a plan, one short function a task; and the prompts of inference, laid
 out by the same code.
 
-    t2i t2v                 [bos] caption [boi] span(target) [eoi] [eos]                        ARCHITECTURE.md 5.3
+    t2i t2v                 [bos] caption [boi] span(target) [eoi] [eos]                        5.3
     edit                    [bos] [boi] span [eoi] instruction [boi] span(target) [eoi] [eos]   5.6
     caption vqa video_*     <|im_start|>user \\n [boi] span [eoi] \\n question <|im_end|> \\n
                             <|im_start|>assistant \\n answer <|im_end|>        loss on: answer <|im_end|>   5.4
     text                    the same conversation without a span                                5.5
+
+The numbers on the right are sections of docs/architecture.md.
 
 A record is a dict: `FIELDS` says what each task needs; media are uint8 [F, H, W, 3] or [H, W, 3]. A
 conversation may have any number of turns and of pictures; `<image>` in a human turn is where a
@@ -216,7 +218,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 )
 NUMBERS = MappingProxyType({name: n for n, name in enumerate(TASKS)})  # what `Batch.task` holds
 
-# Fields a record must have; the official JSONL names (ARCHITECTURE.md 9.3).
+# Fields a record must have; the official JSONL names (docs/architecture.md 9.3).
 FIELDS = MappingProxyType(
   {
     't2i': ('image', 'caption'),

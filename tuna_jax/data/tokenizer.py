@@ -1,5 +1,5 @@
 """`Tokenizer`: text to ids and back, with Qwen2.5's special tokens and Tuna's four behind them
-(ARCHITECTURE.md 5.1).
+(docs/architecture.md 5.1).
 
 Special tokens live outside the text model: `encode` sees plain text only, so a user who types
 `<|im_start|>` gets its letters, never its id. Chat structure is added as ids by `tasks.py`.
@@ -47,7 +47,7 @@ TUNA_SPECIALS = (
   '<image>',
   '<|vid_start|>',
   '<|vid_end|>',
-)  # in the order of ARCHITECTURE.md 5.1
+)  # in the order of docs/architecture.md 5.1
 # What a small tokenizer carries: the roles in use, so that its few ids go to words.
 SMALL_SPECIALS = (
   '<|endoftext|>',

@@ -31,7 +31,7 @@ CHUNK = 512  # queries at a time in `chunked`
 CPU_WHOLE = 1024  # queries up to which `cpu` takes all scores at once
 SPLASH_MIN_QUERIES = 128  # fewer than one block of the TPU kernel: `dense`
 SPLASH_FUSED_KEYS = (
-  4096  # past this the one-kernel backward pass holds too many partial dq (TPU.md 2)
+  4096  # past this the one-kernel backward pass holds too many partial dq (docs/tpu.md 2)
 )
 
 

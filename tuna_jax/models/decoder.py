@@ -1,5 +1,5 @@
-"""The Qwen2.5 decoder (ARCHITECTURE.md 6): text and visual tokens in, final-normed hidden states
-out.
+"""The Qwen2.5 decoder (docs/architecture.md 6): text and visual tokens in, final-normed hidden
+states out.
 """
 
 from __future__ import annotations

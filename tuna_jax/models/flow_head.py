@@ -1,4 +1,4 @@
-"""The flow-matching head: hidden states in, velocity out (ARCHITECTURE.md 7).
+"""The flow-matching head: hidden states in, velocity out (docs/architecture.md 7).
 
 Axes:  B rows   L positions   V latent tokens   M images a row   D width   C latent channels
 Tokens of a span are modulated by their own image's time embedding; all others pass unmodulated with gate 1.

@@ -1,4 +1,4 @@
-"""Every rotary convention of the model, and nobody else knows them (ARCHITECTURE.md 6 and 7.3).
+"""Every rotary convention of the model, known to no other module (docs/architecture.md 6 and 7.3).
 
 The decoder rotates halves by the index in the example. The flow head has three classes of position:
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-# Constants of the llama3 frequency scaling in the flow head (ARCHITECTURE.md 7.3).
+# Constants of the llama3 frequency scaling in the flow head (docs/architecture.md 7.3).
 TEXT_THETA, TEXT_FACTOR, LOW_FREQ, HIGH_FREQ, ORIGINAL_LENGTH = 500_000.0, 32.0, 1.0, 4.0, 8192
 VISUAL_THETA = 10_000.0
 

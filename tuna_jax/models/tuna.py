@@ -72,7 +72,7 @@ def init_cache(config: TunaConfig, batch_size: int, length: int, *, flow: bool) 
 
 
 def sinusoid(t, size: int):
-  """t in [0, 1], not scaled by 1000 -> float32[..., size]: cosines, then sines (ARCHITECTURE.md 4)."""
+  """t in [0, 1], not times 1000 -> float32[..., size]: cosines, then sines (docs/architecture.md 4)."""
   half = size // 2
   freq = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
   angle = t[..., None].astype(jnp.float32) * freq

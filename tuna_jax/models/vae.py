@@ -1,4 +1,4 @@
-"""The Wan 2.2 causal video VAE in one pass over the whole clip (ARCHITECTURE.md 2).
+"""The Wan 2.2 causal video VAE in one pass over the whole clip (docs/architecture.md 2).
 
 Axes:  B clips   F frames   H, W pixels   C channels   T, h, w latent frames, rows, columns;  F = 1 + 4 (T - 1)
 The official code streams with caches; section 2.4 proves the cache-free form used here equal to it. Layout is

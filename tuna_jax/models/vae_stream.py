@@ -3,8 +3,8 @@
     latent frame 0  -> 1 picture         carry: the last two input frames of every convolution over time
     latent frame i  -> 4 pictures        (2 levels double the frames); zeros before the clip
 
-The same parameters and numbers as `vae.VaeDecoder` in one pass; ARCHITECTURE.md 2.4 says why. Frame
-0 passes the doubling convolutions untouched and is not seen by them, so it is a program of its own;
+The same parameters and numbers as `vae.VaeDecoder` in one pass; docs/architecture.md 2.4 says why.
+Frame 0 passes the doubling convolutions untouched and is not seen by them, so it is a program of its own;
 all others are one more.
 
 Axes:  B clips   T latent frames   h, w, C as in `vae.py`

@@ -1,4 +1,4 @@
-"""The modified SigLIP-2 tower: noisy latent tokens in, visual features out (ARCHITECTURE.md 3).
+"""The modified SigLIP-2 tower: noisy latents in, visual features out (docs/architecture.md 3).
 
 Axes:  B rows   V latent tokens   C latent channels   M images a row   G side of the position table   D width
 Each frame of each image attends to itself alone; "frames folded into the batch" is a segment id here.

@@ -5,7 +5,7 @@ A golden directory holds `index.json`, the .safetensors files it names, and a ti
 has tensors called `w.<official name>` (weights), `in.<sub>.<x>`, `out.<sub>.<x>` and
 `dbg.<sub>.<x>` (intermediates); the index gives each one's shape and type, and for an output
 `sens_1ulp`: how far the official output itself moves when weights and inputs move by 6e-8
-(ARCHITECTURE.md 14). One function a kind of case computes the outputs with our modules:
+(docs/architecture.md 14). One function a kind of case computes the outputs with our modules:
 `parity_parts`, `parity_models`, `parity_samples`. Nothing in them knows a size; `parity_sizes`
 reads them all from the case.
 

@@ -1,5 +1,5 @@
-"""The official data layouts, faults included (ARCHITECTURE.md 5 and 13.2): what `compat='official'`
-means for data.
+"""The official data layouts with their faults (docs/architecture.md 5 and 13.2): the meaning of
+`compat='official'` for data.
 
 Nothing is trained with these: `tasks.py` and `segments.py` are the clean ones. Parity needs them,
 and so does whoever reads official batches. They differ from ours in that

@@ -24,7 +24,7 @@ from tuna_jax.weights import tables
 from tuna_jax.weights.convert import convert
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
-# What the official options must be for our one way of doing it (ARCHITECTURE.md 0).
+# What the official options must be for our one way of doing it (docs/architecture.md 0).
 ONLY = {
   'hidden_act': ('gelu_pytorch_tanh',),
   'attention_dropout': (0.0,),

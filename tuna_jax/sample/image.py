@@ -6,7 +6,8 @@ span per step.
 
 The branches of guidance are rows of one batch; the vision tower sees x once for all of them.
 
-Exact: nothing before the target sees it, and nothing after it changes it (ARCHITECTURE.md 10.6).
+Exact: nothing before the target sees it, and nothing after it changes it (docs/architecture.md
+10.6).
 
 Axes:  R pictures   G branches of guidance   B = G R rows   P prompt   N latent cells of the target   C channels
 Rows are branch-major: R conditional ones first, then the negative ones.
@@ -32,7 +33,7 @@ from tuna_jax.sample.prompt import lengths
 SCALE, FILM_SCALE = (
   7.5,
   6.0,
-)  # the official scales of guidance for pictures and for clips (ARCHITECTURE.md 10)
+)  # the official scales of guidance for pictures and for clips (docs/architecture.md 10)
 
 
 @dataclasses.dataclass(frozen=True)

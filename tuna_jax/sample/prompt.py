@@ -34,8 +34,8 @@ def bucket(length: int) -> int:
 def split(plan: Plan, special: Specials, strides: tuple[int, int]) -> tuple[Example, Grid]:
   """(everything before the target span, the grid to draw) of a plan that draws.
 
-  What follows the target cannot change it and is dropped (ARCHITECTURE.md 10.6). Raises ValueError
-  unless exactly one piece is a target.
+  What follows the target cannot change it and is dropped (docs/architecture.md 10.6). Raises
+  ValueError unless exactly one piece is a target.
   """
   targets = [n for n, piece in enumerate(plan) if not isinstance(piece, Text) and piece.target]
   if len(targets) != 1:

@@ -58,7 +58,7 @@ LONG_S = 5.0  # a run of this length is timed once
 PADDED = {
   't2i': 8192,
   'edit': 3072,
-}  # what the official sampler pads to (ARCHITECTURE.md 10.2, 10.3)
+}  # what the official sampler pads to (docs/architecture.md 10.2, 10.3)
 
 
 class _Ids:

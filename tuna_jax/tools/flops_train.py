@@ -1,8 +1,8 @@
 """Floating-point operations of a train step, by arithmetic.
 
 Axes:  B rows   L positions   V latent tokens   M images a row
-The compiler's own count sees a scanned layer once and a Pallas kernel as nothing (TPU.md 1), so the
-count here is the one to use: `plan` divides it by a chip's peak, `bench` by measured time.
+The compiler's own count sees a scanned layer once and a Pallas kernel as nothing (docs/tpu.md 1), so
+the count here is the one to use: `plan` divides it by a chip's peak, `bench` by measured time.
 
   forward    2 x (weights of a matrix) x (tokens through it), and 4 x heads x head_dim x pairs a
              layer of attention

@@ -1,8 +1,8 @@
 """Which layers of a checkpoint look re-initialised, and a stage that trains those first.
 
 Released foundation checkpoints have some layers replaced by random values on purpose
-(ARCHITECTURE.md 11.2). Such a layer shows against its neighbours in the same tower: training moves
-norm gains off one constant, changes the spread of each matrix, and makes its rows unequal;
+(docs/architecture.md 11.2). Such a layer shows against its neighbours in the same tower: training
+moves norm gains off one constant, changes the spread of each matrix, and makes its rows unequal;
 independent draws have none of that. Per layer and matrix two numbers are taken, and a layer whose
 matrices mostly lie outside what the other layers do is reported, with the evidence.
 """

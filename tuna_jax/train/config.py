@@ -69,7 +69,7 @@ class TrainConfig:
 
   rows, length, visual, images: B (of the whole pod), L, V and M of `Batch`.
   ntp_coeff, flow_coeff: weights of the two losses; flow_coeff 0 leaves the flow head out.
-  time_shift: shift of the training times towards noise (ARCHITECTURE.md 8.2).
+  time_shift: shift of the training times towards noise (docs/architecture.md 8.2).
   init_from: run or weights directory this stage starts from, strictly by name; '' starts fresh.
   vae, tokenizer: directories of the frozen parts.
   """

@@ -10,7 +10,7 @@ adaptations say what else may differ:
   ResampleGrid()   a square position table of another size is resized
   FreshUnlessEqual fresh, by `weights.fresh`, unless the checkpoint has our shape; the leaves of a module together
 
-Names and shapes: ARCHITECTURE.md 11.
+Names and shapes: docs/architecture.md 11.
 """
 
 from __future__ import annotations
@@ -217,9 +217,7 @@ def rows(*lines) -> tuple[Row, ...]:
 
 
 def tuna_official(config: TunaConfig) -> Table:
-  """The released Tuna checkpoints, and those of the official training callback (ARCHITECTURE.md
-  11.1, 11.2).
-  """
+  """Released Tuna checkpoints and the training callback's (docs/architecture.md 11.1, 11.2)."""
   return Table(
     'official Tuna',
     _decoder(config.decoder, 'tuna.')
@@ -291,7 +289,7 @@ def siglip2(config: VisionConfig) -> Table:
 
 
 def wan_vae(config: VaeConfig) -> Table:
-  """Wan2.2_VAE.pth, and the VAE inside an official training checkpoint (ARCHITECTURE.md 11.3)."""
+  """Wan2.2_VAE.pth and the VAE in an official training checkpoint (docs/architecture.md 11.3)."""
   block = (
     ('norm1/scale', '0.gamma', Units(3)),
     ('conv1/{kernel,bias}', '2.{weight,bias}'),
