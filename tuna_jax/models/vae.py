@@ -382,3 +382,16 @@ def to_float(pixels):
 def to_uint8(video):
   """float in [-1, 1] -> uint8, clamped and rounded (the official code truncates)."""
   return jnp.round((jnp.clip(video.astype(jnp.float32), -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def encode_pixels(config: VaeConfig, params, pixels):
+  """uint8[n, F, H, W, 3] -> the latents the model sees, float32[n, T, h, w, C]: normalised
+  posterior means. params: of `WanVae`. Raises ValueError as `WanVae.encode` does.
+  """
+  moments = WanVae(config).apply({'params': params}, to_float(pixels), method='encode')
+  return normalize(config, moments.mean)
+
+
+def decode_pixels(config: VaeConfig, params, latents):
+  """The way back: latents [n, T, h, w, C] -> uint8[n, F, H, W, 3], the whole clip at once."""
+  return to_uint8(WanVae(config).apply({'params': params}, latents, method='decode'))

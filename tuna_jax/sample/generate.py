@@ -28,7 +28,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.segments import Example, Image, Plan, Video, layout
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
+from tuna_jax.models.vae import decode_pixels, encode_pixels
 from tuna_jax.models.vae_stream import decode_stream
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import requests
@@ -456,10 +456,7 @@ class Generator:
 
 @jax.jit(static_argnames='config')
 def _encode(params, pixels, *, config):
-  moments = WanVae(config).apply(
-    {'params': params}, to_float(anchor(pixels, 'rows')), method='encode'
-  )
-  return normalize(config, moments.mean)
+  return encode_pixels(config, params, anchor(pixels, 'rows'))
 
 
 def _decode(params, latents, *, config):
@@ -474,9 +471,7 @@ def _decode(params, latents, *, config):
 
 @jax.jit(static_argnames='config')
 def _decode_stills(params, latents, *, config):
-  return to_uint8(
-    WanVae(config).apply({'params': params}, anchor(latents, 'rows'), method='decode')
-  )
+  return decode_pixels(config, params, anchor(latents, 'rows'))
 
 
 def _drawing(guidance, points, shift, solver) -> Drawing:

@@ -24,7 +24,7 @@ from etils import epath
 
 from tuna_jax.config import VaeConfig
 from tuna_jax.data.mixture import DataConfig, open_sources
-from tuna_jax.models.vae import WanVae, normalize, to_float, to_uint8
+from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.train import checkpoint, loop
 from tuna_jax.train.optimizer import scale_by
 
@@ -208,7 +208,7 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
 def measure(config: VaeTrainConfig, params, media: Media) -> VaeConfig:
   """The model's config with the mean and standard deviation of its latents, a channel each."""
   raw = dataclasses.replace(config.model, latent_mean=(), latent_std=())
-  encode = jax.jit(lambda p, x: WanVae(raw).apply({'params': p}, to_float(x), method='encode').mean)
+  encode = jax.jit(functools.partial(encode_pixels, raw))
   cells = []
   for i in range(max(config.measured // 32, 1)):
     cells.append(
@@ -230,8 +230,6 @@ def reconstruct(config: VaeConfig, params, pixels: np.ndarray) -> np.ndarray:
 
   @jax.jit
   def run(params, x):
-    vae = WanVae(config)
-    mean = vae.apply({'params': params}, to_float(x), method='encode').mean
-    return to_uint8(vae.apply({'params': params}, normalize(config, mean), method='decode'))
+    return decode_pixels(config, params, encode_pixels(config, params, x))
 
   return np.asarray(run(params, pixels))

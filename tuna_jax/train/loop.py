@@ -19,7 +19,7 @@ from tuna_jax import sharding
 from tuna_jax.config import VaeConfig
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.models.vae import WanVae, normalize, to_float
+from tuna_jax.models.vae import encode_pixels
 from tuna_jax.train import checkpoint
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -38,13 +38,7 @@ def encoder(config: VaeConfig, params):
   """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], normalised posterior means, on one local
   device.
   """
-
-  @jax.jit
-  def run(params, pixels):
-    return normalize(
-      config, WanVae(config).apply({'params': params}, to_float(pixels), method='encode').mean
-    )
-
+  run = jax.jit(functools.partial(encode_pixels, config))
   device = jax.local_devices()[0]
   params = jax.device_put(params, device)
   return lambda pixels: np.asarray(run(params, jax.device_put(pixels, device)))
