@@ -3,7 +3,7 @@
 import ml_collections
 from tuna_jax.configs import mixtures
 
-from tuna_jax.config import from_dict, to_dict
+from tuna_jax.config import UserError, from_dict, to_dict
 from tuna_jax.config import size as named_size
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
@@ -14,7 +14,7 @@ def get_config(size: str = 'tiny'):
   """size: tiny, or fast (tiny, in fewer steps); 2b and 7b use the published Wan 2.2 VAE."""
   steps = {'tiny': 1000, 'fast': 300}
   if size not in steps:
-    raise ValueError(
+    raise UserError(
       f'configs/vae.py:{size}: expected tiny or fast; other sizes use the published VAE'
     )
   media = MediaConfig(image_size='64', video_size='64', frames=9)

@@ -115,6 +115,11 @@ WAN_STD = (
 )
 
 
+class UserError(ValueError):
+  """What a person gave is wrong, and the message says what to change: the command line prints it
+  without a traceback. Every other exception is a fault of ours and keeps its traceback."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
   """The shape of one transformer tower."""
@@ -160,7 +165,7 @@ class FlowHeadConfig(TowerConfig):
 
   def __post_init__(self):
     if self.head_dim % 16:
-      raise ValueError(
+      raise UserError(
         f'flow_head.head_dim={self.head_dim}: a multiple of 16 is needed, so that frames, rows and '
         'columns each rotate whole pairs'
       )
@@ -189,7 +194,7 @@ class VaeConfig:
   def __post_init__(self):
     for field in ('latent_mean', 'latent_std'):
       if len(getattr(self, field)) not in (0, self.latent_channels):
-        raise ValueError(
+        raise UserError(
           f'{field}: {len(getattr(self, field))} values for {self.latent_channels} latent channels'
         )
 
@@ -224,7 +229,7 @@ class TunaConfig:
 
   def __post_init__(self):
     if self.flow_head.dim != self.decoder.dim:
-      raise ValueError(
+      raise UserError(
         f'flow_head.dim is {self.flow_head.dim} and decoder.dim is {self.decoder.dim}: they must be equal'
       )
     for field, allowed in (
@@ -232,7 +237,7 @@ class TunaConfig:
       ('compat', ('clean', 'official')),
     ):
       if getattr(self, field) not in allowed:
-        raise ValueError(f'{field}={getattr(self, field)!r}: expected one of {allowed}')
+        raise UserError(f'{field}={getattr(self, field)!r}: expected one of {allowed}')
 
 
 TINY = TunaConfig(
@@ -300,9 +305,7 @@ def nearest(name: str, names) -> str:
 def size(name: str) -> TunaConfig:
   """The named size. Raises ValueError with the known names."""
   if name not in SIZES:
-    raise ValueError(
-      f'unknown size {name!r}: expected one of {sorted(SIZES)}{nearest(name, SIZES)}'
-    )
+    raise UserError(f'unknown size {name!r}: expected one of {sorted(SIZES)}{nearest(name, SIZES)}')
   return SIZES[name]
 
 
@@ -315,12 +318,12 @@ def from_dict(cls, mapping: Mapping, path: str = ''):
   """
   where = path or cls.__name__
   if not isinstance(mapping, Mapping):
-    raise TypeError(f'{where}: expected a mapping, found {type(mapping).__name__} {mapping!r}')
+    raise UserError(f'{where}: expected a mapping, found {type(mapping).__name__} {mapping!r}')
   hints = typing.get_type_hints(cls)
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in mapping:
     if key not in fields:
-      raise ValueError(
+      raise UserError(
         f'{path + "." if path else ""}{key}: no such field in {cls.__name__}{nearest(key, fields)}'
       )
   values = {}
@@ -329,7 +332,7 @@ def from_dict(cls, mapping: Mapping, path: str = ''):
     if name in mapping:
       values[name] = _convert(hints[name], mapping[name], full)
     elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-      raise ValueError(f'{full}: missing')
+      raise UserError(f'{full}: missing')
   return cls(**values)
 
 
@@ -351,12 +354,12 @@ def _convert(hint, value, path):
     if args[-1] is Ellipsis:
       args = (args[0],) * len(value)
     if len(args) != len(value):
-      raise TypeError(f'{path}: expected {len(args)} items, found {len(value)}: {value!r}')
+      raise UserError(f'{path}: expected {len(args)} items, found {len(value)}: {value!r}')
     return tuple(_convert(a, v, f'{path}[{i}]') for i, (a, v) in enumerate(zip(args, value)))
   if hint is float and type(value) is int:
     return float(value)
   if hint is typing.Any or (type(value) is hint):
     return value
-  raise TypeError(
+  raise UserError(
     f'{path}: expected {getattr(hint, "__name__", hint)}, found {type(value).__name__} {value!r}'
   )

@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax.batch import Batch
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.tree import name_of
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
@@ -130,10 +130,10 @@ def make_mesh(
     and free != ['data', 'fsdp']
     or any(size < 1 and size != -1 for size in sizes.values())
   ):
-    raise ValueError(f'mesh {shown}: sizes are positive, and at most one is -1 (or data and fsdp)')
+    raise UserError(f'mesh {shown}: sizes are positive, and at most one is -1 (or data and fsdp)')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(devices) % fixed or (not free and fixed != len(devices)):
-    raise ValueError(
+    raise UserError(
       f'mesh {shown}: the sizes multiply to {fixed}, and there are {len(devices)} devices'
     )
   if num_slices is None:
@@ -149,7 +149,7 @@ def make_mesh(
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   else:
     if sizes['data'] % num_slices:
-      raise ValueError(
+      raise UserError(
         f'mesh {shown}: {num_slices} slices are joined along data, which must be a multiple of them'
       )
     inner = (sizes['data'] // num_slices, *shape[1:])
@@ -200,7 +200,7 @@ def shardings(tree, mesh: Mesh, rules=RULES):
 
   out = jax.tree_util.tree_map_with_path(place_leaf, tree)
   if problems:
-    raise ValueError('\n'.join(problems))
+    raise UserError('\n'.join(problems))
   return out
 
 

@@ -11,7 +11,7 @@ import re
 
 import jax
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 
 
 def name_of(path) -> str:
@@ -49,7 +49,7 @@ def match(name: str, table, what: str = 'rule'):
   for pattern, value in table:
     if re.fullmatch(pattern, name):
       return value
-  raise ValueError(f'{name}: no {what} covers it{nearest(name, [p for p, _ in table])}')
+  raise UserError(f'{name}: no {what} covers it{nearest(name, [p for p, _ in table])}')
 
 
 def match_tree(tree, table, what: str = 'rule'):
@@ -72,5 +72,5 @@ def match_tree(tree, table, what: str = 'rule'):
     if i not in firsts.values()
   ]
   if missing or dead:
-    raise ValueError('\n'.join(missing + dead))
+    raise UserError('\n'.join(missing + dead))
   return jax.tree_util.tree_map_with_path(lambda path, _: table[firsts[name_of(path)]][1], tree)

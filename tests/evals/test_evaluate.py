@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests import shrink
-from tuna_jax.cli import UsageError
 from tuna_jax.cli.evaluate import find_run
+from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evals import evaluate, mixture
@@ -147,9 +147,9 @@ def test_the_last_stage_trained_is_taken(tmp_path):
 
 def test_a_stage_that_is_not_there_is_named_with_the_nearest(tmp_path):
   a_run(tmp_path / 'stage2')
-  with pytest.raises(UsageError, match="--stage=stage3: no such run .* nearest is 'stage2'"):
+  with pytest.raises(UserError, match="--stage=stage3: no such run .* nearest is 'stage2'"):
     find_run(str(tmp_path), 'stage3')
-  with pytest.raises(UsageError, match='no run there; expected stage3 or stage2 or stage1'):
+  with pytest.raises(UserError, match='no run there; expected stage3 or stage2 or stage1'):
     find_run(str(tmp_path / 'nothing'), '')
 
 

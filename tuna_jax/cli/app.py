@@ -23,8 +23,7 @@ from absl import logging as absl_logging
 from ml_collections.config_flags import config_flags
 
 from tuna_jax.cli import config_files
-from tuna_jax.cli.config_files import UsageError
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 
 flags.disclaim_key_flags()  # flags that a function of this module defines are the calling verb's
 
@@ -33,6 +32,11 @@ EXIT_RETRY = (
   75  # EX_TEMPFAIL: saved after a preemption; the launch scripts run the same command again
 )
 TRACEBACK = 'TUNA_JAX_TRACEBACK'  # set to 1, errors of the user's making keep their traceback
+
+# Mistakes of the person at the keyboard: one line. All else is a fault of ours, with a traceback.
+USERS = (
+  UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError
+)  # fmt: skip
 
 PLAIN_TYPES = {'int': 'an integer', 'float': 'a number', 'bool': 'true or false'}
 
@@ -47,8 +51,7 @@ def run(main: Callable[[Sequence[str]], object], *, positional: Sequence[str] = 
   """Parses sys.argv and exits with what `main([program, *positional arguments])` returns.
 
   Args:
-    main: the verb. Raises UsageError (or a ValueError from our own code) for what the user must
-      change.
+    main: the verb. Raises UserError for what the user must change.
     positional: what may stand beside the flags, in order. 'a|b' is a choice, 'PATH' anything; a
       trailing '?' makes it optional, and a trailing '*' in the last place takes any number.
 
@@ -69,7 +72,7 @@ def run(main: Callable[[Sequence[str]], object], *, positional: Sequence[str] = 
       sys.argv = argv  # ml_collections reads the overrides from here
       program_and_rest = _parse_flags(argv)
       _check_positional(program_and_rest[1:], positional)
-    except UsageError as error:
+    except UserError as error:
       fail(program, str(error))
     return program_and_rest
 
@@ -142,31 +145,10 @@ def _guard(main, program, argv):
   except BrokenPipeError:  # the reader of our output has left, as `head` does
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
-  except Exception as error:
-    if os.environ.get(TRACEBACK) == '1' or not _is_users(error):
+  except USERS as error:
+    if os.environ.get(TRACEBACK) == '1':
       raise
     fail(program, str(error))
-
-
-def _is_users(error) -> bool:
-  """Whether our own code raised this on purpose, about something a person gave us."""
-  if isinstance(error, UsageError):
-    return True
-  frame = error.__traceback__
-  while frame.tb_next is not None:
-    frame = frame.tb_next
-  raised_in = frame.tb_frame.f_globals.get('__name__', '')
-  ours = raised_in.partition('.')[0] in ('tuna_jax', 'configs') or raised_in in (
-    '__main__',
-    'config_config',
-  )
-  if isinstance(error, TypeError):
-    return raised_in == 'tuna_jax.config'  # from_dict says so of a value of the wrong type
-  if isinstance(error, FileNotFoundError) and ours:
-    return True  # with a file's name from the system, or in words of our own
-  if isinstance(error, OSError):
-    return error.filename is not None and (ours or raised_in in ('pathlib', 'pathlib._local'))
-  return ours and isinstance(error, ValueError)
 
 
 # ---- flags
@@ -176,13 +158,13 @@ def _parse_flags(argv):
   try:
     return flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
-    raise UsageError(
+    raise UserError(
       f'unknown flag --{error.flagname}{nearest(error.flagname, _all_names())}'
     ) from None
   except flags.IllegalFlagValueError as error:
-    raise UsageError(_illegal_value(str(error))) from None
+    raise UserError(_illegal_value(str(error))) from None
   except (flags.Error, TypeError, ValueError) as error:
-    raise UsageError(str(error)) from None
+    raise UserError(str(error)) from None
 
 
 def _all_names():
@@ -230,17 +212,17 @@ def _check_positional(arguments, wanted):
     spec = wanted[min(i, len(wanted) - 1)] if wanted else ''
     if not wanted or (i >= len(wanted) and not spec.endswith('*')):
       hint = f'; did you mean --{argument}?' if argument.partition('=')[0] in flags.FLAGS else ''
-      raise UsageError(
+      raise UserError(
         f'unexpected argument {argument!r}{hint or (f"; expected {usage}" if usage else "")}'
       )
     choices = spec.rstrip('?*').split('|')
     if spec == spec.lower() and argument not in choices:
-      raise UsageError(
+      raise UserError(
         f'unknown argument {argument!r}{nearest(argument, choices)}; expected {"|".join(choices)}'
       )
   missing = [spec for spec in wanted[len(arguments) :] if not spec.endswith(('?', '*'))]
   if missing:
-    raise UsageError(f'missing argument {missing[0]}')
+    raise UserError(f'missing argument {missing[0]}')
 
 
 # ---- help
@@ -295,7 +277,7 @@ def _config_help(flag, argv):
     ]
   try:
     config = config_files.load(flag, argv[where].partition('=')[2])
-  except UsageError as error:
+  except UserError as error:
     return ['', str(error)]
   return [
     '',

@@ -22,7 +22,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from tuna_jax import config as configs
-from tuna_jax.cli import UsageError, app
+from tuna_jax.cli import app
+from tuna_jax.config import UserError
 
 _SIZE = flags.DEFINE_enum(
   'size', 'small', ['small', *sorted(configs.SIZES)], 'The model; small is two layers a tower.'
@@ -60,7 +61,7 @@ def main(argv):
   if what == 'sample':
     unknown = [task for task in _TASK.value if task not in bench_sample.PADDED]
     if unknown:
-      raise UsageError(f'--task={unknown[0]}: expected t2i, edit, or both')
+      raise UserError(f'--task={unknown[0]}: expected t2i, edit, or both')
     for task in _TASK.value:
       found[task] = bench_sample.sample(
         config,
@@ -83,7 +84,7 @@ def main(argv):
 def train():
   """`bench train`, in every process of the run."""
   if _CONFIG.value is None:
-    raise UsageError('bench train: --config=FILE:SIZE is needed')
+    raise UserError('bench train: --config=FILE:SIZE is needed')
   _join()
   import jax
 

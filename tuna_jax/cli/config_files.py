@@ -10,20 +10,16 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 
 # holds configs/ in a checkout, and in an installation too
 ROOT = pathlib.Path(*find_spec('tuna_jax.configs').submodule_search_locations).parent
 
 
-class UsageError(ValueError):
-  """Something the person at the keyboard can put right; its text is all they are shown."""
-
-
 def resolve(argv, config_flags):
   """argv with every config path made findable, once files and overrides have been checked.
 
-  Raises UsageError naming the nearest file or field.
+  Raises UserError naming the nearest file or field.
   """
   argv = list(argv)
   for flag in config_flags:
@@ -36,13 +32,13 @@ def resolve(argv, config_flags):
       value = argv[where + 1]
       argv[where : where + 2] = [f'{argv[where]}={value}']
     else:
-      raise UsageError(f'--{flag.name} needs a value, as in --{flag.name}=configs/stage1.py:tiny')
+      raise UserError(f'--{flag.name} needs a value, as in --{flag.name}=configs/stage1.py:tiny')
     overrides = [
       _flag_name(a) for a in before_dashes(argv) if re.match(rf'--?(no)?{flag.name}\.', a)
     ]
     if value is None:
       if overrides:
-        raise UsageError(f'--{overrides[0]} overrides a field of --{flag.name}, which is not given')
+        raise UserError(f'--{overrides[0]} overrides a field of --{flag.name}, which is not given')
       continue
     path = _find_file(flag.name, value)
     if where is not None:
@@ -76,19 +72,19 @@ def _find_file(name: str, value: str) -> str:
       for p in folder.glob('*.py')
     }
   )
-  raise UsageError(f'--{name}={value}: there is no file {path!r}{nearest(path, names)}')
+  raise UserError(f'--{name}={value}: there is no file {path!r}{nearest(path, names)}')
 
 
 def load(flag, path: str):
-  """The config of `path`, 'FILE.py[:argument]', without overrides; UsageError in its own words."""
+  """The config of `path`, 'FILE.py[:argument]', without overrides; UserError in its own words."""
   path = _find_file(flag.name, path)
   try:
     config = flag.parser.parse(path)
     config.keys()  # a file that failed to load answers with an OSError only now
   except OSError as error:
-    raise UsageError(f'--{flag.name}={path}: {error.__cause__ or error}') from None
+    raise UserError(f'--{flag.name}={path}: {error.__cause__ or error}') from None
   except (TypeError, ValueError) as error:
-    raise UsageError(f'--{flag.name}={path}: {error.__context__ or error}') from None
+    raise UserError(f'--{flag.name}={path}: {error.__context__ or error}') from None
   return config
 
 
@@ -99,11 +95,11 @@ def _check_field(name: str, field: str, config):
     if not isinstance(node, Mapping) and not hasattr(node, 'keys'):
       if part.startswith('['):
         return  # an item of a list or tuple: the parser of ml_collections checks it
-      raise UsageError(
+      raise UserError(
         f'--{name}.{field}: {".".join(walked)} is a {type(node).__name__} and has no fields'
       )
     if part not in node:
-      raise UsageError(
+      raise UserError(
         f'--{name}.{field}: no such field{_nearest_field(field, part, walked, config)}'
       )
     node = node[part]

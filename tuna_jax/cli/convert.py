@@ -30,7 +30,8 @@ from absl import flags
 from etils import epath
 
 from tuna_jax import config as configs
-from tuna_jax.cli import UsageError, app
+from tuna_jax.cli import app
+from tuna_jax.config import UserError
 from tuna_jax.tools import recover
 from tuna_jax.weights import parts, safetensors, store, torchfile
 from tuna_jax.weights.convert import cast
@@ -78,7 +79,7 @@ def main(argv):
   action, *paths = argv[1:]
   wanted = {'inspect': 1, 'diff': 2}.get(action, 0)
   if len(paths) != wanted:
-    raise UsageError(f'convert {action}: expected {wanted} paths, found {len(paths)}')
+    raise UserError(f'convert {action}: expected {wanted} paths, found {len(paths)}')
   if action == 'inspect':
     return inspect(paths[0])
   if action == 'diff':
@@ -98,7 +99,7 @@ def assemble():
     name: flag.value for name, flag in (('decoder', _DECODER), ('vision', _VISION), ('vae', _VAE))
   }
   if not any(sources.values()):
-    raise UsageError('convert assemble: give at least one of --decoder, --vision, --vae')
+    raise UserError('convert assemble: give at least one of --decoder, --vision, --vae')
   planned = parts.assemble(
     config, decoder=sources['decoder'], vision=sources['vision'], seed=_SEED.value
   )
@@ -258,7 +259,7 @@ def _certify(stored) -> int:
 
 def _config():
   if bool(_SIZE.value) == bool(_MODEL.value):
-    raise UsageError('give the model as --size or as --model, and not both')
+    raise UserError('give the model as --size or as --model, and not both')
   if _SIZE.value:
     return configs.size(_SIZE.value)
   text = json.loads(epath.Path(_MODEL.value).read_text())
@@ -268,7 +269,7 @@ def _config():
 def _need(action, **needed):
   for name, flag in needed.items():
     if not flag.value:
-      raise UsageError(f'convert {action}: --{name} is required')
+      raise UserError(f'convert {action}: --{name} is required')
 
 
 def _open(path) -> dict[str, Lazy]:

@@ -25,7 +25,8 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from tuna_jax.cli import UsageError, app
+from tuna_jax.cli import app
+from tuna_jax.config import UserError
 
 _OUT = flags.DEFINE_string(
   'out', None, 'shapes, emoji: the folder to write. preview: the page to write.'
@@ -52,11 +53,11 @@ def main(argv):
   action, *paths = argv[1:]
   wanted = 1 if action in ('check', 'preview') else 0
   if len(paths) != wanted:
-    raise UsageError(
+    raise UserError(
       f'data {action}: expected {wanted} files{" (MIXTURE.json)" if wanted else ""}, found {len(paths)}'
     )
   if action != 'check' and not _OUT.value:
-    raise UsageError(f'data {action}: --out is missing')
+    raise UserError(f'data {action}: --out is missing')
   return {'shapes': shapes, 'emoji': emoji, 'check': check, 'preview': preview}[action](*paths)
 
 
@@ -94,7 +95,7 @@ def emoji():
   try:
     counts = data.build(out, cache, tones=_TONES.value, everything=_ALL.value)
   except data.EmojiUnavailable as e:
-    raise UsageError(str(e)) from e
+    raise UserError(str(e)) from e
   print(f'{out / "mixture.json"}: ' + ', '.join(f'{n} {name}' for name, n in counts.items()))
   print(f'licences: {out / "licences"}')
 
@@ -170,7 +171,7 @@ def _sources(path):
   try:
     return [sources.open_source(row, config) for row in sources.read_mixture(path)]
   except FileNotFoundError as e:
-    raise UsageError(str(e)) from e
+    raise UserError(str(e)) from e
 
 
 def _media(record, fields):

@@ -15,8 +15,8 @@ import time
 
 from absl import flags
 
-from tuna_jax.cli import UsageError, app
-from tuna_jax.config import nearest
+from tuna_jax.cli import app
+from tuna_jax.config import UserError, nearest
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the runs, or one run.')
 _STAGE = flags.DEFINE_string('stage', '', 'Which run of --workdir; default the last stage trained.')
@@ -40,7 +40,7 @@ STAGES = ('stage3', 'stage2', 'stage1')
 def main(argv):
   del argv
   if not _WORKDIR.value:
-    raise UsageError('--workdir is required: the directory of the runs')
+    raise UserError('--workdir is required: the directory of the runs')
   run = find_run(_WORKDIR.value, _STAGE.value)
   import jax
 
@@ -110,10 +110,10 @@ def find_run(workdir: str, stage: str) -> str:
     return workdir
   names = [p.name for p in root.iterdir() if (p / 'config.json').exists()] if root.is_dir() else []
   if stage and stage not in names:
-    raise UsageError(f'--stage={stage}: no such run in {workdir}{nearest(stage, names)}')
+    raise UserError(f'--stage={stage}: no such run in {workdir}{nearest(stage, names)}')
   found = [name for name in ([stage] if stage else STAGES) if name in names]
   if not found:
-    raise UsageError(f'--workdir={workdir}: no run there; expected {" or ".join(STAGES)}, or a run')
+    raise UserError(f'--workdir={workdir}: no run there; expected {" or ".join(STAGES)}, or a run')
   return str(root / found[0])
 
 

@@ -16,7 +16,8 @@ import sys
 
 from absl import flags
 
-from tuna_jax.cli import UsageError, app
+from tuna_jax.cli import app
+from tuna_jax.config import UserError
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run or a weights directory.')
 _VAE = flags.DEFINE_string('vae', '', 'Directory of the VAE, where the checkpoint does not say.')
@@ -82,14 +83,14 @@ def main(argv):
   if action == 'info':
     return info(prompts)
   if not prompts:
-    raise UsageError(f"generate {action}: missing argument PROMPT ('' for an empty one)")
+    raise UserError(f"generate {action}: missing argument PROMPT ('' for an empty one)")
   if not _CHECKPOINT.value:
-    raise UsageError('--checkpoint is required: a run or a weights directory')
+    raise UserError('--checkpoint is required: a run or a weights directory')
   if action == 'edit' and not _IMAGE.value:
-    raise UsageError('edit: --image is required: the picture to edit')
+    raise UserError('edit: --image is required: the picture to edit')
   for name, verbs in _FOR.items():
     if flags.FLAGS[name].present and action not in verbs:
-      raise UsageError(f'{action}: takes no --{name}, which is for {" and ".join(verbs)}')
+      raise UserError(f'{action}: takes no --{name}, which is for {" and ".join(verbs)}')
   if action == 'ask':
     return ask(prompts)
   draw(action, prompts)
@@ -100,7 +101,7 @@ def info(paths):
   from tuna_jax.sample.output import read_info
 
   if not paths:
-    raise UsageError('info: missing argument FILE')
+    raise UserError('info: missing argument FILE')
   for path in paths:
     print(json.dumps(read_info(path), indent=1, ensure_ascii=False))
 
@@ -115,9 +116,9 @@ def draw(action, prompts):
   ending = _ENDINGS[action]
   output = _OUTPUT.value or f'out{ending[0]}'
   if os.path.splitext(output)[1].lower() not in ending:
-    raise UsageError(f'--output={output}: expected a name that ends in {" or ".join(ending)}')
+    raise UserError(f'--output={output}: expected a name that ends in {" or ".join(ending)}')
   if not os.path.isdir(os.path.dirname(output) or '.'):
-    raise UsageError(f'--output={output}: no directory {os.path.dirname(output)}')
+    raise UserError(f'--output={output}: no directory {os.path.dirname(output)}')
   how = {
     'size': _SIZE.value,
     'negative': _NEGATIVE.value,
@@ -181,7 +182,7 @@ def _interval() -> tuple[float, float]:
     low, high = map(float, _INTERVAL.value)
   except ValueError:
     given = ','.join(_INTERVAL.value)
-    raise UsageError(f'--guidance_interval={given}: expected two numbers, as in 0,0.8') from None
+    raise UserError(f'--guidance_interval={given}: expected two numbers, as in 0,0.8') from None
   return low, high
 
 

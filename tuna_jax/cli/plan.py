@@ -18,7 +18,8 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from tuna_jax.cli import UsageError, app
+from tuna_jax.cli import app
+from tuna_jax.config import UserError
 
 EXIT_UNFIT = 3
 # Of glibc's malloc.h: the compiler leaves holes in the heap of each of its threads. One heap, and
@@ -36,7 +37,7 @@ _JSON = flags.DEFINE_string('json', None, 'Also write the plan here.')
 def main(argv):
   del argv
   if _CONFIG.value is None or not _TOPOLOGY.value:
-    raise UsageError('plan: --config=FILE:SIZE and --topology=CHIP:DIMS are needed')
+    raise UserError('plan: --config=FILE:SIZE and --topology=CHIP:DIMS are needed')
   from tuna_jax.configs import common
   from tuna_jax.tools import plan
 

@@ -14,7 +14,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import EXIT_RETRY, UsageError, app
+from tuna_jax.cli import EXIT_RETRY, app
+from tuna_jax.config import UserError
 
 _COMPONENT = flags.DEFINE_enum('component', None, ['vae', 'decoder'], 'Which part to train.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the part is written; a local path or gs://.')
@@ -26,7 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 def main(argv):
   del argv
   if not _COMPONENT.value or not _WORKDIR.value or _CONFIG.value is None:
-    raise UsageError('pretrain: --component=vae|decoder and --workdir=DIR are needed')
+    raise UserError('pretrain: --component=vae|decoder and --workdir=DIR are needed')
   from tuna_jax.configs import common, vae
   from tuna_jax.toy import train_tokenizer
   from tuna_jax.toy import train_vae as vae_train

@@ -13,7 +13,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import EXIT_RETRY, UsageError, app
+from tuna_jax.cli import EXIT_RETRY, app
+from tuna_jax.config import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Stage and size: FILE:SIZE, for example configs/stage1.py:tiny.'
@@ -27,7 +28,7 @@ _join = app.define_distributed()
 def main(argv):
   del argv
   if _CONFIG.value is None or not _WORKDIR.value:
-    raise UsageError('train: --config=FILE:SIZE and --workdir=DIR are needed')
+    raise UserError('train: --config=FILE:SIZE and --workdir=DIR are needed')
   _join()
   from tuna_jax.configs import common
   from tuna_jax.train import loop

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 
 Size = tuple[int, int]  # (height, width)
 
@@ -35,7 +35,7 @@ _PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 _ANIMATED = ('.gif', '.webp', '.apng', '.png')
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
   """A picture or clip that cannot be used; the message names the file and the reason."""
 
 
@@ -53,7 +53,7 @@ class MediaConfig:
     buckets(self.image_size)
     buckets(self.video_size)
     if self.frames % 4 != 1:
-      raise ValueError(
+      raise UserError(
         f'frames={self.frames}: expected 4k + 1, for example {self.frames - (self.frames - 1) % 4}'
       )
 
@@ -69,8 +69,8 @@ def buckets(name: str) -> tuple[Size, ...]:
     size = (int(parts[0]), int(parts[-1]))
     if min(size) > 0 and not (size[0] % 16 or size[1] % 16):
       return (size,)
-    raise ValueError(f'size {name!r}: both sides must be multiples of 16')
-  raise ValueError(
+    raise UserError(f'size {name!r}: both sides must be multiples of 16')
+  raise UserError(
     f"size {name!r}: expected one of {', '.join(BUCKETS)}, 'N' or 'HxW'{nearest(name, BUCKETS)}"
   )
 

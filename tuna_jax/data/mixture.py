@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.sources import Source, SourceConfig, open_source, read_mixture
 from tuna_jax.data.tasks import FIELDS, PLACEHOLDER, TASKS, TaskConfig, check_task, turns_of
@@ -60,10 +60,10 @@ class DataConfig:
       for task, weight in weights:
         check_task(task)
         if weight < 0:
-          raise ValueError(f'phase at {start}: weight of {task} is {weight}')
+          raise UserError(f'phase at {start}: weight of {task} is {weight}')
     starts = [start for start, _ in self.phases]
     if starts and (starts[0] != 0 or starts != sorted(set(starts), key=lambda s: (s >= 1, s))):
-      raise ValueError(
+      raise UserError(
         f'phases start at {starts}: expected 0 first, then rising shares of the run, then rising steps'
       )
 
@@ -144,7 +144,7 @@ def phases_of(
     by_task = dict(by_task)
     if 0 < start < 1:
       if steps is None:
-        raise ValueError(
+        raise UserError(
           f'a phase starts at the share {start} of the run: the number of steps is needed'
         )
       start = round(start * steps)
@@ -152,7 +152,7 @@ def phases_of(
     weights = {n: w for n, w in weights.items() if w > 0}
     if not weights:
       near = nearest(next(iter(by_task), ''), known)
-      raise ValueError(
+      raise UserError(
         f'{config.mixture}: no source for any task of the phase at {start} '
         f'({", ".join(by_task)}); it has {", ".join(known)}{near}'
       )

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from tuna_jax import batch as batch_lib
+from tuna_jax.config import UserError
 from tuna_jax.data import latents as latents_lib
 from tuna_jax.data import segments
 from tuna_jax.data.mixture import DataConfig, open_sources, phases_of
@@ -78,7 +79,7 @@ class Pipeline:
     self._strides, self._sizes, self._seed, self._put = strides, tuple(sizes), seed, put
     self._rows = list(range(sizes[0]) if rows is None else rows)
     if not self._rows or self._rows != sorted(set(self._rows) & set(range(sizes[0]))):
-      raise ValueError(f'rows={self._rows}: expected rising numbers within 0..{sizes[0] - 1}')
+      raise UserError(f'rows={self._rows}: expected rising numbers within 0..{sizes[0] - 1}')
     self._context = Context(tokenizer, config.tasks)
     self._cache = latents_lib.LatentCache(
       config.latent_cache_mb << 20, config.latent_cache_dir, encoder_name
@@ -152,18 +153,18 @@ class Pipeline:
     """
     for name, have in (('seed', self._seed), ('batch', self._sizes[0])):
       if state[name] != have:
-        raise ValueError(
+        raise UserError(
           f'data position: it was saved with {name}={state[name]}, this run has {have}'
         )
     at = {row: i for i, row in enumerate(state['rows'])}
     absent = [row for row in self._rows if row not in at]
     if absent:
-      raise ValueError(
+      raise UserError(
         f'data position: it holds {len(at)} rows, and not row {absent[0]}, which this host reads'
       )
     rows = np.array(state['next'], np.int64)
     if rows.shape != (len(at), self._fresh().shape[1]):
-      raise ValueError(
+      raise UserError(
         f'data position: saved with look_ahead={rows.shape[-1] - 2}, this run has '
         f'{self._config.look_ahead}'
       )
@@ -229,7 +230,7 @@ class Pipeline:
       report.skipped += skipped
     packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
     if packed.media and self._encode is None:
-      raise ValueError('the mixture has pictures: an encoder is needed')
+      raise UserError('the mixture has pictures: an encoder is needed')
     batch = packed.batch
     if packed.media:
       batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._config.encode_batch)
@@ -285,7 +286,7 @@ class Pipeline:
         'LVM', (example.length, example.cells, example.images), self._sizes[1:4]
       ):
         if need > have:
-          raise ValueError(f'the example needs {axis}={need}, a row has {have}')
+          raise UserError(f'the example needs {axis}={need}, a row has {have}')
       return example
     except ValueError as e:
       where = source.where(record_index)
@@ -302,7 +303,7 @@ class Pipeline:
     if (
       bad > share * len(source) or bad == len(source) or (bad > _EARLY and bad > 10 * share * read)
     ):
-      raise ValueError(
+      raise UserError(
         f'{source.name}: {bad} of its {len(source)} records are unusable ({read} read so far), more than '
         f'max_skip_share={share:g} allows; the last: {why}'
       )
@@ -318,13 +319,13 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   first, by_row = states[0], {}
   for state in states:
     if any(state[k] != first[k] for k in ('step', 'seed', 'batch')):
-      raise ValueError(
+      raise UserError(
         f'data positions do not join: one is of step {first["step"]}, one of {state["step"]}'
       )
     by_row.update(zip(state['rows'], state['next'], strict=True))
   absent = set(range(first['batch'])) - set(by_row)
   if absent:
-    raise ValueError(f'data positions do not join: none holds row {min(absent)}')
+    raise UserError(f'data positions do not join: none holds row {min(absent)}')
   rows = sorted(by_row)
   return {**first, 'rows': rows, 'next': [by_row[row] for row in rows]}
 

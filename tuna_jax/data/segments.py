@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tuna_jax import batch as batch_lib
+from tuna_jax.config import UserError
 
 
 class Text(NamedTuple):
@@ -119,17 +120,17 @@ def grid_of(media: np.ndarray, strides: tuple[int, int]) -> tuple[int, int, int]
   dropped tail of a clip is docs/architecture.md B14.
   """
   if media.ndim != 4:
-    raise ValueError(f'media must be [frames, height, width, channels], found shape {media.shape}')
+    raise UserError(f'media must be [frames, height, width, channels], found shape {media.shape}')
   frames, height, width, channels = media.shape
   if media.dtype != np.uint8:
     return frames, height, width
   temporal, spatial = strides
   if channels != 3:
-    raise ValueError(f'pixels must have 3 channels, found shape {media.shape}')
+    raise UserError(f'pixels must have 3 channels, found shape {media.shape}')
   if (frames - 1) % temporal:
-    raise ValueError(f'a clip of {frames} frames: expected {temporal}k + 1')
+    raise UserError(f'a clip of {frames} frames: expected {temporal}k + 1')
   if height % spatial or width % spatial or not height or not width:
-    raise ValueError(f'a picture of {height}x{width}: both sides must be multiples of {spatial}')
+    raise UserError(f'a picture of {height}x{width}: both sides must be multiples of {spatial}')
   return 1 + (frames - 1) // temporal, height // spatial, width // spatial
 
 
@@ -157,7 +158,7 @@ def layout(plan: Plan, special: Specials, strides: tuple[int, int], task: int = 
       media.append(pixels)
       grids.append(grid_of(pixels, strides))
       if isinstance(piece, Image) and grids[-1][0] != 1:
-        raise ValueError(f'an Image of {pixels.shape[0]} frames: use Video')
+        raise UserError(f'an Image of {pixels.shape[0]} frames: use Video')
   m, cells = len(grids), [f * h * w for f, h, w in grids]
   length = sum(len(p.ids) for p in plan if isinstance(p, Text)) + sum(cells) + 3 * m
 
@@ -205,7 +206,7 @@ def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int
   """
   b, length, visual, images, _ = sizes
   if len(rows) != b:
-    raise ValueError(f'{len(rows)} rows for a batch of {b}')
+    raise UserError(f'{len(rows)} rows for a batch of {b}')
   out = batch_lib.empty(*sizes)
   placed = []
   for r, examples in enumerate(rows):
@@ -218,7 +219,7 @@ def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int
         ('M', image_end, images),
       ):
         if need > room:
-          raise ValueError(f'row {r}: its examples need {axis}={need}, the batch has {room}')
+          raise UserError(f'row {r}: its examples need {axis}={need}, the batch has {room}')
       seq, vis, img = slice(at, end), slice(cell, cell_end), slice(image, image_end)
       out.tokens[r, seq] = e.tokens
       out.labels[r, seq] = e.labels

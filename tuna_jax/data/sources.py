@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from tuna_jax.config import from_dict
+from tuna_jax.config import UserError, from_dict
 from tuna_jax.data import media
 from tuna_jax.data.tasks import FIELDS, check_task, turns_of
 
@@ -30,7 +30,7 @@ MANY = (
 )  # where a list may stand
 
 
-class BadRecord(ValueError):
+class BadRecord(UserError):
   """One record that cannot be used; the message starts with where it is."""
 
 
@@ -72,7 +72,7 @@ class SourceConfig:
   def __post_init__(self):
     check_task(self.task)
     if not self.weight > 0:
-      raise ValueError(f'{self.path}: weight={self.weight}, expected more than 0')
+      raise UserError(f'{self.path}: weight={self.weight}, expected more than 0')
 
 
 def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
@@ -88,9 +88,9 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
   except FileNotFoundError as e:
     raise FileNotFoundError(f'mixture {path}: no such file') from e
   except json.JSONDecodeError as e:
-    raise ValueError(f'{path}:{e.lineno}: not JSON ({e.msg})') from e
+    raise UserError(f'{path}:{e.lineno}: not JSON ({e.msg})') from e
   if not isinstance(rows, list) or not rows:
-    raise ValueError(f'{path}: expected a list of rows {{"path", "root", "task", "weight"}}')
+    raise UserError(f'{path}: expected a list of rows {{"path", "root", "task", "weight"}}')
   out = []
   for n, row in enumerate(rows):
     try:
@@ -225,7 +225,7 @@ class JsonlSource:
     full = np.flatnonzero(ends - starts > 1)  # a record has at least '{}'
     self._data, self._starts, self._ends, self._lines = data, starts[full], ends[full], full + 1
     if not len(full):
-      raise ValueError(f'{path}: no records')
+      raise UserError(f'{path}: no records')
 
   def __len__(self):
     return len(self._lines)
@@ -263,13 +263,13 @@ def load(
     for field in FIELDS[task]:
       value = record[field]
       if field in TEXT_FIELDS and (not isinstance(value, str) or not value.strip()):
-        raise ValueError(f'{field} is empty')
+        raise UserError(f'{field} is empty')
       if (
         field in MEDIA_FIELDS
         and isinstance(value, list)
         and (not value or (task, field) not in MANY)
       ):
-        raise ValueError(
+        raise UserError(
           f'{field}: expected {"one or more paths" if (task, field) in MANY else "one path"}, found {value}'
         )
       if field == 'conversations':
@@ -306,14 +306,14 @@ def _locate(value, root: str):
   if isinstance(value, (np.ndarray, bytes)):
     return value
   if not isinstance(value, str) or not value:
-    raise ValueError(f'expected a path, found {value!r}')
+    raise UserError(f'expected a path, found {value!r}')
   if '://' in root:
     if value.startswith('/') or '..' in value.split('/') or '://' in value:
-      raise ValueError(f'{value!r} leaves the root {root}')
+      raise UserError(f'{value!r} leaves the root {root}')
     return str(epath.Path(root) / value)
   base, path = os.path.abspath(root), os.path.abspath(os.path.join(root, value))
   if os.path.commonpath([base, path]) != base:
-    raise ValueError(f'{value!r} leaves the root {root}')
+    raise UserError(f'{value!r} leaves the root {root}')
   return path
 
 

@@ -22,7 +22,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.data.segments import Image, Plan, Text, Video
 from tuna_jax.data.tokenizer import Tokenizer
 
@@ -55,9 +55,9 @@ class TaskConfig:
 
   def __post_init__(self):
     if self.learn not in ('answers', 'everything'):
-      raise ValueError(f"learn={self.learn!r}: expected 'answers' or 'everything'")
+      raise UserError(f"learn={self.learn!r}: expected 'answers' or 'everything'")
     if not 0 <= self.caption_dropout <= 1:
-      raise ValueError(f'caption_dropout={self.caption_dropout}: expected a share, 0 to 1')
+      raise UserError(f'caption_dropout={self.caption_dropout}: expected a share, 0 to 1')
 
 
 # ---- layouts: the only place that knows where special tokens stand
@@ -101,11 +101,11 @@ def conversation(
   turns = list(turns)
   marks = sum(text.count(PLACEHOLDER) for role, text in turns if role in marked)
   if marks > len(visuals):
-    raise ValueError(f'{marks} {PLACEHOLDER} marks, {len(visuals)} pictures')
+    raise UserError(f'{marks} {PLACEHOLDER} marks, {len(visuals)} pictures')
   if marks < len(visuals):
     first = next((i for i, (role, _) in enumerate(turns) if role == 'user'), None)
     if first is None:
-      raise ValueError(f'{len(visuals)} pictures and no user turn to hold them')
+      raise UserError(f'{len(visuals)} pictures and no user turn to hold them')
     turns[first] = ('user', (PLACEHOLDER + '\n') * (len(visuals) - marks) + turns[first][1])
   if system and (not turns or turns[0][0] != 'system'):
     turns.insert(0, ('system', system))
@@ -236,7 +236,7 @@ FIELDS = MappingProxyType(
 def check_task(name: str) -> str:
   """Returns `name`; raises ValueError with the nearest task if there is no such task."""
   if name not in TASKS:
-    raise ValueError(
+    raise UserError(
       f'unknown task {name!r}: expected one of {", ".join(TASKS)}{nearest(name, TASKS)}'
     )
   return name
@@ -253,12 +253,12 @@ def turns_of(record: Mapping) -> list[tuple[str, str]]:
       or not isinstance(turn.get('value'), str)
       or turn.get('from') not in _ROLES
     ):
-      raise ValueError(
+      raise UserError(
         f"conversations[{n}]: expected {{'from': 'human' or 'gpt', 'value': text}}, found {turn!r}"
       )
     turns.append((_ROLES[turn['from']], turn['value']))
   if not any(role == 'assistant' and value.strip() for role, value in turns):
-    raise ValueError('conversations: no answer of gpt to learn from')
+    raise UserError('conversations: no answer of gpt to learn from')
   return turns
 
 

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from tuna_jax.config import UserError
+
 QWEN_SPECIALS = (
   '<|endoftext|>',
   '<|im_start|>',
@@ -92,11 +94,9 @@ class Tokenizer:
     }
     missing = sorted(t for t in roles.values() if t not in self.specials)
     if missing:
-      raise ValueError(
-        f'the tokenizer has no {", ".join(missing)}: a Qwen2.5 tokenizer is expected'
-      )
+      raise UserError(f'the tokenizer has no {", ".join(missing)}: a Qwen2.5 tokenizer is expected')
     if len(self._names) != len(self.specials):
-      raise ValueError('two special tokens share one id')
+      raise UserError('two special tokens share one id')
     for role, token in roles.items():
       setattr(self, role, self.specials[token])
     self.vocab_size = max(max(self._names), core.get_vocab_size() - 1) + 1
@@ -192,7 +192,7 @@ class Tokenizer:
     if core.get_vocab_size() == QWEN_VOCAB:
       for i, token in enumerate(QWEN_SPECIALS + TUNA_SPECIALS, QWEN_VOCAB):
         if specials.get(token) != i:
-          raise ValueError(
+          raise UserError(
             f'{path}: {token} is {specials.get(token, "missing")}, Qwen2.5 has it at {i}'
           )
     return cls(core, specials)
@@ -212,11 +212,11 @@ class Tokenizer:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
           except ValueError as e:
-            raise ValueError(f'{path}:{number}: expected "base64 rank", found {line[:60]!r}') from e
+            raise UserError(f'{path}:{number}: expected "base64 rank", found {line[:60]!r}') from e
     if sorted(ranks.values()) != list(range(len(ranks))) or any(
       bytes([b]) not in ranks for b in range(256)
     ):
-      raise ValueError(
+      raise UserError(
         f'{path}: ranks must be 0..{len(ranks) - 1} without gaps and hold every single byte'
       )
     letters = _byte_letters()
@@ -240,7 +240,7 @@ class Tokenizer:
     specials = SMALL_SPECIALS
     room = vocab_size - 256 - len(specials)
     if room < 0:
-      raise ValueError(
+      raise UserError(
         f'vocab_size={vocab_size}: bytes and special tokens alone need {256 + len(specials)}'
       )
     letters = _byte_letters()
@@ -297,6 +297,6 @@ def _split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
       (ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(itertools.pairwise(parts))
     )
     if rank >= ranks[token]:
-      raise ValueError(f'token {token!r} of rank {ranks[token]} cannot be made from earlier ones')
+      raise UserError(f'token {token!r} of rank {ranks[token]} cannot be made from earlier ones')
     parts[at : at + 2] = [parts[at] + parts[at + 1]]
   return parts

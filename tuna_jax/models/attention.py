@@ -23,7 +23,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jax.sharding import PartitionSpec as P
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.sharding import activation_spec, active_mesh
 
 MASKED = -1e30  # a score no key can lose to; finite, so that a row of them has a gradient
@@ -54,7 +54,7 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
   """
   heads, kv_heads = q.shape[2], k.shape[2]
   if heads % kv_heads:
-    raise ValueError(f'attention: {kv_heads} key/value heads do not divide {heads} query heads')
+    raise UserError(f'attention: {kv_heads} key/value heads do not divide {heads} query heads')
   mesh = active_mesh()
   local = _kernel(impl, mesh, q.shape[1])
   args = (q, k, v, kv_limit, q_segment, kv_segment)
@@ -62,7 +62,7 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
     return local(*args)
   tensor = mesh.shape['tensor']
   if heads % tensor:
-    raise ValueError(f'attention: a tensor axis of {tensor} does not divide {heads} heads')
+    raise UserError(f'attention: a tensor axis of {tensor} does not divide {heads} heads')
   if kv_heads % tensor:  # each device needs whole heads: repeat the fewest times that give them
     repeats = next(
       n
@@ -92,7 +92,7 @@ def _kernel(impl, mesh, queries):
     'splash_interpret': functools.partial(splash_attention, interpret=True),
   }
   if impl not in kernels:
-    raise ValueError(f'attention: no kernel {impl!r}{nearest(impl, kernels)}')
+    raise UserError(f'attention: no kernel {impl!r}{nearest(impl, kernels)}')
   return kernels[impl]
 
 

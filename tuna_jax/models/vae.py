@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce, repeat
 
-from tuna_jax.config import VaeConfig
+from tuna_jax.config import UserError, VaeConfig
 
 LOGVAR_RANGE = (-30.0, 20.0)
 _conv_init = nn.initializers.lecun_normal()
@@ -83,10 +83,10 @@ def check_clip(config: VaeConfig, frames: int, height: int, width: int):
   spatial stride.
   """
   if (frames - 1) % config.temporal_stride:
-    raise ValueError(f'{frames} frames: expected {config.temporal_stride}k + 1')
+    raise UserError(f'{frames} frames: expected {config.temporal_stride}k + 1')
   for side, name in ((height, 'height'), (width, 'width')):
     if side % config.spatial_stride:
-      raise ValueError(f'{name} {side} is not a multiple of {config.spatial_stride}')
+      raise UserError(f'{name} {side} is not a multiple of {config.spatial_stride}')
 
 
 def _conv2d(x, kernel, stride=1, padding='SAME'):

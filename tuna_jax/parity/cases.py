@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.weights import safetensors
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
@@ -35,7 +35,7 @@ INDEX = 'index.json'
 GROUPS = ('w', 'in', 'out', 'dbg')
 
 
-class GoldenError(ValueError):
+class GoldenError(UserError):
   """A directory that holds no golden set."""
 
 

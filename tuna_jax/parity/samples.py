@@ -15,6 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from tuna_jax import flow
+from tuna_jax.config import UserError
 from tuna_jax.data import tasks
 from tuna_jax.data.segments import Image, Text, Video, layout
 from tuna_jax.data.tokenizer import Tokenizer
@@ -208,7 +209,7 @@ def _tokenizer(case: Case) -> Tokenizer:
   """
   folders = sorted(path for path in case.folder.iterdir() if (path / 'tokenizer.json').exists())
   if len(folders) != 1:
-    raise ValueError(
+    raise UserError(
       f'expected one folder with a tokenizer.json beside the index, found {len(folders)}'
     )
   tokenizer = Tokenizer.from_dir(folders[0])
@@ -223,7 +224,7 @@ def _tokenizer(case: Case) -> Tokenizer:
   ):
     wanted = case.config.get('token_ids', {}).get(name, getattr(tokenizer, role))
     if getattr(tokenizer, role) != wanted:
-      raise ValueError(
+      raise UserError(
         f'{folders[0].name}: {name} is {getattr(tokenizer, role)}, the case says {wanted}'
       )
   return tokenizer
@@ -276,7 +277,7 @@ def _formatted(case, sub, s, special) -> official.Laid:
     **dict.fromkeys(('conv_und', 'conv_text', 'conv_gen'), official.chat),
   }
   if s['fn'] not in formatters:
-    raise ValueError(
+    raise UserError(
       f'{sub}: unknown formatter {s["fn"]!r}; known: {", ".join(formatters)}, prep_*, ds_*'
     )
   prompt = {'prompt': _ids(case, sub, 'prompt_ids')} if case.has(sub, 'prompt_ids') else {}

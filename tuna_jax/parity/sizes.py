@@ -15,6 +15,7 @@ from tuna_jax.config import (
   DecoderConfig,
   FlowHeadConfig,
   TunaConfig,
+  UserError,
   VaeConfig,
   VisionConfig,
 )
@@ -202,4 +203,4 @@ def _rows(weights, name: str, axis: int) -> int:
 def _check(options: Mapping, *names: str):
   for name in names:
     if name in options and options[name] not in ONLY[name]:
-      raise ValueError(f'{name}={options[name]!r}: this package has only {ONLY[name][0]!r}')
+      raise UserError(f'{name}={options[name]!r}: this package has only {ONLY[name][0]!r}')

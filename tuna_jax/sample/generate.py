@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from tuna_jax import flow
-from tuna_jax.config import TunaConfig, VaeConfig
+from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data import media as media_lib
 from tuna_jax.data import tasks as tasks_lib
 from tuna_jax.data.media import MediaConfig
@@ -61,11 +61,11 @@ class Drawing:
 
   def __post_init__(self):
     if self.solver not in flow.SOLVERS:
-      raise ValueError(f'solver {self.solver!r}: expected one of {", ".join(flow.SOLVERS)}')
+      raise UserError(f'solver {self.solver!r}: expected one of {", ".join(flow.SOLVERS)}')
     if self.points < 2:
-      raise ValueError(f'points={self.points}: at least 2 are needed (points - 1 steps)')
+      raise UserError(f'points={self.points}: at least 2 are needed (points - 1 steps)')
     if not self.shift > 0:
-      raise ValueError(f'shift={self.shift}: must be above 0; 1 leaves times as they are')
+      raise UserError(f'shift={self.shift}: must be above 0; 1 leaves times as they are')
 
   @property
   def evaluations(self) -> int:
@@ -95,7 +95,7 @@ class Generator:
     max_length: int = 32_768,
   ):
     if batch_size < 1:
-      raise ValueError(f'batch_size={batch_size}: must be at least 1')
+      raise UserError(f'batch_size={batch_size}: must be at least 1')
     self.config, self.params, self.tokenizer = config, jax.device_put(params), tokenizer
     self.vae_config, self.vae_params = vae_config or config.vae, jax.device_put(vae_params)
     self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()
@@ -163,7 +163,7 @@ class Generator:
     """The answer to one request, in pieces as they are decoded."""
     asked, many = requests.conversations(messages)
     if many:
-      raise ValueError('stream answers one request; use text for a list')
+      raise UserError('stream answers one request; use text for a list')
     examples = self._conversations(asked, requests.per_request(images, 1, False), max_new_tokens)
     shown = now = ''
     for ids in writing.stream_text(
@@ -269,7 +269,7 @@ class Generator:
     how = _drawing(guidance, points, shift, solver)
     entries = requests.per_request(images, len(texts), many)
     if not all(entries):
-      raise ValueError('edit: no source picture')
+      raise UserError('edit: no source picture')
     size = None if size is None else requests.size_name(size)
     stride = self.vae_config.spatial_stride
     latents = iter(
@@ -372,7 +372,7 @@ class Generator:
     for prompt, other in zip(prompts, requests.each(negative, len(prompts), 'negative')):
       if isinstance(prompt, str):
         if how.guidance.image_scale is not None:
-          raise ValueError('guidance image_scale is for edits: here are no source pictures')
+          raise UserError('guidance image_scale is for edits: here are no source pictures')
         branches = [tasks_lib.generation(self.tokenizer, text, target) for text in (prompt, other)]
       else:
         turns, visuals, marked = requests.turns_of(prompt, ())
@@ -390,7 +390,7 @@ class Generator:
     temporal, spatial = strides(self.config)
     if frames < 1 or (frames - 1) % temporal:
       below = max(1, frames - (frames - 1) % temporal)
-      raise ValueError(
+      raise UserError(
         f'frames={frames}: expected {temporal}k + 1, for example {below} or {below + temporal}'
       )
     grid: Grid = (1 + (frames - 1) // temporal, height // spatial, width // spatial)
@@ -423,7 +423,7 @@ class Generator:
 
   def _check_length(self, example: Example, room: int) -> Example:
     if example.length + room > self.max_length:
-      raise ValueError(
+      raise UserError(
         f'a prompt of {example.length} tokens ({example.cells} of them pictures) and {room} for the '
         f'result: max_length is {self.max_length}'
       )

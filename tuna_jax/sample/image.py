@@ -26,7 +26,7 @@ import numpy as np
 
 from tuna_jax import flow
 from tuna_jax.batch import Batch
-from tuna_jax.config import TunaConfig
+from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import lengths
 
@@ -58,12 +58,12 @@ class Guidance:
     for name in ('scale', 'image_scale'):
       value = getattr(self, name)
       if value is not None and not value > 0:
-        raise ValueError(f'guidance {name}={value}: must be above 0; 1 is no guidance')
+        raise UserError(f'guidance {name}={value}: must be above 0; 1 is no guidance')
     low, high = self.interval
     if not 0 <= low < high <= 1:
-      raise ValueError(f'guidance interval={self.interval}: expected 0 <= from < to <= 1')
+      raise UserError(f'guidance interval={self.interval}: expected 0 <= from < to <= 1')
     if not 0 <= self.rescale <= 1:
-      raise ValueError(f'guidance rescale={self.rescale}: expected 0 to 1')
+      raise UserError(f'guidance rescale={self.rescale}: expected 0 to 1')
 
   @property
   def branches(self) -> int:
@@ -113,7 +113,7 @@ def sample_latents(
   """
   guidance, grid = guidance or Guidance(), np.asarray(grid, np.int32)
   if len(prompts.tokens) != guidance.branches * len(noise):
-    raise ValueError(
+    raise UserError(
       f'{len(prompts.tokens)} prompt rows for {len(noise)} pictures and {guidance.branches} branches'
     )
   numbers = np.float32(

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from tuna_jax import sharding
-from tuna_jax.config import TunaConfig, VaeConfig
+from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample.generate import Generator
@@ -40,7 +40,7 @@ def open_generator(
   root = epath.Path(checkpoint)
   config = checkpoint_lib.read_config(str(root))
   if isinstance(config, VaeConfig):
-    raise ValueError(f'{root}: holds a VAE alone; expected a run or the weights of a model')  # noqa: TRY004
+    raise UserError(f'{root}: holds a VAE alone; expected a run or the weights of a model')
   if isinstance(config, TunaConfig):
     model, defaults = config, {}
     found = {'vae': root / 'vae', 'tokenizer': root}
@@ -54,7 +54,7 @@ def open_generator(
     _existing('tokenizer', tokenizer or found['tokenizer'], 'tokenizer.json', root)
   )
   if words.vocab_size > model.decoder.vocab_size:
-    raise ValueError(
+    raise UserError(
       f'{tokenizer or root}: {words.vocab_size} tokens, the model has {model.decoder.vocab_size}'
     )
   abstract = tuna_shapes(model)
@@ -75,7 +75,7 @@ def _existing(what: str, directory, file: str, root) -> str:
   """`directory`, if it holds `file` (a tokenizer may be a qwen.tiktoken)."""
   folder = epath.Path(directory)
   if not str(directory) or not any((folder / f).exists() for f in (file, 'qwen.tiktoken')):
-    raise ValueError(
+    raise UserError(
       f'{root}: no {what} in {str(directory) or "its config"}, seen from {os.getcwd()}; '
       f'--{what}=DIR says where it is'
     )

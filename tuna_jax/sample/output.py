@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 
 KEY = 'tuna_jax'  # the text chunk or comment that holds the settings as JSON
 
@@ -109,18 +109,18 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
       with Image.open(path) as file:
         text = file.info.get(KEY) or file.info.get('comment', b'').decode().removeprefix(f'{KEY}=')
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'{path}: cannot be read as a picture or clip ({type(error).__name__})'
     ) from None
   if not text.startswith('{'):
-    raise ValueError(f'{path}: holds no settings of tuna_jax')
+    raise UserError(f'{path}: holds no settings of tuna_jax')
   return json.loads(text)
 
 
 def _ending(path, allowed) -> str:
   ending = os.path.splitext(os.fspath(path))[1].lower()
   if ending not in allowed:
-    raise ValueError(
+    raise UserError(
       f'{path}: expected a name that ends in {" or ".join(allowed)}{nearest(ending, allowed)}'
     )
   return ending

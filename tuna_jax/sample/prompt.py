@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tuna_jax.batch import Batch
-from tuna_jax.config import TunaConfig
+from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.data.segments import Example, Plan, Specials, Text, grid_of, layout, pack
 
 Grid = tuple[int, int, int]  # (frames, rows, columns) in latent cells
@@ -39,7 +39,7 @@ def split(plan: Plan, special: Specials, strides: tuple[int, int]) -> tuple[Exam
   """
   targets = [n for n, piece in enumerate(plan) if not isinstance(piece, Text) and piece.target]
   if len(targets) != 1:
-    raise ValueError(f'a plan to draw has one target, this one has {len(targets)}')
+    raise UserError(f'a plan to draw has one target, this one has {len(targets)}')
   media = plan[targets[0]].media
   before = [*plan[: targets[0]], Text((special.boi,))]
   return layout(before, special, strides), grid_of(

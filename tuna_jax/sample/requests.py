@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pil
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.data import media
 from tuna_jax.data.media import MediaConfig, Size
 from tuna_jax.data.tasks import PLACEHOLDER
@@ -39,7 +39,7 @@ def strings(value, what: str) -> tuple[list[str], bool]:
   texts = list(value) if many else [value]
   for n, text in enumerate(texts):
     if not isinstance(text, str):
-      raise ValueError(f'{what}[{n}]: expected text, found {type(text).__name__}')  # noqa: TRY004
+      raise UserError(f'{what}[{n}]: expected text, found {type(text).__name__}')
   return texts, many
 
 
@@ -52,9 +52,9 @@ def conversations(value) -> tuple[list, bool]:
   requests = list(value)
   for n, request in enumerate(requests):
     if not isinstance(request, (str, list)):
-      raise ValueError(
+      raise UserError(
         f'request {n}: expected text or a list of turns, found {type(request).__name__}'
-      )  # noqa: TRY004
+      )
   return requests, True
 
 
@@ -74,24 +74,24 @@ def turns_of(request, visuals) -> tuple[Turns, list, tuple[str, ...]]:
   turns, inline, marked = [], [], {'user'}
   for turn in request:
     if not _is_turn(turn):
-      raise ValueError(f'a turn must be (role, content) or {{"role", "content"}}, found {turn!r}')
+      raise UserError(f'a turn must be (role, content) or {{"role", "content"}}, found {turn!r}')
     role, content = (turn.get('role'), turn.get('content')) if isinstance(turn, Mapping) else turn
     if role not in ROLES:
-      raise ValueError(f'role {role!r}: expected one of {", ".join(ROLES)}{nearest(role, ROLES)}')
+      raise UserError(f'role {role!r}: expected one of {", ".join(ROLES)}{nearest(role, ROLES)}')
     pieces = list(content) if isinstance(content, (list, tuple)) else [content]
     pictures = [piece for piece in pieces if not isinstance(piece, str)]
     if pictures and role == 'system':
-      raise ValueError('a system turn holds text alone')
+      raise UserError('a system turn holds text alone')
     inline += pictures
     marked |= {role} if pictures else set()
     turns.append(
       (role, ''.join(piece if isinstance(piece, str) else PLACEHOLDER for piece in pieces))
     )
   if inline and visuals:
-    raise ValueError('pictures stand either inside the turns or in `images`, not both')
+    raise UserError('pictures stand either inside the turns or in `images`, not both')
   visuals = inline or list(visuals)
   if not visuals and not any(text.strip() for role, text in turns if role == 'user'):
-    raise ValueError('an empty question without a picture')
+    raise UserError('an empty question without a picture')
   return turns, visuals, tuple(sorted(marked))
 
 
@@ -99,7 +99,7 @@ def replace_question(turns: Turns, text: str) -> Turns:
   """The turns with the text of the last user turn replaced, its pictures kept."""
   last = max((n for n, (role, _) in enumerate(turns) if role == 'user'), default=None)
   if last is None:
-    raise ValueError('a conversation to draw from has a user turn')
+    raise UserError('a conversation to draw from has a user turn')
   marks = PLACEHOLDER * turns[last][1].count(PLACEHOLDER)
   return [*turns[:last], ('user', marks + text), *turns[last + 1 :]]
 
@@ -124,7 +124,7 @@ def per_request(images, count: int, many: bool) -> list[list]:
     return [_as_list(images)]
   if not isinstance(images, (list, tuple, np.ndarray)) or len(images) != count:
     found = len(images) if isinstance(images, (list, tuple, np.ndarray)) else 'one'
-    raise ValueError(f'{count} requests need {count} entries of pictures, found {found}')
+    raise UserError(f'{count} requests need {count} entries of pictures, found {found}')
   return [_as_list(entry) for entry in images]
 
 
@@ -137,7 +137,7 @@ def each(value: str | Sequence[str], count: int, what: str) -> list[str]:
   if isinstance(value, str):
     return [value] * count
   if len(value) != count:
-    raise ValueError(f'{what}: {len(value)} texts for {count} requests')
+    raise UserError(f'{what}: {len(value)} texts for {count} requests')
   return list(value)
 
 
@@ -149,9 +149,9 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
     else [int(s) for s in seed]
   )
   if len(seeds) != count:
-    raise ValueError(f'{len(seeds)} seeds for {count} requests')
+    raise UserError(f'{len(seeds)} seeds for {count} requests')
   if not all(0 <= s < MAX_SEED for s in seeds):
-    raise ValueError(
+    raise UserError(
       f'seed {next(s for s in seeds if not 0 <= s < MAX_SEED)}: expected 0 to 2**32 - 1'
     )
   return seeds

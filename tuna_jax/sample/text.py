@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuna_jax.batch import Batch
-from tuna_jax.config import TunaConfig
+from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import bucket, lengths
 
@@ -37,11 +37,11 @@ class Choice:
 
   def __post_init__(self):
     if not self.temperature >= 0:
-      raise ValueError(f'temperature={self.temperature}: must not be negative; 0 is greedy')
+      raise UserError(f'temperature={self.temperature}: must not be negative; 0 is greedy')
     if self.top_k < 0:
-      raise ValueError(f'top_k={self.top_k}: must not be negative; 0 is all')
+      raise UserError(f'top_k={self.top_k}: must not be negative; 0 is all')
     if not 0 < self.top_p <= 1:
-      raise ValueError(f'top_p={self.top_p}: expected above 0 and at most 1')
+      raise UserError(f'top_p={self.top_p}: expected above 0 and at most 1')
 
 
 class State(NamedTuple):
@@ -107,7 +107,7 @@ def stream_text(
 def start(config: TunaConfig, params, prompts: Batch, max_new_tokens: int, live=None) -> State:
   """The state after the prompts, with room for `max_new_tokens`."""
   if max_new_tokens < 1:
-    raise ValueError(f'max_new_tokens={max_new_tokens}: must be at least 1')
+    raise UserError(f'max_new_tokens={max_new_tokens}: must be at least 1')
   live = np.ones(len(prompts.tokens), bool) if live is None else np.asarray(live)
   return _start(params, prompts, live, config=config, room=bucket(max_new_tokens))
 

@@ -21,7 +21,14 @@ import numpy as np
 from tuna_jax import batch as batch_lib
 from tuna_jax import flow
 from tuna_jax.batch import Batch
-from tuna_jax.config import DecoderConfig, FlowHeadConfig, TunaConfig, VaeConfig, VisionConfig
+from tuna_jax.config import (
+  DecoderConfig,
+  FlowHeadConfig,
+  TunaConfig,
+  UserError,
+  VaeConfig,
+  VisionConfig,
+)
 from tuna_jax.data.segments import Image, Plan, Text, layout
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
@@ -107,11 +114,11 @@ def sample(
   for the picture.
   """
   if task not in PADDED:
-    raise ValueError(f'task {task!r}: expected one of {", ".join(PADDED)}')
+    raise UserError(f'task {task!r}: expected one of {", ".join(PADDED)}')
   cells_side = side // config.vae.spatial_stride
   cells, edit = cells_side**2, task == 'edit'
   if cells == 0:
-    raise ValueError(f'side={side}: smaller than one latent cell of {config.vae.spatial_stride}')
+    raise UserError(f'side={side}: smaller than one latent cell of {config.vae.spatial_stride}')
   rng = np.random.default_rng(seed)
   channels = config.vae.latent_channels
   source = rng.standard_normal((1, cells_side, cells_side, channels), np.float32)
@@ -121,7 +128,7 @@ def sample(
   whole = [layout(plan, _Ids, strides(config)) for plan in plans]
   padded = padded or PADDED[task]
   if max(e.length for e in whole) > padded:
-    raise ValueError(f'padded={padded}: the sequence is {max(e.length for e in whole)} tokens long')
+    raise UserError(f'padded={padded}: the sequence is {max(e.length for e in whole)} tokens long')
   prompts = collate(prefixes, channels)
   shape = flops_sample.Shape(
     prefix=prompts.tokens.shape[1],

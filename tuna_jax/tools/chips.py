@@ -11,7 +11,7 @@ import dataclasses
 import jax
 from jax.experimental import topologies
 
-from tuna_jax.config import nearest
+from tuna_jax.config import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +73,20 @@ def topology_name(name: str) -> str:
   if ':' in name:
     chip = name.partition(':')[0]
     if chip not in CHIPS:
-      raise ValueError(
+      raise UserError(
         f'topology {name!r}: no chip {chip!r}{nearest(chip, CHIPS)}; known: {list(CHIPS)}'
       )
     return name
   chip, _, size = name.replace('v5litepod', 'v5e').partition('-')
   if chip not in CHIPS or not size.isdigit():
-    raise ValueError(
+    raise UserError(
       f'topology {name!r}: expected CHIP:DIMS, such as v6e:16x16, or CHIP-COUNT, such as v6e-256'
     )
   flat = chip in ('v5e', 'v6e')
   table, chips = (_FLAT, int(size)) if flat else (_SOLID, int(size) // 2)
   if chips not in table:
     known = [f'{chip}-{n if flat else 2 * n}' for n in table]
-    raise ValueError(
+    raise UserError(
       f'topology {name!r}: expected one of {known}, or the dimensions, such as {chip}:{table[16]}'
     )
   return f'{chip}:{table[chips]}'
@@ -101,11 +101,11 @@ def devices_of(topology: str, slices: int = 1) -> list:
   try:
     return topologies.get_topology_desc(topology, 'tpu', **options).devices
   except ImportError as error:
-    raise ValueError("the TPU compiler is not installed: pip install 'tuna_jax[tpu]'") from error
+    raise UserError("the TPU compiler is not installed: pip install 'tuna_jax[tpu]'") from error
   except RuntimeError as error:  # jax.errors.JaxRuntimeError is one
     said = str(error).partition('\n')[0]
     if 'topology' in said.lower():
-      raise ValueError(f'topology {topology!r}: the TPU compiler refuses it: {said}') from error
-    raise ValueError(
+      raise UserError(f'topology {topology!r}: the TPU compiler refuses it: {said}') from error
+    raise UserError(
       f"the TPU compiler did not load ({said}): pip install 'tuna_jax[tpu]'"
     ) from error

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 
 from PIL import Image
 
+from tuna_jax.config import UserError
 from tuna_jax.data import media
 
 SIDE = 64
@@ -172,7 +173,7 @@ def _inside(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
   for member in tar.getmembers():
     path = pathlib.PurePosixPath(member.name)
     if not (member.isfile() or member.isdir()) or path.is_absolute() or '..' in path.parts:
-      raise ValueError(f'{tar.name}: {member.name} is no plain file inside the archive')
+      raise UserError(f'{tar.name}: {member.name} is no plain file inside the archive')
   return tar.getmembers()
 
 

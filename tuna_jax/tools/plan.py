@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
+from tuna_jax.config import UserError
 from tuna_jax.tools import flops_train, hlo
 from tuna_jax.tools.chips import CHIPS, DCN, devices_of, topology_name
 from tuna_jax.train import state as state_lib
@@ -130,12 +131,12 @@ def step_arguments(config: TrainConfig, mesh):
   """((state, batch, key) as ShapeDtypeStructs placed on `mesh`, shardings of the state)."""
   ways = mesh.shape['data'] * mesh.shape['fsdp'] * config.optimizer.accumulate
   if config.rows % ways:
-    raise ValueError(
+    raise UserError(
       f'rows={config.rows} does not divide over data x fsdp x accumulate = {ways} '
       f'of {dict(mesh.shape)}'
     )
   if config.length % mesh.shape['context']:
-    raise ValueError(f'length={config.length} does not divide over context={mesh.shape["context"]}')
+    raise UserError(f'length={config.length} does not divide over context={mesh.shape["context"]}')
 
   def struct(leaf, where):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

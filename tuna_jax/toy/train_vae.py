@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from tuna_jax.config import VaeConfig
+from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.mixture import DataConfig, open_sources
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.train import checkpoint, loop
@@ -73,7 +73,7 @@ class Media:
     self._stills = [s for s in sources if s.task in ('t2i', 'edit', 'caption', 'vqa')]
     self._clips = [s for s in sources if s.task in ('t2v', 'video_caption', 'video_vqa')]
     if not self._stills:
-      raise ValueError(f'{config.mixture}: no source of pictures')
+      raise UserError(f'{config.mixture}: no source of pictures')
 
   @property
   def has_clips(self) -> bool:
@@ -93,7 +93,7 @@ class Media:
       except ValueError as e:
         tries, last = tries + 1, str(e)
         if tries > 100 + count * choice:
-          raise ValueError(
+          raise UserError(
             f'{source.name}: no usable record in {tries} tries; the last: {last}'
           ) from e
         continue
@@ -103,7 +103,7 @@ class Media:
     out = sorted(out, key=lambda m: m.std(), reverse=True)[:count]
     shapes = {m.shape for m in out}
     if len(shapes) > 1:
-      raise ValueError(
+      raise UserError(
         f'the pictures of a VAE batch differ in size: {sorted(shapes)}; use one bucket'
       )
     return np.stack(out)

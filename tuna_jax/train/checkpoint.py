@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from tuna_jax import tree
-from tuna_jax.config import TunaConfig, VaeConfig, from_dict, nearest, to_dict
+from tuna_jax.config import TunaConfig, UserError, VaeConfig, from_dict, nearest, to_dict
 from tuna_jax.data.pipeline import merge_states
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.train import state as state_lib
@@ -161,11 +161,11 @@ def read_config(directory: str) -> TunaConfig | VaeConfig | TrainConfig:
   """The config a run or weights directory was written with. ValueError where there is none."""
   path = epath.Path(directory) / 'config.json'
   if not path.exists():
-    raise ValueError(f'{directory}: no config.json there; expected a run or a weights directory')
+    raise UserError(f'{directory}: no config.json there; expected a run or a weights directory')
   found = json.loads(path.read_text())
   kinds = {'run': TrainConfig, 'tuna': TunaConfig, 'vae': VaeConfig}
   if found.get('kind') not in kinds:
-    raise ValueError(
+    raise UserError(
       f'{path}: kind {found.get("kind")!r}, expected one of {sorted(kinds)}'
       f'{nearest(found.get("kind"), kinds)}'
     )
@@ -184,7 +184,7 @@ def load_weights(directory: str, abstract, *, step: int | None = None, ema: bool
   if isinstance(read_config(directory), TrainConfig):
     steps = sorted(ocp.utils.checkpoint_steps(root / 'checkpoints'))  # the complete ones
     if not steps or (step is not None and step not in steps):
-      raise ValueError(
+      raise UserError(
         f'{directory}: no checkpoint{"" if step is None else f" of step {step}"}; it has {steps}'
       )
     here = root / 'checkpoints' / str(steps[-1] if step is None else step)
@@ -206,7 +206,7 @@ def load_vae(directory: str):
   """(VaeConfig, parameters) of a VAE's weights directory, on one local device."""
   config = read_config(directory)
   if not isinstance(config, VaeConfig):
-    raise ValueError(f'{directory}: holds a {type(config).__name__}, not a VAE')  # noqa: TRY004
+    raise UserError(f'{directory}: holds a {type(config).__name__}, not a VAE')
   return config, load_weights(directory, vae_shapes(config))
 
 
@@ -246,7 +246,7 @@ def _check_fits(path: epath.Path, abstract) -> None:
     if n in found and tuple(found[n].shape) != tuple(wanted[n].shape)
   ]
   if faults:
-    raise ValueError(f'{path}: {len(faults)} leaves do not fit\n' + '\n'.join(faults))
+    raise UserError(f'{path}: {len(faults)} leaves do not fit\n' + '\n'.join(faults))
 
 
 def _gather(data: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tuna_jax.config import TunaConfig, nearest
+from tuna_jax.config import TunaConfig, UserError, nearest
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.flow import TRAIN_SHIFT
 
@@ -41,11 +41,11 @@ class OptimizerConfig:
 
   def __post_init__(self):
     if self.kind not in KINDS:
-      raise ValueError(
+      raise UserError(
         f'optimizer.kind {self.kind!r}: expected one of {KINDS}{nearest(self.kind, KINDS)}'
       )
     if self.schedule not in SCHEDULES:
-      raise ValueError(
+      raise UserError(
         f'optimizer.schedule {self.schedule!r}: expected one of {SCHEDULES}{nearest(self.schedule, SCHEDULES)}'
       )
 
@@ -97,11 +97,11 @@ class TrainConfig:
 
   def __post_init__(self):
     if self.rows % self.optimizer.accumulate:
-      raise ValueError(
+      raise UserError(
         f'rows={self.rows} does not divide into optimizer.accumulate={self.optimizer.accumulate}'
       )
     if self.ntp_coeff < 0 or self.flow_coeff < 0:
-      raise ValueError(
+      raise UserError(
         f'loss weights must not be negative: ntp_coeff={self.ntp_coeff}, flow_coeff={self.flow_coeff}'
       )
 

@@ -18,6 +18,8 @@ import time
 
 import jax
 
+from tuna_jax.config import UserError
+
 logger = logging.getLogger(__name__)
 
 HELLO = 'tuna_jax roll'
@@ -63,7 +65,7 @@ def initialize(
   given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given):
     if None in given:
-      raise ValueError(
+      raise UserError(
         f'coordinator={coordinator!r}, num_processes={num_processes!r}, process_id={process_id!r}: '
         'give all three, or none inside a cluster'
       )
@@ -116,12 +118,12 @@ def _ask_the_cluster(timeout_s):
 
 def _check_count(num_processes, process_id, expect):
   if not 0 <= process_id < num_processes:
-    raise ValueError(f'process_id={process_id}: expected a number from 0 to {num_processes - 1}')
+    raise UserError(f'process_id={process_id}: expected a number from 0 to {num_processes - 1}')
   if expect is None or expect == num_processes:
     return
   here = f'this is process {process_id}, on {socket.gethostname()}'
   if num_processes > expect:
-    raise ValueError(
+    raise UserError(
       f'expected {expect} processes, the run has {num_processes} ({here}); '
       f'unexpected: {_spans(range(expect, num_processes))}'
     )
@@ -183,7 +185,7 @@ def _call_roll(coordinator, num_processes, deadline, timeout_s):
     for line in callers:
       _say(line, verdict)
   if fault:
-    raise ValueError(verdict)
+    raise UserError(verdict)
   if absent:
     raise MissingProcesses(verdict, absent)
 
@@ -204,7 +206,7 @@ def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
     if 'missing: ' in verdict:
       raise MissingProcesses(f'{verdict} (this is process {process_id})')
     if 'process' in verdict:
-      raise ValueError(verdict)
+      raise UserError(verdict)
     time.sleep(
       POLL_S
     )  # process 0 is not up yet, or a server of an earlier run still holds the port
@@ -244,7 +246,7 @@ def _is_open(line) -> bool:
 def _port(coordinator) -> int:
   port = coordinator.rpartition(':')[2]
   if ':' not in coordinator or not port.isdigit():
-    raise ValueError(f'coordinator={coordinator!r}: expected host:port')
+    raise UserError(f'coordinator={coordinator!r}: expected host:port')
   return int(port)
 
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
-from tuna_jax.config import VaeConfig
+from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.vae import encode_pixels
@@ -137,10 +137,10 @@ def _start(config: TrainConfig, abstract: TrainState, placed) -> TrainState:
 def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   """The data of the run, placed on the mesh; each process builds the rows its devices hold."""
   if not config.tokenizer:
-    raise ValueError('tokenizer: no directory given; --config.tokenizer=DIR')
+    raise UserError('tokenizer: no directory given; --config.tokenizer=DIR')
   tokenizer = Tokenizer.from_dir(config.tokenizer)
   if tokenizer.vocab_size > config.model.decoder.vocab_size:
-    raise ValueError(
+    raise UserError(
       f'{config.tokenizer}: {tokenizer.vocab_size} tokens, the model has '
       f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)'
     )
@@ -150,10 +150,10 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   encode = None
   if config.visual:
     if not config.vae:
-      raise ValueError('vae: no directory given, and the run has pictures; --config.vae=DIR')
+      raise UserError('vae: no directory given, and the run has pictures; --config.vae=DIR')
     vae, params = checkpoint.load_vae(config.vae)
     if vae.latent_channels != config.model.vae.latent_channels:
-      raise ValueError(
+      raise UserError(
         f'{config.vae}: {vae.latent_channels} latent channels, the model has '
         f'{config.model.vae.latent_channels} (model.vae.latent_channels)'
       )
@@ -198,7 +198,7 @@ def local_rows(mesh, rows: int) -> list[int]:
   where = sharding.batch_sharding(mesh).segment
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % ways:
-    raise ValueError(f'rows={rows} does not divide over data x fsdp = {ways}')
+    raise UserError(f'rows={rows} does not divide over data x fsdp = {ways}')
   held = where.addressable_devices_indices_map((rows, mesh.shape['context'])).values()
   return sorted({row for index in held for row in range(*index[0].indices(rows))})
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from tuna_jax import tree
+from tuna_jax.config import UserError
 from tuna_jax.train.config import OptimizerConfig
 
 _MOMENTUM = 0.95
@@ -28,7 +29,7 @@ def trainable(params, config: OptimizerConfig) -> dict[str, float]:
   multiples = tree.flatten(tree.match_tree(params, config.groups, 'optimizer.groups row'))
   found = {name: m for name, m in multiples.items() if m}
   if not found:
-    raise ValueError(f'optimizer.groups={config.groups}: every leaf is frozen')
+    raise UserError(f'optimizer.groups={config.groups}: every leaf is frozen')
   return found
 
 

@@ -15,6 +15,7 @@ import pickletools
 import ml_dtypes
 import numpy as np
 
+from tuna_jax.config import UserError
 from tuna_jax.weights.tensors import CheckpointError
 
 STEP_LIMIT = 20_000_000  # opcodes
@@ -193,7 +194,7 @@ def interpret(path, stream, *, storages: dict | None = None, what: str = 'a pick
 
 def _pairs(items) -> dict:
   if len(items) % 2:
-    raise ValueError('a key without a value')
+    raise UserError('a key without a value')
   for key in items[0::2]:
     if not isinstance(
       key, (str, int, float, type(None))
@@ -212,7 +213,7 @@ def _storage(pid) -> Storage:
     and isinstance(storage_type, Name)
   )
   if not known or kind != 'storage' or count < 0 or (view and view[0] is not None):
-    raise ValueError('an unknown kind of reference')
+    raise UserError('an unknown kind of reference')
   return Storage(str(key), np.dtype(STORAGES[storage_type.name.split(' ')[1]]), count)
 
 
@@ -239,6 +240,6 @@ def _call(function, arguments):
       or not all(type(n) is int and n >= 0 for n in (offset, *shape))
       or not all(type(n) is int for n in strides)
     ):
-      raise ValueError('a damaged tensor record')
+      raise UserError('a damaged tensor record')
     return Tensor(storage, offset, tuple(shape), tuple(strides))
-  raise ValueError(f'a call of {module}.{name}')
+  raise UserError(f'a call of {module}.{name}')

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from tuna_jax.config import UserError
 from tuna_jax.weights.tensors import Bytes, CheckpointError, Lazy, row_blocks
 
 HEADER_LIMIT = 100_000_000  # the format's own limit
@@ -61,7 +62,7 @@ def read_file(path) -> dict[str, Lazy]:
     ]
     for name, _, shape, offsets in entries:
       if len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
-        raise ValueError(f'{name}: shape {shape}, offsets {offsets}')
+        raise UserError(f'{name}: shape {shape}, offsets {offsets}')
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise CheckpointError(f'{path}: damaged header: {type(error).__name__} {error}') from None
   position, tensors = 0, {}
@@ -177,5 +178,5 @@ def write_file(path, tensors: Mapping[str, Lazy]):
 def _no_duplicates(pairs):
   entries = dict(pairs)
   if len(entries) != len(pairs):
-    raise ValueError('a name occurs twice')
+    raise UserError('a name occurs twice')
   return entries

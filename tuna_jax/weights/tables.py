@@ -22,7 +22,7 @@ import re
 
 import numpy as np
 
-from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, VisionConfig
+from tuna_jax.config import DecoderConfig, TunaConfig, UserError, VaeConfig, VisionConfig
 from tuna_jax.models.vision import cubic_weights
 from tuna_jax.weights.tensors import Lazy
 
@@ -167,11 +167,11 @@ class Row:
 
   def __post_init__(self):
     if self.ours.count('{}') not in (self.torch.count('{}'), self.torch.count('{}') - 1):
-      raise ValueError(
+      raise UserError(
         f'{self.ours} <-> {self.torch}: torch has as many indices as ours, or one more (stacked)'
       )
     if self.stacked and '{}' in self.ours:
-      raise ValueError(f'{self.ours} <-> {self.torch}: a stacked axis beside other indices')
+      raise UserError(f'{self.ours} <-> {self.torch}: a stacked axis beside other indices')
 
   @property
   def stacked(self) -> bool:
@@ -446,7 +446,7 @@ def _expand(ours: str, torch: str):
   sides = [re.split(r'\{([^{}]+)\}', side) for side in (ours, torch)]  # text, group, text, ...
   choices = [[group.split(',') for group in side[1::2]] for side in sides]
   if [len(c) for c in choices[0]] != [len(c) for c in choices[1]]:
-    raise ValueError(f'{ours} <-> {torch}: the brace groups differ')
+    raise UserError(f'{ours} <-> {torch}: the brace groups differ')
   for picks in itertools.product(*(range(len(c)) for c in choices[0])):
     yield tuple(
       ''.join(

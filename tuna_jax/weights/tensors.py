@@ -15,12 +15,14 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from tuna_jax.config import UserError
+
 CHUNK_BYTES = 64 << 20  # the most that one read holds beside its result
 
 FLOATS = tuple(np.dtype(d) for d in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
   """A file that cannot be read, or does not fit: the message lists every fault, with names."""
 
 
@@ -56,7 +58,7 @@ def full_index(index, shape) -> tuple[slice, ...]:
   for axis, size in enumerate(shape):
     start, stop, step = (index[axis] if axis < len(index) else slice(None)).indices(size)
     if step != 1:
-      raise ValueError(f'axis {axis}: only slices of step 1 can be read, found step {step}')
+      raise UserError(f'axis {axis}: only slices of step 1 can be read, found step {step}')
     slices.append(slice(start, max(start, stop)))
   return tuple(slices)
 
