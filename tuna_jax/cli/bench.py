@@ -16,12 +16,11 @@ FLOPs of sample and decode: 2 for a multiply-add, matrix products and attention 
 times every key it is given; without the VAE. Weights are random.
 """
 
-import json
-
 from absl import flags
 from ml_collections import config_flags
 
 from tuna_jax import config as configs
+from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -100,8 +99,7 @@ def train():
 
 def _write(found):
   if _JSON.value:
-    with open(_JSON.value, 'w', encoding='utf-8') as f:
-      json.dump(found, f, indent=1)
+    files.write_json(_JSON.value, found)
 
 
 def sample_table(result, size: str) -> str:

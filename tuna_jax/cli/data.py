@@ -16,15 +16,14 @@ text, edit, t2v, video_caption or video_vqa; a path is a JSONL file, "shapes", o
 """
 
 import collections
-import json
 import os
 import pathlib
 import sys
 
 import numpy as np
 from absl import flags
-from etils import epath
 
+from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -68,7 +67,7 @@ _CLIPS = {'t2v': 2500, 'video_caption': 500, 'video_vqa': 1000}
 def shapes():
   from tuna_jax.data.tasks import TASKS
 
-  out = epath.Path(_OUT.value)
+  out = files.path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   for split, name in (('train', 'mixture.json'), ('test', 'mixture_test.json')):
     rows = [
@@ -81,7 +80,7 @@ def shapes():
       }
       for task in TASKS
     ]
-    (out / name).write_text(json.dumps(rows, indent=1) + '\n')
+    files.write_json(out / name, rows)
     print(f'{out / name}: {len(rows)} tasks of the rendered world, {split} compositions')
 
 
@@ -89,7 +88,7 @@ def emoji():
   from tuna_jax.tools import emoji as data
 
   out, cache = (
-    pathlib.Path(_OUT.value),
+    pathlib.Path(_OUT.value).expanduser(),
     pathlib.Path(_CACHE.value).expanduser(),
   )  # npm writes local folders only
   try:
@@ -160,7 +159,7 @@ def preview(path):
           segments.layout(plan, tokenizer, (4, 16), NUMBERS[source.task]),
         )
       )
-  epath.Path(_OUT.value).write_text(preview_page.page(examples, tokenizer), encoding='utf-8')
+  files.write_text(_OUT.value, preview_page.page(examples, tokenizer))
   print(f'{_OUT.value}: {len(examples)} examples')
 
 

@@ -11,12 +11,11 @@ Exit code 0: everything passed. 1: an output failed, or a tensor is missing, ext
 finite, or a case is of an unknown kind; the rows name it. 2: DIR is no golden set.
 """
 
-import json
 import time
 
 from absl import flags
-from etils import epath
 
+from tuna_jax import files
 from tuna_jax.cli import app
 
 _GOLDEN = flags.DEFINE_string('golden', None, 'The directory of golden tensors.', required=True)
@@ -51,9 +50,7 @@ def main(argv):
     f'cases, {seconds:.0f} s'
   )
   if _JSON.value:
-    epath.Path(_JSON.value).write_text(
-      json.dumps({'golden': _GOLDEN.value, 'seconds': round(seconds, 1), **found}, indent=1) + '\n'
-    )
+    files.write_json(_JSON.value, {'golden': _GOLDEN.value, 'seconds': round(seconds, 1), **found})
   return int(not found['passed'])
 
 

@@ -10,14 +10,13 @@ what to change. LIBTPU_INIT_ARGS gives the compiler the flags of a run (launch/p
 
 import ctypes
 import dataclasses
-import json
 import os
 import sys
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
+from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -48,7 +47,7 @@ def main(argv):
   result = plan.plan(config, _TOPOLOGY.value, _SLICES.value or config.mesh.slices)
   print(plan.table(result))
   if _JSON.value:
-    epath.Path(_JSON.value).write_text(json.dumps(dataclasses.asdict(result), indent=2) + '\n')
+    files.write_json(_JSON.value, dataclasses.asdict(result))
   if not result.fits:
     sys.exit(EXIT_UNFIT)
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from tuna_jax import files
 from tuna_jax.config import UserError, from_dict
 from tuna_jax.data import media
 from tuna_jax.data.tasks import FIELDS, check_task, turns_of
@@ -82,13 +83,11 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
   Relative paths start at the file's directory. Raises ValueError naming the row and key that are
   wrong.
   """
-  path = epath.Path(path)
+  path = files.path(path)
   try:
-    rows = json.loads(path.read_text(encoding='utf-8'))
+    rows = files.read_json(path)
   except FileNotFoundError as e:
     raise FileNotFoundError(f'mixture {path}: no such file') from e
-  except json.JSONDecodeError as e:
-    raise UserError(f'{path}:{e.lineno}: not JSON ({e.msg})') from e
   if not isinstance(rows, list) or not rows:
     raise UserError(f'{path}: expected a list of rows {{"path", "root", "task", "weight"}}')
   out = []

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from tuna_jax import files
 from tuna_jax.config import UserError
 
 QWEN_SPECIALS = (
@@ -160,9 +161,9 @@ class Tokenizer:
       }
       for s, i in sorted(self.specials.items(), key=lambda item: item[1])
     ]
-    os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, 'tokenizer.json'), 'w', encoding='utf-8') as f:
-      json.dump(spec, f, ensure_ascii=False)
+    folder = files.path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / 'tokenizer.json', spec)
 
   @classmethod
   def from_dir(cls, directory: str | os.PathLike) -> Tokenizer:
@@ -172,16 +173,15 @@ class Tokenizer:
     Raises FileNotFoundError, or ValueError where a special token of Qwen2.5 has another id than the
     published one.
     """
-    path = os.path.join(directory, 'tokenizer.json')
-    if not os.path.exists(path):
-      tiktoken = os.path.join(directory, 'qwen.tiktoken')
-      if os.path.exists(tiktoken):
-        return cls.from_tiktoken(tiktoken)
+    folder = files.path(directory)
+    path = folder / 'tokenizer.json'
+    if not path.exists():
+      if (folder / 'qwen.tiktoken').exists():
+        return cls.from_tiktoken(folder / 'qwen.tiktoken')
       raise FileNotFoundError(
         f'{directory}: no tokenizer.json there (a Qwen2.5 model directory has one)'
       )
-    with open(path, encoding='utf-8') as f:
-      spec = json.load(f)
+    spec = files.read_json(path)
     specials = {t['content']: t['id'] for t in spec['added_tokens']}
     spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
     core = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -205,7 +205,7 @@ class Tokenizer:
     Raises ValueError naming the line that is not of that form.
     """
     ranks = {}
-    with open(path, 'rb') as f:
+    with files.path(path).open('rb') as f:
       for number, line in enumerate(f, 1):
         if line.strip():
           try:

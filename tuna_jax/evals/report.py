@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from PIL import Image
 
+from tuna_jax import files
 from tuna_jax.evals import curves
 from tuna_jax.evals.evaluate import Evaluation
 from tuna_jax.evals.results import Row, Sample
@@ -42,7 +42,7 @@ def write(
   launch script wrote {"step", "seconds", "command"} lines. facts: what else describes the run, name
   -> value. command: what made this report, and how many seconds it took.
   """
-  root, runs_path = epath.Path(directory), epath.Path(runs)
+  root, runs_path = files.path(directory), files.path(runs)
   root.mkdir(parents=True, exist_ok=True)
   steps = read_steps(runs_path / 'steps.jsonl')
   if command:
@@ -68,16 +68,14 @@ def write(
     f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>'
     f'<body><main>{"".join(body)}</main></body></html>'
   )
-  (root / 'index.html').write_text(page)
-  (root / 'report.json').write_text(
-    json.dumps(_json(title, evaluation, steps, facts, history), indent=1) + '\n'
-  )
+  files.write_text(root / 'index.html', page)
+  files.write_json(root / 'report.json', _json(title, evaluation, steps, facts, history))
   return str(root / 'index.html')
 
 
 def read_steps(path) -> list[dict[str, Any]]:
   """The lines of steps.jsonl; what was run again counts once, with all its seconds."""
-  path = epath.Path(path)
+  path = files.path(path)
   steps: dict[str, dict[str, Any]] = {}
   for line in path.read_text().splitlines() if path.exists() else ():
     step = json.loads(line)

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 
 from PIL import Image
 
+from tuna_jax import files
 from tuna_jax.config import UserError
 from tuna_jax.data import media
 
@@ -193,10 +194,10 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
 
 def labels(words: pathlib.Path) -> dict[str, tuple[str, str]]:
   """codes -> (English label, group), skin tone variants included."""
-  groups = json.loads((words / 'en' / 'messages.json').read_text(encoding='utf-8'))['groups']
+  groups = files.read_json(words / 'en' / 'messages.json')['groups']
   group = {g['order']: g['message'] for g in groups}
   out = {}
-  for entry in json.loads((words / 'en' / 'data.json').read_text(encoding='utf-8')):
+  for entry in files.read_json(words / 'en' / 'data.json'):
     if 'group' in entry:
       for one in (entry, *entry.get('skins', ())):
         out[codes(one['hexcode'])] = (one['label'], group[entry['group']])
@@ -238,7 +239,7 @@ def build(
   group = _united(map(concept, (code for code, _ in pictures)), digests.values())
   counts = collections.Counter(pictures=len(pictures), concepts=len(set(group.values())))
   by_label = sorted({names[code][0] for code, _ in pictures})
-  files = {
+  records = {
     (s, t): open(out / f'{s}.{t}.jsonl', 'w', encoding='utf-8') for s in SPLITS for t in TASKS
   }  # noqa: SIM115
   try:
@@ -247,9 +248,9 @@ def build(
       split = 'test' if _share(group[concept(code)]) < test_share else 'train'
       counts[f'{split} pictures'] += 1
       for task, record in _records(path, label, kind, style, by_label).items():
-        files[split, task].write(json.dumps(record, ensure_ascii=False) + '\n')
+        records[split, task].write(json.dumps(record, ensure_ascii=False) + '\n')
   finally:
-    for file in files.values():
+    for file in records.values():
       file.close()
   for split in SPLITS:
     counts[f'{split} concepts'] = len(
@@ -259,7 +260,7 @@ def build(
       {'path': f'{split}.{task}.jsonl', 'root': '.', 'task': task, 'weight': 1.0} for task in TASKS
     ]
     name = 'mixture.json' if split == 'train' else 'mixture_test.json'
-    (out / name).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+    files.write_json(out / name, rows)
   return dict(counts)
 
 

@@ -1,0 +1,107 @@
+"""The paths that a user can name, and writing that a kill cannot leave half done.
+
+A path is local or on object storage (`gs://bucket/folder/file`). Locally, content is written under
+a temporary name in the same folder, flushed to the disk and renamed. An object of object storage
+appears when its upload is complete, so it is written under its own name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+
+from etils import epath
+
+from tuna_jax.config import UserError
+
+
+def path(text: str | os.PathLike) -> epath.Path:
+  """The path that `text` names: `~` is the home folder, every other character stands for itself."""
+  return epath.Path(text).expanduser()
+
+
+def is_remote(where: str | os.PathLike) -> bool:
+  """Whether the path is on object storage."""
+  return '://' in str(where)
+
+
+def absolute(text: str | os.PathLike) -> epath.Path:
+  """The same path, independent of the working directory. One on object storage stays as it is."""
+  where = path(text)
+  return where if is_remote(where) else epath.Path(os.path.abspath(where))
+
+
+def read_json(where: str | os.PathLike):
+  """The value in a JSON file, with or without a byte order mark.
+
+  Raises UserError naming the file and the line where it is not JSON, FileNotFoundError without it.
+  """
+  where = path(where)
+  try:
+    return json.loads(where.read_bytes().decode('utf-8-sig'))
+  except json.JSONDecodeError as error:
+    raise UserError(f'{where}:{error.lineno}: not JSON ({error.msg})') from None
+  except UnicodeDecodeError as error:
+    raise UserError(f'{where}: not JSON (byte {error.start} is not UTF-8)') from None
+
+
+def write_json(where: str | os.PathLike, value) -> None:
+  """Writes readable JSON with a final newline, whole or not at all."""
+  write_text(where, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_text(where: str | os.PathLike, text: str) -> None:
+  """Writes UTF-8, whole or not at all."""
+  write_bytes(where, text.encode())
+
+
+def write_bytes(where: str | os.PathLike, data: bytes) -> None:
+  """Writes the file; whatever happens meanwhile, it holds all of its old content or all of `data`.
+
+  A device or pipe, such as /dev/stdout, is written to directly.
+  """
+  where = path(where)
+  if is_remote(where) or (where.exists() and not os.path.isfile(where)):
+    where.write_bytes(data)
+    return
+  target = os.path.realpath(where)  # a symbolic link stays, the file behind it is replaced
+  part = _unused(target)
+  try:
+    with open(part, 'xb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(part, target)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(part)
+    raise
+
+
+@contextlib.contextmanager
+def new_folder(where: str | os.PathLike):
+  """Yields an empty folder that becomes `where` if the block ends well, and vanishes if it does not.
+
+  Folders of object storage cannot be renamed, so there `where` itself is yielded: write last the
+  file without which the rest means nothing (config.json). Raises UserError if `where` exists.
+  """
+  where = path(where)
+  if where.exists():
+    raise UserError(f'{where}: exists already; choose another --output or remove it')
+  working = where if is_remote(where) else epath.Path(_unused(where))
+  working.mkdir(parents=True)
+  try:
+    yield working
+    if working != where:
+      working.rename(where)
+  except BaseException:
+    working.rmtree(missing_ok=True)
+    raise
+
+
+def _unused(where: str | os.PathLike) -> str:
+  """A name beside `where` that no other process uses, whatever its number and machine."""
+  folder, name = os.path.split(where)
+  return os.path.join(folder, f'.{name}.{uuid.uuid4().hex[:12]}.part')
