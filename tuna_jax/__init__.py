@@ -1,1 +1,47 @@
-"""tuna_jax: the unified multimodal model Tuna (arXiv 2512.02014) in JAX, for TPU pods and GPUs."""
+"""Tuna (arXiv 2512.02014) in JAX: one model that reads, draws, edits and films.
+
+    import tuna_jax
+
+    generator = tuna_jax.open_generator('runs/stage3')      # a run or a weights directory
+    generator.image('a red ball').save('ball.png')
+    generator.text('What is this?', images=['ball.png'])
+    tuna_jax.train(config, 'runs/stage1')                   # the same call continues a stopped run
+    tuna_jax.evaluate(generator, 200)
+
+open_generator   loads a run or weights and returns a Generator
+Generator        text, stream, image, edit, video; Picture and Clip are what it returns
+train            trains one stage from a train.config.TrainConfig; `tuna_jax.train` is also the
+                 package that holds it (docs/design.md 4)
+evaluate         scores a Generator on the held-out part of the rendered world
+TunaConfig       every size of the model; SIZES has the named ones: tiny, 2b, 7b
+
+Names are imported when they are first used, so `import tuna_jax` does not import jax.
+"""
+
+import importlib
+
+_WHERE = {
+  'open_generator': 'sample.open',
+  'Generator': 'sample.generate',
+  'Picture': 'sample.output',
+  'Clip': 'sample.output',
+  'evaluate': 'evals.evaluate',
+  'TunaConfig': 'config',
+  'SIZES': 'config',
+}
+
+__all__ = [*_WHERE, 'train', '__version__']  # noqa: PLE0604
+
+
+def __getattr__(name):
+  if name in _WHERE:
+    return getattr(importlib.import_module(f'tuna_jax.{_WHERE[name]}'), name)
+  if name == 'train':
+    return importlib.import_module('tuna_jax.train')
+  if name == '__version__':
+    return importlib.import_module('importlib.metadata').version('tuna_jax')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return sorted({*globals(), *__all__})

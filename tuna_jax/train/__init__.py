@@ -1,1 +1,20 @@
-"""Training: state, optimizer, step, checkpoint, loop."""
+"""Training: config, state, optimizer, step, checkpoint, loop; and itself a function.
+
+`tuna_jax.train(config, workdir)` is `tuna_jax.train.loop.train`. Importing any module of this
+package makes `tuna_jax.train` the package, so a function of that name could not stay there; the
+package is therefore callable.
+"""
+
+import sys
+import types
+
+
+class _Train(types.ModuleType):
+  def __call__(self, config, workdir: str, devices=None):
+    """Trains one stage to its last step and returns its TrainState: `tuna_jax.train.loop.train`."""
+    from tuna_jax.train import loop  # imports jax
+
+    return loop.train(config, workdir, devices)
+
+
+sys.modules[__name__].__class__ = _Train

@@ -1,0 +1,53 @@
+"""The public surface: `import tuna_jax` alone gives everything that a notebook needs."""
+
+import pydoc
+import subprocess
+import sys
+
+import pytest
+
+import tuna_jax
+
+
+def python(code: str) -> str:
+  return subprocess.run(
+    [sys.executable, '-c', code], text=True, check=True, capture_output=True
+  ).stdout.strip()
+
+
+@pytest.mark.parametrize('name', tuna_jax.__all__)
+def test_every_public_name_resolves_and_is_listed(name):
+  assert getattr(tuna_jax, name) is not None and name in dir(tuna_jax)
+
+
+def test_importing_the_package_imports_neither_jax_nor_numpy():
+  heavy = "sorted({'jax', 'numpy', 'flax', 'tensorflow', 'absl'} & set(sys.modules))"
+  code = f'import sys, tuna_jax, tuna_jax.train; print(tuna_jax.SIZES["7b"].decoder.dim, {heavy})'
+  assert python(code) == '3584 []'
+
+
+def test_an_unknown_name_is_an_attribute_error():
+  with pytest.raises(AttributeError, match="no attribute 'trian'"):
+    _ = tuna_jax.trian
+
+
+@pytest.mark.parametrize('first', ['pass', 'import tuna_jax.train.loop', 'tuna_jax.Generator'])
+def test_train_is_called_and_is_the_package_whatever_was_imported_before(first):
+  # A config that is none gets as far as the loop, which asks for its mesh.
+  code = f"""
+import tuna_jax
+{first}
+try:
+  tuna_jax.train(None, 'nowhere')
+except AttributeError as error:
+  print(error)
+import tuna_jax.train.config
+print(tuna_jax.train.config.TrainConfig.__name__)
+"""
+  assert python(code).split('\n') == ["'NoneType' object has no attribute 'mesh'", 'TrainConfig']
+
+
+def test_help_shows_what_people_call():
+  text = pydoc.plain(pydoc.render_doc(tuna_jax))
+  for words in ('open_generator(', 'class Generator', 'evaluate(', "generator.image('a red ball')"):
+    assert words in text
