@@ -1,14 +1,13 @@
 """Plans, examples and packed rows."""
 
-import types
-
 import numpy as np
 import pytest
 
 from tuna_jax import batch as batch_lib
 from tuna_jax.data.segments import Image, Text, Video, layout, pack
+from tuna_jax.data.tokenizer import Letters
 
-SPECIAL = types.SimpleNamespace(boi=1, eoi=2, img_pad=3)
+SPECIAL = Letters()
 STRIDES = (4, 16)
 SIZES = (2, 64, 24, 4, 5)
 

@@ -8,7 +8,9 @@ import numpy as np
 from tests import shrink
 from tuna_jax.batch import Batch
 from tuna_jax.config import TINY, TunaConfig
+from tuna_jax.data.latents import fill_latents
 from tuna_jax.data.segments import Example, Image, Text, Video, layout, pack
+from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.parity.sizes import quick_jit
@@ -16,10 +18,6 @@ from tuna_jax.parity.sizes import quick_jit
 CONFIG = dataclasses.replace(shrink.model(TINY), remat='none')
 C = CONFIG.vae.latent_channels
 LENGTH, CELLS, IMAGES = 48, 24, 3
-
-
-class _Tokens:
-  boi, eoi, img_pad = 1, 2, 3
 
 
 def ids(n: int, seed: int):
@@ -46,21 +44,16 @@ PLANS = {
 
 
 def example(name: str) -> Example:
-  return layout(PLANS[name], _Tokens, (4, 16), task=list(PLANS).index(name))
+  return layout(PLANS[name], Letters(), (4, 16), task=list(PLANS).index(name))
 
 
 def batch(
   *rows: tuple[str, ...], length: int = LENGTH, cells: int = CELLS, images: int = IMAGES
 ) -> Batch:
   """The named examples side by side, latents filled in."""
-  packed = pack(
-    [[example(name) for name in row] for row in rows], (len(rows), length, cells, images, C)
+  return fill_latents(
+    pack([[example(name) for name in row] for row in rows], (len(rows), length, cells, images, C))
   )
-  for placed in packed.media:
-    packed.batch.latents[placed.row, placed.start : placed.start + placed.cells] = (
-      placed.media.reshape(-1, C)
-    )
-  return packed.batch
 
 
 def times(batch: Batch, seed: int = 0):

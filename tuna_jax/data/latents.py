@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tuna_jax.batch import Batch
 from tuna_jax.data.segments import Packed
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]
@@ -23,7 +24,7 @@ Encode = Callable[[np.ndarray], np.ndarray]  # uint8[n, F, H, W, 3] -> float32[n
 class LatentCache:
   """Remembers latents by picture content, in memory up to a bound and, if asked, on disk.
 
-  max_bytes: of memory; the least recently used go first. directory: also keep one .npy a picture
+  max_bytes: of memory; the least recently used go first. directory: also keep one .npy per picture
   there. name: says which encoder made them, for example a digest of its parameters; required with
   `directory`, since latents of another encoder are wrong and look right.
   """
@@ -83,12 +84,15 @@ def content_key(media: np.ndarray) -> str:
 
 
 def encode_all(
-  media: Sequence[np.ndarray], encode: Encode, cache: LatentCache | None = None, group: int = 8
+  media: Sequence[np.ndarray],
+  encode: Encode | None,
+  cache: LatentCache | None = None,
+  group: int = 8,
 ) -> list[np.ndarray]:
   """Latents float32[T, h, w, C] of each of `media`.
 
   What already is latents passes through. `encode` sees exactly `group` pictures of one shape at a
-  time (the last group is filled up by repeating), so it compiles once a shape.
+  time (the last group is filled up by repeating), so it compiles once per shape.
   """
   out: dict[str, np.ndarray] = {}
   todo: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
@@ -114,15 +118,19 @@ def encode_all(
   return [out[key] if key else m for key, m in zip(keys, media)]
 
 
-def fill_latents(packed: Packed, encode: Encode, cache: LatentCache | None = None, group: int = 8):
-  """Writes the latents of every picture into `packed.batch` and returns that batch.
+def fill_latents(
+  packed: Packed, encode: Encode | None = None, cache: LatentCache | None = None, group: int = 8
+) -> Batch:
+  """Writes the latents of every picture and clip into `packed.batch` and returns that batch.
 
-  Raises ValueError if the encoder's grid or channels are not the batch's.
+  Latents in `packed.media` are taken as they are; pixels go through `encode`. Raises ValueError for
+  pixels without an encoder, and if the encoder's grid or channels are not the batch's.
   """
   batch = packed.batch
-  for placed, latents in zip(
-    packed.media, encode_all([p.media for p in packed.media], encode, cache, group)
-  ):
+  media = [p.media for p in packed.media]
+  if encode is None and (pixels := [m for m in media if m.dtype == np.uint8]):
+    raise ValueError(f'{len(pixels)} pictures or clips are pixels: an encoder is needed')
+  for placed, latents in zip(packed.media, encode_all(media, encode, cache, group)):
     want = (placed.cells, batch.latents.shape[2])
     flat = latents.reshape(-1, latents.shape[-1])
     if flat.shape != want:

@@ -229,11 +229,7 @@ class Pipeline:
       )
       report.skipped += skipped
     packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
-    if packed.media and self._encode is None:
-      raise UserError('the mixture has pictures: an encoder is needed')
-    batch = packed.batch
-    if packed.media:
-      batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._config.encode_batch)
+    batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._config.encode_batch)
     if step == 0:
       batch_lib.check(batch)
     self._head = (step + 1, np.stack([r[1] for r in rows]))

@@ -266,6 +266,18 @@ class Tokenizer:
     return cls(core, {t: i for i, t in enumerate(specials, core.get_vocab_size())})
 
 
+class Letters:
+  """Stands in for a tokenizer where only the layout counts: one id per letter, and the roles of
+  special tokens as the ids 0 to 5.
+  """
+
+  pad, boi, eoi, img_pad, bos, eos = range(6)
+
+  def encode(self, text: str) -> tuple[int, ...]:
+    """The letters' code points, counted from 6."""
+    return tuple(6 + ord(letter) for letter in text)
+
+
 def _core(vocab, merges, ignore_merges=False):
   core = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges))
   core.normalizer = normalizers.NFC()

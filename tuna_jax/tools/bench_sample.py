@@ -30,6 +30,7 @@ from tuna_jax.config import (
   VisionConfig,
 )
 from tuna_jax.data.segments import Image, Plan, Text, layout
+from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.sample import image as drawing
@@ -66,12 +67,6 @@ PADDED = {
   't2i': 8192,
   'edit': 3072,
 }  # what the official sampler pads to (docs/architecture.md 10.2, 10.3)
-
-
-class _Ids:
-  """Special ids for prompts without a tokenizer; the model has random weights."""
-
-  boi, eoi, img_pad = 1, 2, 3
 
 
 def random_params(config: TunaConfig, seed: int = 0):
@@ -124,8 +119,8 @@ def sample(
   source = rng.standard_normal((1, cells_side, cells_side, channels), np.float32)
   ids = rng.integers(4, config.decoder.vocab_size, prompt_tokens)
   plans = [_plan(tokens, source if edit else None, source.shape) for tokens in (ids, ())]
-  prefixes = [split(plan, _Ids, strides(config))[0] for plan in plans]
-  whole = [layout(plan, _Ids, strides(config)) for plan in plans]
+  prefixes = [split(plan, Letters(), strides(config))[0] for plan in plans]
+  whole = [layout(plan, Letters(), strides(config)) for plan in plans]
   padded = padded or PADDED[task]
   if max(e.length for e in whole) > padded:
     raise UserError(f'padded={padded}: the sequence is {max(e.length for e in whole)} tokens long')
@@ -204,7 +199,9 @@ def decode(
   params = jax.device_put(random_params(config, seed))
   rng = np.random.default_rng(seed)
   examples = [
-    layout([Text(rng.integers(4, config.decoder.vocab_size, prompt_tokens))], _Ids, strides(config))
+    layout(
+      [Text(rng.integers(4, config.decoder.vocab_size, prompt_tokens))], Letters(), strides(config)
+    )
     for _ in range(rows)
   ]
   prompts = collate(examples, config.vae.latent_channels)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import types
 from typing import Any
 
 import jax
@@ -20,7 +19,9 @@ import numpy as np
 
 from tuna_jax import sharding
 from tuna_jax.batch import Batch
+from tuna_jax.data.latents import fill_latents
 from tuna_jax.data.segments import Image, Text, layout, pack
+from tuna_jax.data.tokenizer import Letters
 from tuna_jax.tools import flops_train
 from tuna_jax.tools.chips import peak_flops
 from tuna_jax.train import state as state_lib
@@ -92,24 +93,20 @@ def full_rows(config: TrainConfig) -> Batch:
   """A Batch whose every row is one example that fills it: learned text between pictures to draw."""
   rng = np.random.default_rng(0)
   vocab, channels = config.model.decoder.vocab_size, config.model.vae.latent_channels
-  special = types.SimpleNamespace(boi=0, eoi=1, img_pad=2)
   pictures = min(config.images, max(config.visual // CELLS, 1)) if config.visual else 0
   # Beside its cells a picture has boi, a time token and eoi, and there is a word before it.
   room = min(config.visual, config.length - 4 * pictures)
   side = math.isqrt(room // pictures) if pictures else 0
 
   def row():
-    words = rng.integers(3, vocab, config.length - pictures * (side * side + 3))
+    words = rng.integers(6, vocab, config.length - pictures * (side * side + 3))
     plan = []
     for part in np.array_split(words, pictures + 1):
       latents = rng.normal(size=(1, side, side, channels)).astype(np.float32)
       plan += [Text(part, loss=True), Image(latents, target=True)]
-    return [layout(plan[:-1], special, (1, 1))]
+    return [layout(plan[:-1], Letters(), (1, 1))]
 
-  batch, media = pack([row() for _ in range(config.rows)], config.sizes)
-  for m in media:
-    batch.latents[m.row, m.start : m.start + m.cells] = m.media.reshape(m.cells, -1)
-  return batch
+  return fill_latents(pack([row() for _ in range(config.rows)], config.sizes))
 
 
 def table(result) -> str:
