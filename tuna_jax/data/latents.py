@@ -1,8 +1,8 @@
-"""Fills a packed batch's latents: pixels through the frozen encoder in groups of fixed shape, each
-picture once.
+"""Fills the latents of a packed batch: pixels go through the frozen encoder in groups of fixed shape,
+each picture once.
 
-The encoder is a function given by the caller (docs/design.md: frozen is outside), so nothing here
-imports jax.
+`fill_latents` is the one place where latents are written into a batch: training, sampling and the
+benches call it. The encoder is a function given by the caller, so nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tuna_jax.batch import Batch
+from tuna_jax.config import UserError
 from tuna_jax.data.segments import Packed
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]
@@ -31,7 +32,7 @@ class LatentCache:
 
   def __init__(self, max_bytes: int = 256 << 20, directory: str | os.PathLike = '', name: str = ''):
     if directory and not name:
-      raise ValueError('a latent cache on disk needs a name for the encoder that made it')
+      raise UserError('a latent cache on disk needs a name for the encoder that made it')
     self._max, self._bytes, self._memory = max_bytes, 0, collections.OrderedDict()
     self._directory = os.path.join(directory, name) if directory else ''
     self._lock = threading.Lock()
@@ -123,18 +124,18 @@ def fill_latents(
 ) -> Batch:
   """Writes the latents of every picture and clip into `packed.batch` and returns that batch.
 
-  Latents in `packed.media` are taken as they are; pixels go through `encode`. Raises ValueError for
+  Latents in `packed.media` are taken as they are; pixels go through `encode`. Raises UserError for
   pixels without an encoder, and if the encoder's grid or channels are not the batch's.
   """
   batch = packed.batch
   media = [p.media for p in packed.media]
   if encode is None and (pixels := [m for m in media if m.dtype == np.uint8]):
-    raise ValueError(f'{len(pixels)} pictures or clips are pixels: an encoder is needed')
+    raise UserError(f'{len(pixels)} pictures or clips are pixels: an encoder is needed')
   for placed, latents in zip(packed.media, encode_all(media, encode, cache, group)):
     want = (placed.cells, batch.latents.shape[2])
     flat = latents.reshape(-1, latents.shape[-1])
     if flat.shape != want:
-      raise ValueError(
+      raise UserError(
         f'media {placed.media.shape}: the encoder gave latents {latents.shape}, expected '
         f'{want[0]} cells of {want[1]} channels'
       )
