@@ -33,6 +33,29 @@ COUNTS = {
     'flow_head/final': 25_872_944,
     '': 13_073_235_792,
   },
+  # docs/showo2.md 0; the position table and the patch embedding count with the tower.
+  'showo2-1.5b': {
+    'decoder': 1_543_304_192,
+    'vision': 396_227_104 + 839_808 + 74_880,
+    'projector': 99_840,
+    'connector': 6_493_824,
+    'time_embed': 4_722_688,
+    'time_token': 3_147_264,
+    'flow_head/bridge': 7_344_128,
+    'flow_head/layers': 859_997_440,
+    'flow_head/final': 8_525_888,
+    '': 2_830_777_056,
+  },
+  'showo2-7b': {
+    'connector': 29_830_784,
+    'projector': 232_960,
+    'time_token': 7_343_616,
+    'flow_head/bridge': 11_538_432,
+    '': 8_932_118_752,
+  },
+  # docs/pixel.md 1.
+  'tuna-r-7b': {'vision': 398_292_640, 'flow_head/final': 28_454_144, '': 13_076_646_432},
+  'tuna-2-7b': {'patches': 2_759_680 + 3_584, '': 12_664_134_912},
 }
 VAE_COUNTS = {
   'encoder': 149_627_776,
@@ -139,8 +162,10 @@ def test_an_unknown_size_is_named_with_the_nearest():
 
 
 def test_widths_that_must_agree_are_checked():
-  with pytest.raises(ValueError, match='flow_head.dim is 64 and decoder.dim is'):
-    dataclasses.replace(TINY, flow_head=dataclasses.replace(TINY.flow_head, dim=64))
+  with pytest.raises(ValueError, match="vae: the design 'pixel' has none; expected null"):
+    dataclasses.replace(TINY, design='pixel')
+  with pytest.raises(ValueError, match="vision: the design 'late_fusion' needs one"):
+    dataclasses.replace(TINY, design='late_fusion', vision=None)
   with pytest.raises(ValueError, match='flow_head.head_dim=24: a multiple of 16'):
     dataclasses.replace(TINY.flow_head, head_dim=24)
   with pytest.raises(ValueError, match='latent_mean: 2 values for 48 latent channels'):

@@ -11,6 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
+from typing import NamedTuple
 
 # Per-channel latent statistics published with the Wan 2.2 VAE (docs/architecture.md 2.5).
 WAN_MEAN = (
@@ -159,12 +160,19 @@ class DecoderConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class FlowHeadConfig(TowerConfig):
-  """The flow-matching head. Its width must equal the decoder's (docs/architecture.md 1.1)."""
+  """The flow-matching head. Where its width is not the decoder's, two small maps join them.
+
+  rotary: 'grid' turns a visual token by its (frame, row, column), text by its index and a time token
+  not at all (docs/architecture.md 7.3); 'index' turns every token by its index.
+  """
 
   norm_eps: float = 1e-5
+  rotary: str = 'grid'
 
   def __post_init__(self):
-    if self.head_dim % 16:
+    if self.rotary not in ('grid', 'index'):
+      raise UserError(f"flow_head.rotary={self.rotary!r}: expected 'grid' or 'index'")
+    if self.rotary == 'grid' and self.head_dim % 16:
       raise UserError(
         f'flow_head.head_dim={self.head_dim}: a multiple of 16 is needed, so that frames, rows and '
         'columns each rotate whole pairs'
@@ -173,8 +181,10 @@ class FlowHeadConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
-  """Wan 2.2 causal video VAE: 16x in space, 4x in time.
+  """The causal video VAE: Wan 2.2 (16x in space, 4x in time) or, without `residual`, Wan 2.1 (8x).
 
+  residual: pixels are folded 2x2 into channels, and every level has a shortcut. Without it there is
+    neither, and each doubling of the decoder halves the channels.
   latent_mean, latent_std: per-channel constants that normalise latents; empty means none. The
   default is Wan 2.2's;
     official Tuna checkpoints were trained with the std list in both places: `latent_mean=WAN_STD`.
@@ -190,6 +200,7 @@ class VaeConfig:
   temporal_down: tuple[bool, ...] = (False, True, True)
   latent_mean: tuple[float, ...] = WAN_MEAN
   latent_std: tuple[float, ...] = WAN_STD
+  residual: bool = True
 
   def __post_init__(self):
     for field in ('latent_mean', 'latent_std'):
@@ -200,27 +211,78 @@ class VaeConfig:
 
   @property
   def spatial_stride(self) -> int:
-    return 2 ** len(self.dim_mult)  # 2x2 patchify, then one halving between levels
+    return 2 ** (
+      len(self.dim_mult) - 1 + self.residual
+    )  # a halving between levels, and the folding
 
   @property
   def temporal_stride(self) -> int:
     return 2 ** sum(self.temporal_down)
 
 
+class Design(NamedTuple):
+  """What turns a picture into visual tokens.
+
+  paths: the modules that each see the patch of a token; their features are concatenated.
+  connector: whether a two-layer map to the decoder's width follows. pixels: a token holds a patch of
+  the picture itself, and there is no VAE.
+  """
+
+  paths: tuple[str, ...]
+  connector: bool
+  pixels: bool
+
+
+DESIGNS = types.MappingProxyType(
+  {
+    'cascade': Design(('vision',), True, False),  # Tuna
+    'late_fusion': Design(('vision', 'projector'), True, False),  # Show-o2
+    'pixel_encoder': Design(('vision',), True, True),  # Tuna-R
+    'pixel': Design(('patches',), False, True),  # Tuna-2
+  }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PathConfig:
+  """The path from noise to a picture, x_t = t x + (1 - t) noise (docs/architecture.md 8).
+
+  predicts: 'velocity', or 'clean': the flow head gives the picture itself, and the velocity follows
+  from it. noise: the standard deviation at t = 0. mean, std: of the normal whose sigmoid is the t of
+  training, before any shift.
+  """
+
+  predicts: str = 'velocity'
+  noise: float = 1.0
+  mean: float = 0.0
+  std: float = 1.0
+
+  def __post_init__(self):
+    if self.predicts not in ('velocity', 'clean'):
+      raise UserError(f"path.predicts={self.predicts!r}: expected 'velocity' or 'clean'")
+
+
 @dataclasses.dataclass(frozen=True)
 class TunaConfig:
   """The whole model.
 
+  design: of DESIGNS, how a picture becomes visual tokens. A token holds `patch` x `patch` cells: of
+  the VAE's latents, or pixels. layout: which ones a row of `Batch.latents` and of the velocity
+  holds, 'patch' or 'raster' (`models.vision.patches` has the drawing).
   dtype: compute type; parameters stay float32. remat: what a layer keeps for the backward pass:
   'none' (everything), 'dots', 'block' (its input), 'offload'. attention: backend name of
   `models.attention`, or 'auto'. compat: 'clean' or 'official'; the latter reproduces the faults of
   docs/architecture.md 13.2 that live in the model.
   """
 
-  vision: VisionConfig
+  vision: VisionConfig | None
   decoder: DecoderConfig
   flow_head: FlowHeadConfig
-  vae: VaeConfig = VaeConfig()
+  vae: VaeConfig | None = VaeConfig()
+  design: str = 'cascade'
+  patch: int = 1
+  layout: str = 'patch'
+  path: PathConfig = PathConfig()
   time_frequencies: int = 256
   dtype: str = 'bfloat16'
   remat: str = 'block'
@@ -228,16 +290,36 @@ class TunaConfig:
   compat: str = 'clean'
 
   def __post_init__(self):
-    if self.flow_head.dim != self.decoder.dim:
-      raise UserError(
-        f'flow_head.dim is {self.flow_head.dim} and decoder.dim is {self.decoder.dim}: they must be equal'
-      )
     for field, allowed in (
+      ('design', tuple(DESIGNS)),
+      ('layout', ('patch', 'raster')),
       ('remat', ('none', 'dots', 'block', 'offload')),
       ('compat', ('clean', 'official')),
     ):
       if getattr(self, field) not in allowed:
         raise UserError(f'{field}={getattr(self, field)!r}: expected one of {allowed}')
+    row = DESIGNS[self.design]
+    for field, wanted in (('vae', not row.pixels), ('vision', 'vision' in row.paths)):
+      if (getattr(self, field) is not None) != wanted:
+        raise UserError(
+          f'{field}: the design {self.design!r} {"needs one" if wanted else "has none; expected null"}'
+        )
+
+  @property
+  def channels(self) -> int:
+    """Numbers that one cell holds: latent channels, or 3 colours."""
+    return self.vae.latent_channels if self.vae else 3
+
+  @property
+  def token_dim(self) -> int:
+    """Numbers that one visual token holds: C of `Batch`."""
+    return self.channels * self.patch**2
+
+  @property
+  def strides(self) -> tuple[int, int]:
+    """(frames, pixels of a side) that one visual token covers."""
+    temporal, spatial = (self.vae.temporal_stride, self.vae.spatial_stride) if self.vae else (1, 1)
+    return temporal, spatial * self.patch
 
 
 TINY = TunaConfig(
@@ -293,7 +375,51 @@ TUNA_7B = TunaConfig(
   ),
 )
 
-SIZES = types.MappingProxyType({'tiny': TINY, '2b': TUNA_2B, '7b': TUNA_7B})
+# Published with the Wan 2.1 VAE.
+# fmt: off
+_WAN21_MEAN = (
+  -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+  0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)
+_WAN21_STD = (
+  2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+  3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)
+# fmt: on
+WAN21_VAE = VaeConfig(16, 96, 96, latent_mean=_WAN21_MEAN, latent_std=_WAN21_STD, residual=False)
+
+SHOWO2_1_5B = TunaConfig(
+  vision=dataclasses.replace(_SO400M, grid=27),
+  decoder=TUNA_2B.decoder,
+  flow_head=FlowHeadConfig(10, 2048, 32, 8, 64, 8192, rotary='index'),
+  vae=WAN21_VAE,
+  design='late_fusion',
+  patch=2,
+  layout='raster',
+)
+SHOWO2_7B = dataclasses.replace(SHOWO2_1_5B, decoder=TUNA_7B.decoder)
+
+TUNA_R_7B = dataclasses.replace(
+  TUNA_7B,
+  vae=None,
+  design='pixel_encoder',
+  patch=16,
+  layout='raster',
+  path=PathConfig('clean', noise=2.0, mean=-0.8, std=0.8),
+)
+TUNA_2_7B = dataclasses.replace(TUNA_R_7B, vision=None, design='pixel')
+
+SIZES = types.MappingProxyType(
+  {
+    'tiny': TINY,
+    '2b': TUNA_2B,
+    '7b': TUNA_7B,
+    'showo2-1.5b': SHOWO2_1_5B,
+    'showo2-7b': SHOWO2_7B,
+    'tuna-r-7b': TUNA_R_7B,
+    'tuna-2-7b': TUNA_2_7B,
+  }
+)
 
 
 def nearest(name: str, names) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 # (4096, 1.15).
 TRAIN_SHIFT = math.exp(0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256))
 SAMPLE_SHIFT = 3.0
+MIN_TIME_LEFT = 0.05
 SOLVERS = ('euler', 'heun')
 
 
@@ -37,6 +38,14 @@ def interpolate(latents, noise, t):
   """
   t = t.reshape(*t.shape, *[1] * (latents.ndim - t.ndim))
   return t * latents + (1 - t) * noise, latents - noise
+
+
+def velocity_to(clean, x, t):
+  """The velocity at x [B, V, C] that leads to the picture `clean` at t = 1; t float[B, V].
+
+  The time left is not taken below MIN_TIME_LEFT (docs/architecture.md 12).
+  """
+  return (clean - x) / jnp.maximum(1 - t, MIN_TIME_LEFT)[..., None]
 
 
 def times(points: int, shift: float = SAMPLE_SHIFT) -> np.ndarray:

@@ -53,7 +53,8 @@ _LONG_ROW = Place(P(_LONG, None), ('context', 'tensor'))  # [MLP, width]
 _COPY = Place(P())
 
 RULES: tuple[tuple[str, Place], ...] = (
-  ('vision/patch_embed/kernel', Place(P(None, WIDTH))),
+  ('(vision/patch_embed|projector|patches/embed)/kernel', Place(P(None, WIDTH))),
+  ('patches/mask_token', _COPY),
   ('vision/position_embed/embedding', Place(P(None, WIDTH))),
   ('(vision|decoder|flow_head)/layers/attn/q_proj/kernel', _COLUMN),
   # 2 to 16 key/value heads bound the tensor axis: past that their rows stay whole.
@@ -67,8 +68,9 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('vision/layers/mlp/fc2/kernel', _ROW),
   ('(decoder|flow_head)/layers/mlp/(gate|up)_proj/kernel', _LONG_COLUMN),
   ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _LONG_ROW),
-  ('(connector|time_embed)/fc1/kernel', _COLUMN),
-  ('(connector|time_embed)/fc2/kernel', _ROW),
+  ('(connector|time_embed|flow_head/bridge)/fc1/kernel', _COLUMN),
+  ('(connector|time_embed|flow_head/bridge)/fc2/kernel', _ROW),
+  ('time_token/kernel', _COLUMN),
   # Along the width, so that a look-up is exchanged and never summed over devices (`WAYS`).
   ('decoder/embed/embedding', Place(P('tensor', ('context', 'fsdp')), ('context', 'tensor'))),
   ('decoder/lm_head/kernel', _LONG_COLUMN),

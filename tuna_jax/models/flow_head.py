@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import Attention, RMSNorm, Span, SwiGLU, dense, modulate, stack
+from tuna_jax.models.layers import Attention, Mlp, RMSNorm, Span, SwiGLU, dense, modulate, stack
 from tuna_jax.sharding import anchor
 
 QK_NORM_EPS = 1e-6
@@ -66,7 +66,7 @@ class FinalLayer(nn.Module):
     )
     shift, scale = jnp.split(per_token(modulation, owner), 2, axis=-1)
     y = modulate(RMSNorm(FINAL_NORM_EPS, name='norm')(x), shift, scale)
-    return dense(c.vae.latent_channels, c.dtype, zeros=True, name='linear')(y)
+    return dense(c.token_dim, c.dtype, zeros=True, name='linear')(y)
 
 
 class FlowHead(nn.Module):
@@ -78,11 +78,16 @@ class FlowHead(nn.Module):
     c = self.config
     self.layers = stack(FlowBlock, c.flow_head.num_layers, c.remat, 'layers', config=c)
     self.final = FinalLayer(c, name='final')
+    if c.flow_head.dim != c.decoder.dim:
+      width = c.flow_head.dim
+      self.bridge = Mlp(width, width, c.dtype, approximate=False, name='bridge')
 
   def __call__(self, hidden, span: Span, time, owner, in_span, place, image, cache=None):
     """hidden [B, L, D], time [B, M, D], place and image int[B, V] -> (velocity float32[B, V, C],
     cache).
     """
-    x, cache = self.layers(hidden, (span, time, owner, in_span), cache)
+    c = self.config
+    x = hidden if c.flow_head.dim == c.decoder.dim else self.bridge(hidden)
+    x, cache = self.layers(x, (span, time, owner, in_span), cache)
     visual = anchor(jnp.take_along_axis(x, place[..., None], axis=1), 'visual')
     return self.final(visual, time, jnp.maximum(image - 1, 0)).astype(jnp.float32), cache

@@ -105,6 +105,13 @@ def flow_rotary(position, coords, is_text, is_visual, head_dim: int) -> Rotary:
   )
 
 
+def index_rotary(position, head_dim: int) -> Rotary:
+  """The flow head's text tables for every token; position int[B, L]."""
+  angle = position[..., None].astype(jnp.float32) * scaled_frequencies(head_dim)
+  angle = jnp.concatenate([angle, angle], axis=-1)
+  return Rotary(jnp.cos(angle), jnp.sin(angle))
+
+
 def no_rotary(position, head_dim: int) -> Rotary:
   """Tables that leave everything as it is (the official flow head on a batch without pictures)."""
   shape = (*position.shape, head_dim)

@@ -13,7 +13,7 @@ from tuna_jax.models.vae import WanVae
 
 def tuna_shapes(config: TunaConfig):
   """The parameters of `Tuna(config)`: nested dicts of float32 ShapeDtypeStruct."""
-  batch = batches.empty(rows=1, length=2, visual=1, images=1, channels=config.vae.latent_channels)
+  batch = batches.empty(rows=1, length=2, visual=1, images=1, channels=config.token_dim)
   return jax.eval_shape(
     Tuna(config).init, jax.random.key(0), batch, batch.latents, jnp.zeros((1, 1))
   )['params']

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from tuna_jax.batch import Batch
-from tuna_jax.config import TunaConfig
+from tuna_jax.config import DESIGNS, TunaConfig
+from tuna_jax.flow import velocity_to
 from tuna_jax.models import rope
 from tuna_jax.models.decoder import Decoder
 from tuna_jax.models.flow_head import FlowHead
 from tuna_jax.models.layers import RMSNorm, Span, dense
-from tuna_jax.models.vision import Vision
+from tuna_jax.models.vision import Patches, Vision, patches
 from tuna_jax.sharding import anchor
 
 CONNECTOR_NORM_EPS = 1e-6
@@ -111,14 +112,49 @@ class Tuna(nn.Module):
 
   def setup(self):
     c = self.config
-    self.vision = Vision(c, name='vision')
-    self.connector = Connector(c, name='connector')
+    design = DESIGNS[c.design]
+    if 'vision' in design.paths:
+      self.vision = Vision(c, name='vision')
+    if 'projector' in design.paths:
+      self.projector = dense(c.decoder.dim, c.dtype, name='projector')
+    if 'patches' in design.paths:
+      self.patches = Patches(c, name='patches')
+    if design.connector:
+      self.connector = Connector(c, name='connector')
     self.time_embed = TimeEmbed(c, name='time_embed')
+    if c.flow_head.dim != c.decoder.dim:
+      self.time_token = dense(c.decoder.dim, c.dtype, name='time_token')
     self.decoder = Decoder(c, name='decoder')
     self.flow_head = FlowHead(c, name='flow_head')
 
+  def features(self, latents, coords, image, grid, masked=None):
+    """The visual tokens [B, V, D] of `latents` [B, V, C], by the design's paths; the rest as in `Batch`.
+
+    masked: bool[B, V], tokens that the design 'pixel' replaces by its mask token in training.
+    """
+    c, seen = self.config, []
+    design = DESIGNS[c.design]
+    if c.layout == 'raster' and c.patch > 1:
+      latents = patches(latents, coords, image, grid, c.patch)
+    if 'vision' in design.paths:
+      seen.append(self.vision(latents, coords, image, grid))
+    if 'projector' in design.paths:
+      seen.append(self.projector(latents.astype(c.dtype)))
+    if 'patches' in design.paths:
+      seen.append(self.patches(latents, masked))
+    x = seen[0] if len(seen) == 1 else jnp.concatenate(seen, axis=-1)
+    return self.connector(x) if design.connector else x
+
   def __call__(
-    self, batch: Batch, latents, t, cache: Cache | None = None, *, flow: bool = True
+    self,
+    batch: Batch,
+    latents,
+    t,
+    cache: Cache | None = None,
+    *,
+    flow: bool = True,
+    features=None,
+    masked=None,
   ) -> Output:
     """One forward pass.
 
@@ -130,6 +166,8 @@ class Tuna(nn.Module):
       t: float32[B, M], the time of each image.
       cache: keys and values of earlier calls, or None.
       flow: run the flow head (a cache made for it must then be given, if any).
+      features: [B, V, D], visual tokens made earlier, instead of those of `latents`.
+      masked: as in `features`.
     """
     c = self.config
     images, visual = batch.grid.shape[1], latents.shape[1]
@@ -138,13 +176,14 @@ class Tuna(nn.Module):
     x = self.decoder.embed(batch.tokens)
     if visual:  # text alone has no visual table
       rows = len(latents)
-      features = self.connector(
-        self.vision(latents, batch.coords[:rows], batch.image[:rows], batch.grid[:rows])
-      )
+      if features is None:
+        where = (batch.coords[:rows], batch.image[:rows], batch.grid[:rows])
+        features = self.features(latents, *where, masked)
       if rows < len(batch.tokens):
         features = jnp.tile(features, (len(batch.tokens) // rows, 1, 1))
       time = anchor(self.time_embed(t), 'images')
-      table = anchor(jnp.concatenate([time, features], axis=1), 'visual')
+      token = time if c.flow_head.dim == c.decoder.dim else self.time_token(time)
+      table = anchor(jnp.concatenate([token, features], axis=1), 'visual')
       x = jnp.where(is_text[..., None], x, _take(table, batch.slot))
     elif self.is_initializing():
       raise ValueError('initialise Tuna with a batch that has latent tokens')
@@ -169,28 +208,27 @@ class Tuna(nn.Module):
     if flow:
       if cache is not None and cache.flow is None:
         raise ValueError('this cache was made without the flow head: init_cache(..., flow=True)')
+      indexed, head_dim = c.flow_head.rotary == 'index', c.flow_head.head_dim
       if visual:
         cell = jnp.maximum(batch.slot - images, 0)
-        rotary = rope.flow_rotary(
-          batch.position, _take(batch.coords, cell), is_text, is_visual, c.flow_head.head_dim
-        )
+        if not indexed:
+          coords = _take(batch.coords, cell)
+          rotary = rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim)
         owner = jnp.where(
           is_visual, _take(batch.image[..., None], cell)[..., 0] - 1, jnp.maximum(batch.slot, 0)
         )
         owner = jnp.clip(owner, 0, images - 1)
       else:  # text prefixes of a cache
-        rotary = rope.flow_rotary(
-          batch.position,
-          jnp.zeros((*batch.position.shape, 3), jnp.int32),
-          is_text,
-          is_visual,
-          c.flow_head.head_dim,
-        )
+        coords = jnp.zeros((*batch.position.shape, 3), jnp.int32)
+        rotary = rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim)
         if (
           c.compat == 'official' and cache is None
         ):  # no picture in the batch: nothing is rotated (7.3)
-          rotary = rope.no_rotary(batch.position, c.flow_head.head_dim)
-        owner, time = jnp.zeros_like(batch.slot), jnp.zeros((x.shape[0], 1, c.decoder.dim), x.dtype)
+          rotary = rope.no_rotary(batch.position, head_dim)
+        owner = jnp.zeros_like(batch.slot)
+        time = jnp.zeros((x.shape[0], 1, c.flow_head.dim), x.dtype)
+      if indexed:
+        rotary = rope.index_rotary(batch.position, head_dim)
       velocity, flow_cache = self.flow_head(
         hidden,
         span._replace(rotary=rotary),
@@ -201,6 +239,10 @@ class Tuna(nn.Module):
         batch.image,
         None if cache is None else cache.flow,
       )
+      if visual and c.path.predicts == 'clean':
+        own = jnp.take_along_axis(t, jnp.maximum(batch.image - 1, 0), axis=1)
+        x_t = jnp.tile(latents, (len(batch.tokens) // rows, 1, 1))
+        velocity = velocity_to(velocity, x_t.astype(jnp.float32), own)
     if cache is not None:
       cache = Cache(decoder_cache, flow_cache, kv_segment, index + batch.tokens.shape[1])
     return Output(hidden, velocity, cache)

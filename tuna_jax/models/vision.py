@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import Attention, Mlp, Span, dense, stack
+from tuna_jax.models.layers import Attention, Mlp, RMSNorm, Span, dense, stack
 from tuna_jax.sharding import anchor
 
 _MAX_FRAMES = 1 << 12  # latent frames of one clip; segment ids are image * _MAX_FRAMES + frame
+PATCH_NORM_EPS = float(np.finfo(np.float32).eps)  # torch's own where none is given
 _CUBIC = -0.75  # torch's bicubic coefficient; jax.image.resize uses -0.5 and antialiases
 
 
@@ -50,6 +52,32 @@ def position_weights(coords, size, table: int):
   return rearrange(rows[..., :, None] * columns[..., None, :], 'b v r c -> b v (r c)')
 
 
+def patches(tokens, coords, image, grid, side: int):
+  """Raster runs -> patches: float[B, V, side^2 c] both, cells of a token in raster order.
+
+  A row of the 'raster' layout is side^2 cells in a run of the frame read line by line, which is not
+  what its token shows. With side 2, two tokens wide, one token high (cells 0 to 7):
+
+      cells   0 1 2 3    run of token 0   0 1 2 3    its patch   0 1 4 5
+              4 5 6 7    run of token 1   4 5 6 7    its patch   2 3 6 7
+
+  Runs and patches of one row of tokens hold the same cells, so the flow head gives the runs that
+  official weights were trained with, and this one gather gives the vision tower its patches.
+  coords int[B, V, 3] (frame, row, column), image int[B, V] from 1, grid int[B, M, 3]: in tokens.
+  """
+  count = tokens.shape[1]
+  size = jnp.take_along_axis(grid, jnp.maximum(image - 1, 0)[..., None], axis=1)
+  rows, columns = size[..., 1], size[..., 2]
+  frame, row, column = (coords[..., i] for i in range(3))
+  first = jnp.arange(count) - ((frame * rows + row) * columns + column)  # token of its image
+  line = (frame * rows + row)[..., None] * side + jnp.arange(side)
+  stretch = first[..., None] * side + line * columns[..., None] + column[..., None]
+  stretch = jnp.clip(stretch, 0, count * side - 1)  # of `side` cells beside each other
+  pieces = rearrange(tokens, 'b v (s c) -> b (v s) c', s=side)
+  found = jnp.take_along_axis(pieces, stretch.reshape(len(stretch), -1, 1), axis=1)
+  return rearrange(found, 'b (v s) c -> b v (s c)', s=side)
+
+
 class VisionBlock(nn.Module):
   """Pre-norm attention and tanh-GELU MLP with biases everywhere."""
 
@@ -76,8 +104,24 @@ class VisionBlock(nn.Module):
     return x + Mlp(v.mlp_dim, v.dim, c.dtype, approximate=True, closed=True, name='mlp')(y), cache
 
 
+class Patches(nn.Module):
+  """Visual tokens without an encoder: a linear map of each patch, and a norm."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, tokens, masked=None):
+    """tokens [B, V, C] -> [B, V, D]; where `masked` (bool[B, V]), the learned mask token."""
+    c = self.config
+    x = dense(c.decoder.dim, c.dtype, name='embed')(tokens.astype(c.dtype))
+    x = RMSNorm(PATCH_NORM_EPS, name='norm')(x)
+    init = nn.initializers.normal(c.decoder.dim**-0.5)
+    mask_token = self.param('mask_token', init, (c.decoder.dim,)).astype(x.dtype)
+    return x if masked is None else jnp.where(masked[..., None], mask_token, x)
+
+
 class Vision(nn.Module):
-  """Patch embedding 1x1, learned positions resized to each image's grid, layers; no final norm."""
+  """Patch embedding, learned positions resized to each image's grid, layers; no final norm."""
 
   config: TunaConfig
 

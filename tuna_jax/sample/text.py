@@ -198,7 +198,7 @@ def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filte
     out = model.apply(
       variables,
       _one_token(token, state),
-      jnp.zeros((len(token), 0, config.vae.latent_channels)),
+      jnp.zeros((len(token), 0, config.token_dim)),
       jnp.zeros((len(token), 0)),
       state.cache,
       flow=False,

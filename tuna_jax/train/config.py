@@ -108,4 +108,4 @@ class TrainConfig:
   @property
   def sizes(self) -> tuple[int, int, int, int, int]:
     """(B, L, V, M, C)."""
-    return self.rows, self.length, self.visual, self.images, self.model.vae.latent_channels
+    return self.rows, self.length, self.visual, self.images, self.model.token_dim

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
 def init_params(config: TunaConfig, key):
   """Fresh parameters of the whole model; shapes do not depend on any batch."""
-  batch = batch_lib.empty(1, 4, 1, 1, config.vae.latent_channels)
+  batch = batch_lib.empty(1, 4, 1, 1, config.token_dim)
   params = Tuna(config).init(key, batch, batch.latents, jnp.ones((1, 1)))['params']
   return {**params, 'decoder': decoder.looking_back(params['decoder'], config.decoder)}
 

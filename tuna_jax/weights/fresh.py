@@ -44,6 +44,7 @@ INITIAL = (
   ('decoder/layers/(attn/o_proj|mlp/down_proj)/kernel', _constant(0)),
   ('vision/layers/(attn/out_proj|mlp/fc2)/kernel', _constant(0)),
   ('vision/position_embed/embedding', _normal(1.0)),
+  ('patches/mask_token', lambda shape, rng: _normal(shape[-1] ** -0.5)(shape, rng)),
   ('decoder/embed/embedding', lambda shape, rng: _normal(4 * shape[-1] ** -0.5)(shape, rng)),
   (r'.*/kernel', None),  # lecun normal over the leaf's own inputs
 )
