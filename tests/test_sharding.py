@@ -88,7 +88,8 @@ def test_one_row_and_only_one_covers_each_parameter(size):
 
 
 def test_every_row_selects_something():
-  tree.match_tree(abstract('7b'), sharding.RULES)  # raises on dead rows
+  every = {**abstract('tuna-2-7b'), **abstract('showo2-7b')}
+  tree.match_tree(every, sharding.RULES)  # raises on dead rows
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,9 @@ def test_every_row_selects_something():
   [
     ('2b', (1, 16, 1, 1)),
     ('2b', (1, 16, 4, 1)),
+    ('showo2-1.5b', (1, 16, 1, 1)),
+    ('showo2-7b', (1, 32, 4, 1)),
+    ('tuna-2-7b', (1, 32, 1, 4)),
     ('7b', (2, 128, 1, 1)),
     ('7b', (1, 32, 4, 1)),
     ('7b', (1, 32, 1, 4)),
