@@ -80,7 +80,7 @@ def test_slices_lie_along_data():
 # --- the path table
 
 
-@pytest.mark.parametrize('size', ['tiny', '2b', '7b'])
+@pytest.mark.parametrize('size', ['tiny', '2b', '7b', 'showo2-7b', 'tuna-2-7b'])
 def test_one_row_and_only_one_covers_each_parameter(size):
   for name in tree.names(abstract(size)):
     rows = [pattern for pattern, _ in sharding.RULES if re.fullmatch(pattern, name)]

@@ -220,49 +220,45 @@ def tuna_official(config: TunaConfig) -> Table:
   """Released Tuna checkpoints and the training callback's (docs/architecture.md 11.1, 11.2)."""
   return Table(
     'official Tuna',
-    _decoder(config.decoder, 'tuna.')
-    + _vision('vision_model.', Units(2), Exact())
-    + rows(
-      ('connector/norm/scale', 'siglip_proj.0.weight'),
-      ('connector/{fc1,fc2}/kernel', 'siglip_proj.{1,3}.weight'),
-      ('connector/{fc1,fc2}/bias', 'siglip_proj.{1,3}.bias'),
-      ('time_embed/{fc1,fc2}/kernel', 'time_embed.mlp.{0,2}.weight'),
-      ('time_embed/{fc1,fc2}/bias', 'time_embed.mlp.{0,2}.bias'),
-      (
-        'flow_head/layers/{input,post}_norm/scale',
-        'diffusion_head_a.{}.{input,post_attention}_layernorm.weight',
-      ),
-      (
-        'flow_head/layers/attn/{q,k,v,o}_proj/kernel',
-        'diffusion_head_a.{}.self_attn.{q,k,v,o}_proj.weight',
-      ),
-      ('flow_head/layers/attn/{q,k}_norm/scale', 'diffusion_head_a.{}.self_attn.{q,k}_norm.weight'),
-      (
-        'flow_head/layers/mlp/{gate,up,down}_proj/kernel',
-        'diffusion_head_a.{}.mlp.{gate,up,down}_proj.weight',
-      ),
-      (
-        'flow_head/layers/adaln/{kernel,bias}',
-        'diffusion_head_a.{}.adaLN_modulation.1.{weight,bias}',
-      ),
-      ('flow_head/final/norm/scale', 'diffusion_head_b.norm_final.weight'),
-      ('flow_head/final/adaln/{kernel,bias}', 'diffusion_head_b.adaLN_modulation.1.{weight,bias}'),
-      ('flow_head/final/linear/{kernel,bias}', 'diffusion_head_b.linear.{weight,bias}'),
-    ),
-    drops=(Drop(r'(^|\.)vae\.', 'the VAE comes from its own file'), *_BUFFERS),
+    trunk(config, 'tuna.') + _vision('vision_model.', Units(2), Exact()) + rows(*CONNECTOR),
+    drops=(Drop(r'(^|\.)vae\.', 'the VAE comes from its own file'), *BUFFERS),
     prefixes=('module.', 'tuna_model.'),
-    aliases=_tied(config.decoder, 'tuna.'),
+    aliases=tied(config.decoder, 'tuna.'),
+  )
+
+
+def trunk(config: TunaConfig, prefix: str) -> tuple[Row, ...]:
+  """What the official checkpoints of every design share: decoder, time embedding and flow head."""
+  return _decoder(config.decoder, prefix) + rows(
+    ('time_embed/{fc1,fc2}/kernel', 'time_embed.mlp.{0,2}.weight'),
+    ('time_embed/{fc1,fc2}/bias', 'time_embed.mlp.{0,2}.bias'),
+    (
+      'flow_head/layers/{input,post}_norm/scale',
+      'diffusion_head_a.{}.{input,post_attention}_layernorm.weight',
+    ),
+    (
+      'flow_head/layers/attn/{q,k,v,o}_proj/kernel',
+      'diffusion_head_a.{}.self_attn.{q,k,v,o}_proj.weight',
+    ),
+    ('flow_head/layers/attn/{q,k}_norm/scale', 'diffusion_head_a.{}.self_attn.{q,k}_norm.weight'),
+    (
+      'flow_head/layers/mlp/{gate,up,down}_proj/kernel',
+      'diffusion_head_a.{}.mlp.{gate,up,down}_proj.weight',
+    ),
+    (
+      'flow_head/layers/adaln/{kernel,bias}',
+      'diffusion_head_a.{}.adaLN_modulation.1.{weight,bias}',
+    ),
+    ('flow_head/final/norm/scale', 'diffusion_head_b.norm_final.weight'),
+    ('flow_head/final/adaln/{kernel,bias}', 'diffusion_head_b.adaLN_modulation.1.{weight,bias}'),
+    ('flow_head/final/linear/{kernel,bias}', 'diffusion_head_b.linear.{weight,bias}'),
   )
 
 
 def qwen2(config: DecoderConfig) -> Table:
   """Qwen2.5 as transformers' Qwen2ForCausalLM."""
   return Table(
-    'Qwen2.5',
-    _decoder(config, ''),
-    drops=_BUFFERS,
-    prefixes=('module.',),
-    aliases=_tied(config, ''),
+    'Qwen2.5', _decoder(config, ''), drops=BUFFERS, prefixes=('module.',), aliases=tied(config, '')
   )
 
 
@@ -282,7 +278,7 @@ def siglip2(config: VisionConfig) -> Table:
       Drop(
         r'^(?:vision_model\.)?encoder\.layers\.(\d+)\.', 'past the feature layer', config.num_layers
       ),
-      *_BUFFERS,
+      *BUFFERS,
     ),
     prefixes=('module.', 'vision_model.'),
   )
@@ -384,7 +380,14 @@ def diffusers_vae(config: VaeConfig) -> Table:
   return Table('diffusers AutoencoderKLWan', rows(*lines))
 
 
-_BUFFERS = (
+CONNECTOR = (
+  ('connector/norm/scale', 'siglip_proj.0.weight'),
+  ('connector/{fc1,fc2}/kernel', 'siglip_proj.{1,3}.weight'),
+  ('connector/{fc1,fc2}/bias', 'siglip_proj.{1,3}.bias'),
+)
+
+
+BUFFERS = (
   Drop(r'(^|\.)(rotary_emb\.)?inv_freq$', 'a rotary table, computed'),
   Drop(r'(^|\.)(image_)?position_ids$', 'an index buffer, computed'),
 )
@@ -409,17 +412,23 @@ def _decoder(config: DecoderConfig, prefix: str) -> tuple[Row, ...]:
   )
 
 
-def _tied(config: DecoderConfig, prefix: str):
+def tied(config: DecoderConfig, prefix: str):
   return ((f'{prefix}lm_head.weight', f'{prefix}model.embed_tokens.weight'),) if config.tied else ()
 
 
 def _vision(prefix: str, patch: Exact, positions: Exact) -> tuple[Row, ...]:
-  layer = f'{prefix}encoder.layers.{{}}'
+  at = f'{prefix}embeddings.'
+  layers = f'{prefix}encoder.layers.{{}}'
+  return tower(f'{at}patch_embedding', f'{at}position_embedding', layers, patch, positions)
+
+
+def tower(embed: str, place: str, layer: str, patch: Exact, positions: Exact) -> tuple[Row, ...]:
+  """The vision tower: its patch embedding, its position table and a layer by their torch names."""
   bias = FreshUnlessEqual(Exact()) if isinstance(patch, FreshUnlessEqual) else Exact()
   return rows(
-    ('vision/patch_embed/kernel', f'{prefix}embeddings.patch_embedding.weight', patch),
-    ('vision/patch_embed/bias', f'{prefix}embeddings.patch_embedding.bias', bias),
-    ('vision/position_embed/embedding', f'{prefix}embeddings.position_embedding.weight', positions),
+    ('vision/patch_embed/kernel', f'{embed}.weight', patch),
+    ('vision/patch_embed/bias', f'{embed}.bias', bias),
+    ('vision/position_embed/embedding', f'{place}.weight', positions),
     ('vision/layers/{norm1,norm2}/scale', layer + '.{layer_norm1,layer_norm2}.weight'),
     ('vision/layers/{norm1,norm2}/bias', layer + '.{layer_norm1,layer_norm2}.bias'),
     ('vision/layers/attn/{q,k,v,out}_proj/kernel', layer + '.self_attn.{q,k,v,out}_proj.weight'),
