@@ -180,8 +180,8 @@ def test_a_task_joins_at_its_step():
   phases = ((0.0, (('text', 1.0),)), (0.5, (('caption', 1.0),)), (7.0, (('t2i', 1.0),)))
   data = make(phases, steps=8)
   kinds = [{int(t) for t in b.task[b.segment > 0]} for b in take(data, 9)]
-  number = tasks.NUMBERS
-  assert kinds == [{number['text']}] * 4 + [{number['caption']}] * 3 + [{number['t2i']}] * 2
+  text, caption, t2i = (tasks.TASKS[name].number for name in ('text', 'caption', 't2i'))
+  assert kinds == [{text}] * 4 + [{caption}] * 3 + [{t2i}] * 2
 
 
 def test_restoring_works_on_both_sides_of_a_phase():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tuna_jax.data import media, sources
-from tuna_jax.data.sources import BadRecord, JsonlSource, ShapesSource, SourceConfig, read_mixture
+from tuna_jax.data import media
+from tuna_jax.data.jsonl import line_breaks
+from tuna_jax.data.records import BadRecord
+from tuna_jax.data.sources import SourceConfig, open_source, read_mixture
 
 CONFIG = media.MediaConfig(image_size='16', video_size='16', frames=5)
 TALK = [{'from': 'human', 'value': '<image>\nwhat?'}, {'from': 'gpt', 'value': 'red'}]
@@ -28,7 +30,11 @@ def root(tmp_path):
 def jsonl(root, task, *records, config=CONFIG):
   lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
   (root / 'data.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
-  return JsonlSource(root / 'data.jsonl', task, media_config=config)
+  return open_source(SourceConfig(str(root / 'data.jsonl'), task), config)
+
+
+def world(task, seed=0, size=10):
+  return open_source(SourceConfig('shapes', task, seed=seed, size=size), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,21 @@ def test_an_edit_s_result_takes_the_size_of_its_source(root):
   record = jsonl(
     root, 'edit', {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'x'}, config=wide
   )[0]
-  assert record['out_image'].shape == record['raw_image'][0].shape == (672, 384, 3)
+  assert record['out_image'].shape == record['raw_image'].shape == (672, 384, 3)
+
+
+def test_further_sources_of_an_edit_take_the_size_of_the_first(root):
+  wide = media.MediaConfig(image_size='512')
+  both = {'raw_image': ['blue.png', 'red.png'], 'out_image': 'red.png', 'instruction': 'x'}
+  record = jsonl(root, 'edit', both, config=wide)[0]
+  assert {p.shape for p in (*record['raw_image'], record['out_image'])} == {(448, 576, 3)}
+
+
+def test_pictures_that_are_asked_about_keep_their_own_sizes(root):
+  wide = media.MediaConfig(image_size='512')
+  both = {'image': ['blue.png', 'red.png'], 'conversations': TALK}
+  pictures = jsonl(root, 'vqa', both, config=wide)[0]['image']
+  assert [p.shape for p in pictures] == [(448, 576, 3), (672, 384, 3)]
 
 
 def test_blank_lines_are_no_records_and_keep_line_numbers(root):
@@ -104,21 +124,21 @@ def test_a_bad_record_names_file_line_and_reason(root, task, record, words):
 
 def test_a_missing_or_empty_file_is_named(root):
   with pytest.raises(FileNotFoundError, match=r'gone\.jsonl'):
-    JsonlSource(root / 'gone.jsonl', 't2i')
+    open_source(SourceConfig(str(root / 'gone.jsonl'), 't2i'), CONFIG)
   (root / 'empty.jsonl').write_text('\n')
   with pytest.raises(ValueError, match='empty.jsonl: no records'):
-    JsonlSource(root / 'empty.jsonl', 't2i')
+    open_source(SourceConfig(str(root / 'empty.jsonl'), 't2i'), CONFIG)
 
 
 def test_line_breaks_are_found_across_chunks():
   data = np.frombuffer(b'ab\ncd\n\nef', np.uint8)
-  assert sources._newlines(data, chunk=2).tolist() == [2, 5, 6]
+  assert line_breaks(data, chunk=2).tolist() == [2, 5, 6]
 
 
 def test_the_world_is_a_source():
-  source = ShapesSource('t2i', 'train', 3, 10)
+  source = world('t2i', seed=3)
   assert len(source) == 10 and source[4]['image'].dtype == np.uint8
-  np.testing.assert_array_equal(source[4]['image'], ShapesSource('t2i', 'train', 3, 10)[4]['image'])
+  np.testing.assert_array_equal(source[4]['image'], world('t2i', seed=3)[4]['image'])
 
 
 def test_a_prepared_tfds_directory_is_a_source(tmp_path):
@@ -129,11 +149,11 @@ def test_a_prepared_tfds_directory_is_a_source(tmp_path):
       data_dir=tmp_path, config=ShapesConfig(name=f'few_{task}', task=task, train=2, test=1)
     )
     builder.download_and_prepare()
-    source = sources.open_source(
+    source = open_source(
       SourceConfig(f'tfds:{builder.data_path}', task), media.MediaConfig('64', '64', 9)
     )
-    world, field = ShapesSource(task), 'image' if task == 'vqa' else 'video'
-    known = {world[i][field].tobytes(): world[i] for i in range(2)}  # the builder shuffles
+    made, field = world(task), 'image' if task == 'vqa' else 'video'
+    known = {made[i][field].tobytes(): made[i] for i in range(2)}  # the builder shuffles
     for i in range(2):
       record = source[i]
       assert record[field].tobytes() in known

@@ -35,7 +35,7 @@ def context(**config):
 
 
 def laid_out(task, record, **config):
-  return layout(tasks.TASKS[task](record, context(**config), RNG), TOKENIZER, (4, 16))
+  return layout(tasks.TASKS[task].plan(record, context(**config), RNG), TOKENIZER, (4, 16))
 
 
 def written(example):

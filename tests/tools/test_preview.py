@@ -15,7 +15,7 @@ def test_the_page_shows_what_is_learned_and_what_is_drawn():
   picture, rng = np.zeros((16, 16, 3), np.uint8), np.random.default_rng(0)
   record = {'image': picture, 'caption': 'red <b>ball'}
   examples = [
-    (t, segments.layout(tasks.TASKS[t](record, context, rng), tokenizer, (4, 16)))
+    (t, segments.layout(tasks.TASKS[t].plan(record, context, rng), tokenizer, (4, 16)))
     for t in ('t2i', 'caption')
   ]
   page = preview.page(examples, tokenizer)

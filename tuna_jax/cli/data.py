@@ -15,7 +15,6 @@ A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t
 text, edit, t2v, video_caption or video_vqa; a path is a JSONL file, "shapes", or "tfds:DIR".
 """
 
-import collections
 import os
 import pathlib
 import sys
@@ -65,7 +64,7 @@ _CLIPS = {'t2v': 2500, 'video_caption': 500, 'video_vqa': 1000}
 
 
 def shapes():
-  from tuna_jax.data.tasks import TASKS
+  from tuna_jax.toy.records import TASKS
 
   out = files.path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
@@ -100,27 +99,18 @@ def emoji():
 
 
 def check(path):
-  from tuna_jax.data import sources
-  from tuna_jax.data.tasks import TASKS, Context
-  from tuna_jax.data.tokenizer import Letters
+  from tuna_jax.data import examples
 
-  failed, none = [], np.random.default_rng(0)
+  failed = []
   for source in _sources(path):
-    count = min(_LIMIT.value, len(source)) if _LIMIT.value else len(source)
-    context, bad, sizes = Context(Letters()), 0, collections.Counter()
-    for i in range(count):
-      try:
-        record = source[i]
-        TASKS[source.task](record, context, none)
-        sizes.update('x'.join(map(str, m.shape[:-1])) for m in _media(record, sources.MEDIA_FIELDS))
-      except ValueError as e:
-        bad += 1
-        print(_at(source, i, e))
-    if bad > _SHARE.value * count:
+    count = min(_LIMIT.value or len(source), len(source))
+    found = examples.check(source, count, print)
+    if found.bad > _SHARE.value * count:
       failed.append(source.name)
-    shapes_ = ', '.join(f'{n} of {size}' for size, n in sizes.most_common(8))
+    sizes = ', '.join(f'{n} of {size}' for size, n in found.sizes.most_common(8)) or 'none'
     print(
-      f'{source.name}: {source.task}, {count} of {len(source)} records read, {bad} unusable; media: {shapes_ or "none"}'
+      f'{source.name}: {source.task}, {count} of {len(source)} records read, {found.bad} unusable; '
+      f'media: {sizes}'
     )
   if failed:
     print(
@@ -130,14 +120,9 @@ def check(path):
   return int(bool(failed))
 
 
-def _at(source, index, error) -> str:
-  where = source.where(index)
-  return str(error) if str(error).startswith(where) else f'{where}: {error}'
-
-
 def preview(path):
-  from tuna_jax.data import mixture, segments
-  from tuna_jax.data.tasks import NUMBERS, TASKS, Context
+  from tuna_jax.data import examples, mixture
+  from tuna_jax.data.tasks import Context
   from tuna_jax.data.tokenizer import Tokenizer
   from tuna_jax.tools import preview as preview_page
 
@@ -146,22 +131,17 @@ def preview(path):
     tokenizer = Tokenizer.from_dir(_TOKENIZER.value)
   else:
     tokenizer = Tokenizer.train(mixture.texts(mixture.DataConfig(mixture=path), limit=500), 4096)
-  context, rng, examples = Context(tokenizer), np.random.default_rng(0), []
+  context, rng, shown = Context(tokenizer), np.random.default_rng(0), []
   for source in opened:
     for i in range(min(_COUNT.value, len(source))):
       try:
-        plan = TASKS[source.task](source[i], context, rng)
-      except ValueError as e:
-        print(f'left out: {_at(source, i, e)}', file=sys.stderr)
+        laid = examples.example(source, i, context, rng)
+      except examples.BadRecord as e:
+        print(f'left out: {e}', file=sys.stderr)
         continue
-      examples.append(
-        (
-          f'{source.task}: {source.where(i)}',
-          segments.layout(plan, tokenizer, (4, 16), NUMBERS[source.task]),
-        )
-      )
-  files.write_text(_OUT.value, preview_page.page(examples, tokenizer))
-  print(f'{_OUT.value}: {len(examples)} examples')
+      shown.append((f'{source.task}: {source.where(i)}', laid))
+  files.write_text(_OUT.value, preview_page.page(shown, tokenizer))
+  print(f'{_OUT.value}: {len(shown)} examples')
 
 
 def _sources(path):
@@ -172,14 +152,6 @@ def _sources(path):
     return [sources.open_source(row, config) for row in sources.read_mixture(path)]
   except FileNotFoundError as e:
     raise UserError(str(e)) from e
-
-
-def _media(record, fields):
-  for field in fields:
-    value = record.get(field)
-    for one in value if isinstance(value, list) else [value]:
-      if isinstance(one, np.ndarray):
-        yield one
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ import numpy as np
 
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.sources import Source, SourceConfig, open_source, read_mixture
-from tuna_jax.data.tasks import FIELDS, PLACEHOLDER, TASKS, TaskConfig, check_task, turns_of
+from tuna_jax.data.records import texts_of
+from tuna_jax.data.sources import WORLD, Source, SourceConfig, open_source, opener, read_mixture
+from tuna_jax.data.tasks import TaskConfig, check_task
 
 Phases = tuple[tuple[float, tuple[tuple[str, float], ...]], ...]
 
@@ -27,12 +28,11 @@ _log = logging.getLogger(__name__)
 class DataConfig:
   """What is read and how it is batched.
 
-  mixture: 'shapes' (the embedded world: one source for every task of `phases`) or a mixture file
-  (`sources.py`). phases: ((start, ((task, weight), ...)), ...); a start below 1 is a share of the
-  run's steps, otherwise a step. A
-    source's weight is its own times its task's. Empty: every source of the mixture, by its own
-    weight.
-  split, size, seed: of the 'shapes' mixture: which records, how many a task, which world.
+  mixture: a mixture file (`sources.py`), or 'shapes': the rendered world, one source for every task
+  of `phases`. phases: ((start, ((task, weight), ...)), ...); a start below 1 is a share of the
+  run's steps, otherwise a step. A source's weight is its own times its task's. Empty: every source
+  of the mixture, by its own weight. split, size, seed: of the 'shapes' mixture: which records, how
+  many per task, which world.
   max_skip_share: share of a source's records that may be unusable before the run stops. look_ahead:
   further examples a row may pass over to fill its space. prefetch: batches built ahead. threads:
   rows read at once (more than 1 helps where reading waits for files). encode_batch: pictures of one
@@ -40,7 +40,7 @@ class DataConfig:
   there, by encoder and picture content.
   """
 
-  mixture: str = 'shapes'
+  mixture: str = WORLD
   phases: Phases = ()
   split: str = 'train'
   size: int = 1_000_000
@@ -70,11 +70,11 @@ class DataConfig:
 
 def open_sources(config: DataConfig) -> list[Source]:
   """The sources of `config.mixture`, in order; each has its `weight`."""
-  if config.mixture == 'shapes':
-    tasks = dict.fromkeys(task for _, weights in config.phases for task, _ in weights) or TASKS
+  if config.mixture == WORLD:
+    tasks = dict.fromkeys(task for _, weights in config.phases for task, _ in weights)
     rows = [
-      SourceConfig('shapes', task, split=config.split, size=config.size, seed=config.seed)
-      for task in tasks
+      SourceConfig(WORLD, task, split=config.split, size=config.size, seed=config.seed)
+      for task in tasks or opener(WORLD).tasks
     ]
   else:
     rows = read_mixture(config.mixture)
@@ -96,12 +96,7 @@ def texts(config: DataConfig, limit: int = 2000) -> list[str]:
   for source in open_sources(config):
     for i in range(min(limit, len(source))):
       try:
-        record = source.raw(i)
-        out += [record[f] for f in ('caption', 'instruction') if f in FIELDS[source.task]]
-        if 'conversations' in FIELDS[source.task]:
-          out += [
-            piece for _, value in turns_of(record) for piece in value.split(PLACEHOLDER) if piece
-          ]
+        out += texts_of(source.raw(i), source.task)
       except (ValueError, KeyError):
         continue
   return [t for t in out if isinstance(t, str)]
@@ -134,10 +129,10 @@ class Phase:
 def phases_of(
   config: DataConfig, sources: Sequence[Source], seed: int, steps: int | None
 ) -> list[Phase]:
-  known = dict.fromkeys(s.task for s in sources)
-  """The streams of `config.phases`. Raises ValueError where a phase finds no source, or a share no
+  """The streams of `config.phases`. Raises UserError where a phase finds no source, or a share no
   `steps`.
   """
+  known = dict.fromkeys(s.task for s in sources)
   phases = config.phases or ((0, tuple((task, 1.0) for task in known)),)
   out = []
   for number, (start, by_task) in enumerate(phases):
@@ -156,13 +151,8 @@ def phases_of(
         f'{config.mixture}: no source for any task of the phase at {start} '
         f'({", ".join(by_task)}); it has {", ".join(known)}{near}'
       )
-    absent = [t for t, w in by_task.items() if w > 0 and t not in known]
-    if absent:
-      _log.warning(
-        '%s has no source for %s (phase at step %d): left out',
-        config.mixture,
-        ', '.join(absent),
-        start,
-      )
+    if absent := ', '.join(t for t, w in by_task.items() if w > 0 and t not in known):
+      message = '%s has no source for %s (phase at step %d): left out'
+      _log.warning(message, config.mixture, absent, start)
     out.append(Phase(int(start), weights, sources, (seed, number)))
   return out

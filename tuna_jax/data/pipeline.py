@@ -26,10 +26,11 @@ import numpy as np
 
 from tuna_jax import batch as batch_lib
 from tuna_jax.config import UserError
+from tuna_jax.data import examples, segments
 from tuna_jax.data import latents as latents_lib
-from tuna_jax.data import segments
 from tuna_jax.data.mixture import DataConfig, open_sources, phases_of
-from tuna_jax.data.tasks import NUMBERS, TASKS, Context
+from tuna_jax.data.records import BadRecord
+from tuna_jax.data.tasks import TASKS, Context
 from tuna_jax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -221,11 +222,11 @@ class Pipeline:
       self._kept.clear()
     fill = functools.partial(self._fill_row, phase)
     rows = list((self._threads.map if self._threads else map)(fill, self._rows, state))
-    report = _Report()
-    for examples, _, skipped in rows:
-      report.examples.update(_TASK_NAMES[e.task] for e in examples)
+    report, names = _Report(), tuple(TASKS)
+    for row, _, skipped in rows:
+      report.examples.update(names[e.task] for e in row)
       report.used += (
-        np.array([(e.length, e.cells, e.images) for e in examples], np.int64).reshape(-1, 3).sum(0)
+        np.array([(e.length, e.cells, e.images) for e in row], np.int64).reshape(-1, 3).sum(0)
       )
       report.skipped += skipped
     packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
@@ -274,23 +275,20 @@ class Pipeline:
     source = self.sources[number]
     self._read[number] += 1
     try:
-      plan = TASKS[source.task](
-        source[record_index], self._context, np.random.default_rng((self._seed, phase, index))
-      )
-      example = segments.layout(plan, self._tokenizer, self._strides, NUMBERS[source.task])
-      for axis, need, have in zip(
-        'LVM', (example.length, example.cells, example.images), self._sizes[1:4]
-      ):
-        if need > have:
-          raise UserError(f'the example needs {axis}={need}, a row has {have}')
+      rng = np.random.default_rng((self._seed, phase, index))
+      example = examples.example(source, record_index, self._context, rng, self._strides)
+      need, have = (example.length, example.cells, example.images), self._sizes[1:4]
+      for axis, n, m in zip('LVM', need, have):
+        if n > m:
+          raise BadRecord(
+            f'{source.where(record_index)}: the example needs {axis}={n}, a row has {m}'
+          )
       return example
-    except ValueError as e:
-      where = source.where(record_index)
-      why = str(e) if str(e).startswith(where) else f'{where}: {e}'
+    except BadRecord as e:
       if record_index not in self._bad[number]:
-        skipped.append((source.name, why))
+        skipped.append((source.name, str(e)))
         self._bad[number].add(record_index)
-        self._check_budget(number, why)
+        self._check_budget(number, str(e))
       return None
 
   def _check_budget(self, number: int, why: str):
@@ -303,9 +301,6 @@ class Pipeline:
         f'{source.name}: {bad} of its {len(source)} records are unusable ({read} read so far), more than '
         f'max_skip_share={share:g} allows; the last: {why}'
       )
-
-
-_TASK_NAMES = tuple(TASKS)
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,24 +1,22 @@
-"""`TASKS`: a record becomes a plan, one short function a task; and the prompts of inference, laid
+"""`TASKS`: a record becomes a plan, one short function per task; and the prompts of inference, laid
 out by the same code.
 
-    t2i t2v                 [bos] caption [boi] span(target) [eoi] [eos]                        5.3
+    t2i t2v                 [bos] caption [boi] span(target) [eoi] [eos]                        docs/architecture.md 5.3
     edit                    [bos] [boi] span [eoi] instruction [boi] span(target) [eoi] [eos]   5.6
     caption vqa video_*     <|im_start|>user \\n [boi] span [eoi] \\n question <|im_end|> \\n
                             <|im_start|>assistant \\n answer <|im_end|>        loss on: answer <|im_end|>   5.4
     text                    the same conversation without a span                                5.5
 
-The numbers on the right are sections of docs/architecture.md.
-
-A record is a dict: `FIELDS` says what each task needs; media are uint8 [F, H, W, 3] or [H, W, 3]. A
-conversation may have any number of turns and of pictures; `<image>` in a human turn is where a
-picture stands, and pictures without one stand first. numpy only.
+To add a task, write one function below `@task(...)`; everything else (reading records, checks,
+metrics per task, mixtures) asks `TASKS`. Media are uint8 [F, H, W, 3] or [H, W, 3]. A conversation
+may have any number of turns and of pictures; `<image>` in a human turn is where a picture stands,
+and pictures without a mark stand first. numpy only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 
@@ -28,13 +26,8 @@ from tuna_jax.data.tokenizer import Tokenizer
 
 QWEN_SYSTEM = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
 PLACEHOLDER = '<image>'
-_ROLES = {
-  'human': 'user',
-  'user': 'user',
-  'gpt': 'assistant',
-  'assistant': 'assistant',
-  'system': 'system',
-}
+_ROLES = {'human': 'user', 'gpt': 'assistant'}
+_ROLES |= {role: role for role in ('user', 'assistant', 'system')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +121,7 @@ def conversation(
   return plan
 
 
-# ---- tasks: one function each
+# ---- tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,55 +137,86 @@ class Context:
 
   def chat(self, turns, visuals=()) -> Plan:
     """A training conversation under this config."""
-    return conversation(
-      self.tokenizer, turns, visuals, system=self.config.system, learn=self.config.learn
-    )
+    config = self.config
+    return conversation(self.tokenizer, turns, visuals, system=config.system, learn=config.learn)
 
 
-def _one_of(questions: Sequence[str], rng: np.random.Generator) -> str:
-  return questions[int(rng.integers(len(questions)))] if len(questions) > 1 else questions[0]
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One task: how its records are read and laid out.
+
+  number: what `Batch.task` holds. fields: what a record must have, name -> kind: 'text' (not
+  empty), 'turns' (a conversation), 'picture', 'pictures' (one or a list), or 'clip'.
+  """
+
+  number: int
+  fields: Mapping[str, str]
+  plan: Callable[[Mapping, Context, np.random.Generator], Plan]
 
 
+KINDS = ('text', 'turns', 'picture', 'pictures', 'clip')
+TASKS: dict[str, Task] = {}
+
+
+def task(**fields: str):
+  """Registers the function below it as the task of its name; fields: as in `Task`."""
+
+  def register(plan):
+    if plan.__name__ in TASKS or not set(fields.values()) <= set(KINDS):
+      raise ValueError(f'task {plan.__name__}: expected a new name and fields of {KINDS}')
+    TASKS[plan.__name__] = Task(len(TASKS), fields, plan)
+    return plan
+
+  return register
+
+
+@task(image='picture', caption='text')
 def t2i(record, ctx, rng) -> Plan:
   """Draw what the caption says."""
   return generation(ctx.tokenizer, ctx.maybe(record['caption'], rng), Image(record['image'], True))
 
 
+@task(image='picture', caption='text')
 def caption(record, ctx, rng) -> Plan:
   """Say what the picture shows."""
   turns = [('user', _one_of(ctx.config.questions, rng)), ('assistant', record['caption'])]
   return ctx.chat(turns, [Image(record['image'])])
 
 
+@task(image='pictures', conversations='turns')
 def vqa(record, ctx, rng) -> Plan:
   """A conversation about one or several pictures."""
   return ctx.chat(turns_of(record), [Image(p) for p in _list(record['image'])])
 
 
+@task(conversations='turns')
 def text(record, ctx, rng) -> Plan:
-  """A conversation, no picture."""
+  """A conversation without a picture."""
   return ctx.chat(turns_of(record))
 
 
+@task(raw_image='pictures', out_image='picture', instruction='text')
 def edit(record, ctx, rng) -> Plan:
   """Change the raw picture (or several) as the instruction says."""
   sources = [Image(p) for p in _list(record['raw_image'])]
-  return editing(
-    ctx.tokenizer, sources, ctx.maybe(record['instruction'], rng), Image(record['out_image'], True)
-  )
+  instruction = ctx.maybe(record['instruction'], rng)
+  return editing(ctx.tokenizer, sources, instruction, Image(record['out_image'], True))
 
 
+@task(video='clip', caption='text')
 def t2v(record, ctx, rng) -> Plan:
   """Film what the caption says."""
   return generation(ctx.tokenizer, ctx.maybe(record['caption'], rng), Video(record['video'], True))
 
 
+@task(video='clip', caption='text')
 def video_caption(record, ctx, rng) -> Plan:
   """Say what the clip shows."""
   turns = [('user', _one_of(ctx.config.video_questions, rng)), ('assistant', record['caption'])]
   return ctx.chat(turns, [Video(record['video'])])
 
 
+@task(video='clip', conversations='turns')
 def video_vqa(record, ctx, rng) -> Plan:
   """A conversation about a clip; its mark may also be written `<video>`."""
   turns = [
@@ -202,39 +226,8 @@ def video_vqa(record, ctx, rng) -> Plan:
   return ctx.chat(turns, [Video(record['video'])])
 
 
-Task = Callable[[Mapping, Context, np.random.Generator], Plan]
-
-TASKS: Mapping[str, Task] = MappingProxyType(
-  {
-    't2i': t2i,
-    'caption': caption,
-    'vqa': vqa,
-    'text': text,
-    'edit': edit,
-    't2v': t2v,
-    'video_caption': video_caption,
-    'video_vqa': video_vqa,
-  }
-)
-NUMBERS = MappingProxyType({name: n for n, name in enumerate(TASKS)})  # what `Batch.task` holds
-
-# Fields a record must have; the official JSONL names (docs/architecture.md 9.3).
-FIELDS = MappingProxyType(
-  {
-    't2i': ('image', 'caption'),
-    'caption': ('image', 'caption'),
-    'vqa': ('image', 'conversations'),
-    'text': ('conversations',),
-    'edit': ('raw_image', 'out_image', 'instruction'),
-    't2v': ('video', 'caption'),
-    'video_caption': ('video', 'caption'),
-    'video_vqa': ('video', 'conversations'),
-  }
-)
-
-
 def check_task(name: str) -> str:
-  """Returns `name`; raises ValueError with the nearest task if there is no such task."""
+  """Returns `name`; raises UserError with the nearest task if there is no such task."""
   if name not in TASKS:
     raise UserError(
       f'unknown task {name!r}: expected one of {", ".join(TASKS)}{nearest(name, TASKS)}'
@@ -243,7 +236,7 @@ def check_task(name: str) -> str:
 
 
 def turns_of(record: Mapping) -> list[tuple[str, str]]:
-  """(role, text) of `record['conversations']`, `[{from: human|gpt, value}]`; raises ValueError
+  """(role, text) of `record['conversations']`, `[{from: human|gpt, value}]`; raises UserError
   where it is malformed.
   """
   turns = []
@@ -260,6 +253,10 @@ def turns_of(record: Mapping) -> list[tuple[str, str]]:
   if not any(role == 'assistant' and value.strip() for role, value in turns):
     raise UserError('conversations: no answer of gpt to learn from')
   return turns
+
+
+def _one_of(questions: Sequence[str], rng: np.random.Generator) -> str:
+  return questions[int(rng.integers(len(questions)))] if len(questions) > 1 else questions[0]
 
 
 def _list(value) -> Sequence[np.ndarray]:

@@ -14,7 +14,6 @@ import itertools
 from tuna_jax.toy import speech, world
 from tuna_jax.toy.world import COLOURS, PLACES, SIZES, check_name, make_rng
 
-TASKS = ('t2i', 'caption', 'vqa', 'text', 'edit', 't2v', 'video_caption', 'video_vqa')
 _MORE = {
   'train': 1,
   'test': 0,
@@ -242,6 +241,7 @@ _MAKERS = {
   'video_caption': _video_caption,
   'video_vqa': _video_vqa,
 }
+TASKS = tuple(_MAKERS)
 
 
 # ---- prompts of the generation rows

@@ -5,7 +5,7 @@
     builder.download_and_prepare()
     record = decode(builder.as_data_source("test")[0])     # the record that records.record makes
 
-One config a task. Pictures are PNG, clips a sequence of 9 PNG frames, `scene` is JSON text ; a
+One config per task. Pictures are PNG, clips a sequence of 9 PNG frames, `scene` is JSON text; a
 record's number is its `index`, `seed` is 0. The files hold the records in an order that tfds
 shuffles.
 """
@@ -19,20 +19,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from tuna_jax.data.records import PICTURES
+from tuna_jax.data.tasks import TASKS
 from tuna_jax.toy import records, world
 
 SEED = 0
-_PICTURES = ('image', 'raw_image', 'out_image')
-_FIELDS = {
-  't2i': ('image', 'caption'),
-  'caption': ('image', 'caption'),
-  'vqa': ('image', 'conversations', 'type'),
-  'text': ('conversations', 'type'),
-  'edit': ('raw_image', 'out_image', 'instruction', 'type'),
-  't2v': ('video', 'caption'),
-  'video_caption': ('video', 'caption'),
-  'video_vqa': ('video', 'conversations', 'type'),
-}
+_KINDS = {name: kind for task in records.TASKS for name, kind in TASKS[task].fields.items()}
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,12 +54,13 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     task = self.builder_config.task
     world.check_name('task', task, records.TASKS)
+    typed = ('type',) if 'type' in records.record(task, 'train', SEED, 0) else ()
     return tfds.core.DatasetInfo(
       builder=self,
       description=records.record.__doc__,
       license='Apache-2.0',
       features=tfds.features.FeaturesDict(
-        {name: _feature(name) for name in (*_FIELDS[task], 'scene')}
+        {name: _feature(name) for name in (*TASKS[task].fields, *typed, 'scene')}
       ),
     )
 
@@ -86,22 +79,21 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 def _feature(name):
   picture = tfds.features.Image(shape=(world.SIDE, world.SIDE, 3), encoding_format='png')
-  if name in _PICTURES:
+  kind = _KINDS.get(name)
+  if kind in PICTURES:
     return picture
-  if name == 'video':
+  if kind == 'clip':
     return tfds.features.Sequence(picture, length=world.FRAMES)
-  if name == 'conversations':
+  if kind == 'turns':
     return tfds.features.Sequence({'from': tfds.features.Text(), 'value': tfds.features.Text()})
   return tfds.features.Text()
 
 
 def _encode(record):
   out = dict(record, scene=json.dumps(record['scene']))
-  for name in _PICTURES:
-    if name in out:
-      out[name] = _png(out[name])
-  if 'video' in out:
-    out['video'] = [_png(frame) for frame in out['video']]
+  for name, value in record.items():
+    if isinstance(value, np.ndarray):
+      out[name] = _png(value) if value.ndim == 3 else [_png(frame) for frame in value]
   return out
 
 

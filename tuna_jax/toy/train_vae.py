@@ -24,12 +24,13 @@ from etils import epath
 
 from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.mixture import DataConfig, open_sources
+from tuna_jax.data.records import PICTURES, media_of
+from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.train import checkpoint, loop
 from tuna_jax.train.optimizer import scale_by
 
 _log = logging.getLogger(__name__)
-_PICTURE_FIELDS = ('image', 'raw_image', 'out_image')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Media:
   def __init__(self, config: DataConfig, seed: int):
     self._seed = seed
     sources = open_sources(config)
-    self._stills = [s for s in sources if s.task in ('t2i', 'edit', 'caption', 'vqa')]
-    self._clips = [s for s in sources if s.task in ('t2v', 'video_caption', 'video_vqa')]
+    shows = lambda source, kinds: set(kinds) & set(TASKS[source.task].fields.values())
+    self._stills = [s for s in sources if shows(s, PICTURES)]
+    self._clips = [s for s in sources if shows(s, ('clip',))]
     if not self._stills:
       raise UserError(f'{config.mixture}: no source of pictures')
 
@@ -97,9 +99,8 @@ class Media:
             f'{source.name}: no usable record in {tries} tries; the last: {last}'
           ) from e
         continue
-      fields = [record[f] for f in _PICTURE_FIELDS if f in record]
-      media = record['video'] if clips else fields[int(rng.integers(len(fields)))]
-      out.append(media if clips else np.asarray(media).reshape(1, *np.shape(media)[-3:]))
+      found = media_of(record, source.task, ('clip',) if clips else PICTURES)
+      out.append(found[0] if clips else found[int(rng.integers(len(found)))][None])
     out = sorted(out, key=lambda m: m.std(), reverse=True)[:count]
     shapes = {m.shape for m in out}
     if len(shapes) > 1:

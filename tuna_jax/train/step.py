@@ -23,8 +23,6 @@ from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 
-NUM_TASKS = len(TASKS)
-
 
 def draw(batch: Batch, key, time_shift: float):
   """(noise float32[B, V, C], t float32[B, M]); images that are not drawn are clean, t = 1."""
@@ -56,14 +54,14 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
       batch.labels,
       batch.label_weight,
       batch.task,
-      NUM_TASKS,
+      len(TASKS),
       devices=1 if mesh is None else mesh.size // mesh.shape['tensor'],
     )
   }
   if draws:
     selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
     task = jnp.take_along_axis(batch.task, batch.place, axis=1)
-    sums['flow'] = losses.velocity_error(out.velocity, velocity, selected, task, NUM_TASKS)
+    sums['flow'] = losses.velocity_error(out.velocity, velocity, selected, task, len(TASKS))
   return sums
 
 
