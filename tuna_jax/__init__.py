@@ -6,13 +6,13 @@
     generator.image('a red ball').save('ball.png')
     generator.text('What is this?', images=['ball.png'])
     tuna_jax.train(config, 'runs/stage1')                   # the same call continues a stopped run
-    tuna_jax.evaluate(generator, 200)
+    tuna_jax.evaluate(generator, 'train.json', 'test.json').rows
 
 open_generator   loads a run or weights and returns a Generator
 Generator        text, stream, image, edit, video; Picture and Clip are what it returns
 train            trains one stage from a train.config.TrainConfig; `tuna_jax.train` is also the
                  package that holds it (docs/design.md 4)
-evaluate         scores a Generator on the held-out part of the rendered world
+evaluate         scores a Generator on the records of your own mixture files, trained on and held out
 TunaConfig       every size of the model; SIZES has the named ones: tiny, 2b, 7b
 
 Names are imported when they are first used, so `import tuna_jax` does not import jax.
@@ -25,7 +25,7 @@ _WHERE = {
   'Generator': 'sample.generate',
   'Picture': 'sample.output',
   'Clip': 'sample.output',
-  'evaluate': 'evals.evaluate',
+  'evaluate': 'evals.own_data',
   'TunaConfig': 'config',
   'SIZES': 'config',
 }

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tuna_jax.evals import curves, report
-from tuna_jax.evals.evaluate import TARGETS, TITLES, Evaluation
-from tuna_jax.evals.results import Result, Row, Sample, table
+from tuna_jax.evals.results import Evaluation, Result, Row, Sample, table
+from tuna_jax.toy.evaluate import TARGETS, TITLES
 
 STILL = np.full((64, 64, 3), 200, np.uint8)
 CLIP = np.stack([np.full((64, 64, 3), 20 * k, np.uint8) for k in range(9)])

@@ -45,11 +45,12 @@ def main(argv):
   import jax
 
   from tuna_jax import sharding
-  from tuna_jax.evals import evaluate, report
+  from tuna_jax.evals import own_data, report
   from tuna_jax.evals.results import table
   from tuna_jax.sample.generate import Drawing
   from tuna_jax.sample.image import Guidance
   from tuna_jax.sample.open import open_generator
+  from tuna_jax.toy import evaluate as world
   from tuna_jax.train import checkpoint
 
   began = time.perf_counter()
@@ -65,11 +66,11 @@ def main(argv):
   say = lambda line: print(line, flush=True)
   with jax.set_mesh(mesh):
     if is_world(config.data.mixture):
-      result = evaluate.evaluate(generator, _N.value, how, _TARGETS.value, say)
+      result = world.evaluate(generator, _N.value, how, _TARGETS.value, say)
       title = 'A tiny Tuna sees, draws, edits and films'
     else:
       test = _TEST.value or os.path.join(os.path.dirname(config.data.mixture), 'mixture_test.json')
-      result = evaluate.evaluate_mixture(generator, config.data.mixture, test, _N.value, how, say)
+      result = own_data.evaluate(generator, config.data.mixture, test, _N.value, how, say)
       title = f'A tiny Tuna learns from {config.data.mixture}'
   print(table(result.rows, result.titles))
   if _REPORT.value:

@@ -18,8 +18,7 @@ from PIL import Image
 
 from tuna_jax import files
 from tuna_jax.evals import curves
-from tuna_jax.evals.evaluate import Evaluation
-from tuna_jax.evals.results import Row, Sample
+from tuna_jax.evals.results import Evaluation, Row, Sample
 from tuna_jax.evals.style import STYLE
 
 SHOWN = 12  # samples a section: the first ones, never chosen

@@ -1,14 +1,15 @@
-"""What an evaluation yields: verdicts with their floors and ceilings, rows of the score table,
-samples to look at.
-"""
+"""What an evaluation yields: verdicts beside floors and ceilings, rows of a score table, samples."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+KNOWN = 2000  # records of the training data that a floor is learned from
 
 Shown = Mapping[str, np.ndarray]  # name -> picture uint8 [H, W, 3] or clip uint8 [F, H, W, 3]
 
@@ -30,11 +31,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The verdicts of one row of the table, one an item (bool, or a share in [0, 1]).
+  """The verdicts of one row of the table, one per item (bool, or a share in [0, 1]).
 
-  floor: of what knows the data but not the item. ceiling: of the true answer or picture, by the
-  same judge. rebuilt: of the true picture encoded and decoded by the VAE, None where nothing is
-  drawn.
+  floor: of a baseline that knows the training data and ignores the item. ceiling: of the true
+  answer or picture, by the same judge. rebuilt: of the true picture encoded and decoded by the VAE,
+  None where nothing is drawn.
   """
 
   score: Sequence[float]
@@ -57,10 +58,8 @@ class Row:
   @classmethod
   def of(cls, result: Result, target: float | None) -> Row:
     """The means of a result."""
-    mean = lambda verdicts: round(float(np.mean(verdicts)), 4)
-    return cls(
-      mean(result.score), mean(result.floor), mean(result.ceiling), target, len(result.score)
-    )
+    means = map(_mean, (result.score, result.floor, result.ceiling))
+    return cls(*means, target, len(result.score))
 
   @property
   def reached(self) -> bool | None:
@@ -72,8 +71,48 @@ class Row:
     return dataclasses.asdict(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """results: by row name, in the order of the table. titles: of the rows. seconds: of each part."""
+
+  results: Mapping[str, Result]
+  titles: Mapping[str, str]
+  rows: Mapping[str, Row]
+  seconds: Mapping[str, float]
+
+  @property
+  def rebuilt(self) -> dict[str, float]:
+    """The judge's score of true pictures encoded and decoded by the VAE: no drawing scores more."""
+    drawn = {name: r.rebuilt for name, r in self.results.items() if r.rebuilt is not None}
+    return {name: _mean(verdicts) for name, verdicts in drawn.items()}
+
+
+def evaluate(
+  parts: Mapping[str, Callable[[], Mapping[str, Result]]],
+  titles: Mapping[str, str],
+  targets: Mapping[str, float],
+  say: Callable[[str], None],
+) -> Evaluation:
+  """Runs the parts, each of which gives results by row name.
+
+  titles: of all rows that there can be, in the order of the table. targets: of the rows that have
+  one. say: is told the scores of each part as it ends.
+  """
+  results, seconds = {}, {}
+  for part, run in parts.items():
+    began = time.perf_counter()
+    found = run()
+    results |= found
+    seconds[part] = round(time.perf_counter() - began, 1)
+    scores = ', '.join(f'{name} {100 * _mean(r.score):.1f}%' for name, r in found.items())
+    say(f'evaluated {part}: {scores}; {seconds[part]} s')
+  results = {name: results[name] for name in titles if name in results}
+  rows = {name: Row.of(result, targets.get(name)) for name, result in results.items()}
+  return Evaluation(results, {name: titles[name] for name in results}, rows, seconds)
+
+
 def table(rows: Mapping[str, Row], titles: Mapping[str, str]) -> str:
-  """The rows as aligned text, a line each."""
+  """The rows as aligned text, one line each."""
   percent = lambda x: '     -' if x is None else f'{100 * x:5.1f}%'
   width = max(map(len, (titles[name] for name in rows)))
   lines = [f'{"":{width}}   score   floor ceiling  target     n']
@@ -84,3 +123,7 @@ def table(rows: Mapping[str, Row], titles: Mapping[str, str]) -> str:
       f'{percent(row.target)}  {row.n:4}  {verdict}'.rstrip()
     )
   return '\n'.join(lines)
+
+
+def _mean(verdicts: Sequence[float]) -> float:
+  return round(float(np.mean(verdicts)), 4)

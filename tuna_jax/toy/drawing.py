@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -31,9 +30,9 @@ def pictures(
   """
   prompts = {kind: [world_data.prompt(kind, i)['prompt'] for i in range(n)] for kind in kinds}
   every = [p for kind in kinds for p in prompts[kind]]
-  drawn = [p.pixels for p in generator.image(every, seed=seed, **options(how))]
+  drawn = [p.pixels for p in generator.image(every, seed=seed, **vars(how))]
   real = [render(p, i) for i, p in enumerate(every)]
-  rebuilt = [v[0] for v in rebuild(generator, [x[None] for x in real])]
+  rebuilt = [v[0] for v in generator.decode(generator.encode([x[None] for x in real]))]
   results = {}
   for k, kind in enumerate(kinds):
     own = slice(k * n, (k + 1) * n)
@@ -58,13 +57,10 @@ def edits(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
   """
   records = held_out('edit', n)
   made = generator.edit(
-    [r['raw_image'] for r in records],
-    [r['instruction'] for r in records],
-    seed=seed,
-    **options(how),
+    [r['raw_image'] for r in records], [r['instruction'] for r in records], seed=seed, **vars(how)
   )
   made = [p.pixels for p in made]
-  rebuilt = rebuild(generator, [r['out_image'][None] for r in records])
+  rebuilt = generator.decode(generator.encode([r['out_image'][None] for r in records]))
   right = [judge.score_edit(x, r) for x, r in zip(made, records)]
   return Result(
     score=right,
@@ -85,8 +81,8 @@ def clips(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
   """
   records = held_out('t2v', n)
   prompts = [r['caption'] for r in records]
-  filmed = [c.pixels for c in generator.video(prompts, world.FRAMES, seed=seed, **options(how))]
-  rebuilt = rebuild(generator, [r['video'] for r in records])
+  filmed = [c.pixels for c in generator.video(prompts, world.FRAMES, seed=seed, **vars(how))]
+  rebuilt = generator.decode(generator.encode([r['video'] for r in records]))
   claims = [speech.parse_caption(p) for p in prompts]
   found = [judge.detect_clip(x) for x in filmed]
   right = [claim.true_of(things) for claim, things in zip(claims, found)]
@@ -100,13 +96,6 @@ def clips(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
       for text, ok, x, r in zip(prompts, right, filmed, records)
     ],
   )
-
-
-def rebuild(generator: Generator, media: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """uint8 [F, H, W, 3] each, through the VAE and back: the best that the generator's decoder can
-  show.
-  """
-  return generator.decode(generator.encode(media))
 
 
 def render(prompt: str, number: int) -> np.ndarray:
@@ -126,11 +115,6 @@ def render(prompt: str, number: int) -> np.ndarray:
     )
     if len({t.place for t in things}) == len(things) and meaning.true_of(things):
       return world.render(world.Scene(things))
-
-
-def options(how: Drawing) -> dict[str, Any]:
-  """The keyword arguments of a generator's drawing calls."""
-  return {'guidance': how.guidance, 'points': how.points, 'shift': how.shift, 'solver': how.solver}
 
 
 def _others(claims: Sequence[speech.Meaning]) -> list[speech.Meaning]:

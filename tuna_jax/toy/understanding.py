@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuna_jax.data.tasks import PLACEHOLDER
-from tuna_jax.evals.results import Result, Sample
+from tuna_jax.evals.results import KNOWN, Result, Sample
 from tuna_jax.sample.generate import Generator
 from tuna_jax.toy import judge as judge
 from tuna_jax.toy import records as world_data
 
-KNOWN = 2000  # train records that a floor is learned from
 CAPTION_TOKENS = 64  # four things, fully described, are 47 words
 ANSWER_TOKENS = 40  # four places and what follows
 

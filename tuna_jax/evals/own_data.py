@@ -1,9 +1,7 @@
-"""Scores on a data set of one's own: a mixture file with records the model trained on and records
-held out.
+"""Scores on one's own data: records of the training mixture, and of a held-out one.
 
 There is no exact judge of such pictures. Captions and answers are compared word for word; a drawn
-picture is compared with the true pictures of the other prompts, and is right when its own is the
-nearest.
+picture is compared with the true pictures of all prompts, and is right if its own is the nearest.
 """
 
 from __future__ import annotations
@@ -15,46 +13,55 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.sources import BadRecord, Source, open_source, read_mixture
+from tuna_jax.data.records import BadRecord
+from tuna_jax.data.sources import Source, open_source, read_mixture
 from tuna_jax.data.tasks import PLACEHOLDER, turns_of
-from tuna_jax.evals.results import Result, Sample
+from tuna_jax.evals import results
+from tuna_jax.evals.results import KNOWN, Evaluation, Result, Sample
 from tuna_jax.sample.generate import Drawing, Generator
-from tuna_jax.toy.drawing import options, rebuild
-from tuna_jax.toy.understanding import ANSWER_TOKENS, CAPTION_TOKENS, KNOWN
 
+CAPTION_TOKENS = 64
+ANSWER_TOKENS = 160
 COARSE = 16  # pictures are compared as averages over a grid of 16 x 16
 
 SPLITS = {'train': 'in training', 'test': 'held out'}
-TITLES = {
-  **{f'captions_{s}': f'captions, {name}: every word' for s, name in SPLITS.items()},
-  **{f'caption_words_{s}': f'captions, {name}: words in common (F1)' for s, name in SPLITS.items()},
-  **{f'questions_{s}': f'questions, {name}' for s, name in SPLITS.items()},
-  **{
-    f'pictures_{s}': f'pictures drawn, {name}: nearest to their own' for s, name in SPLITS.items()
-  },
+_ROWS = {
+  'captions': 'captions, {}: every word',
+  'caption_words': 'captions, {}: words in common (F1)',
+  'questions': 'questions, {}',
+  'pictures': 'pictures drawn, {}: nearest to their own',
 }
+TITLES = {f'{r}_{s}': t.format(name) for r, t in _ROWS.items() for s, name in SPLITS.items()}
 
 
 def evaluate(
-  generator: Generator, train: str, test: str, n: int, how: Drawing
-) -> dict[str, Result]:
+  generator: Generator,
+  train: str,
+  test: str,
+  n: int = 200,
+  how: Drawing = Drawing(),  # noqa: B008
+  say: Callable[[str], None] = print,
+) -> Evaluation:
   """Scores captions, answers and drawn pictures of both mixture files, as far as they have the
-  tasks.
+  tasks; no targets are set.
 
-  train, test: mixture files; floors are learned from the first. n: items a row, fewer where there
-  are fewer records.
+  train, test: mixture files; floors are learned from the first. n: items per row, fewer where there
+  are fewer records. say: is told the scores of each part as it ends.
   """
   opened = {'train': _sources(train, generator.media), 'test': _sources(test, generator.media)}
-  results = {}
-  for split, sources in opened.items():
-    for task, judge_task in _JUDGES.items():
-      if task in sources and task in opened['train']:
-        records = first(sources[task], n)
-        results |= {
-          f'{name}_{split}': r
-          for name, r in judge_task(generator, records, opened['train'][task], how).items()
-        }
-  return {name: results[name] for name in TITLES if name in results}
+
+  def part(split, task):
+    records, known = first(opened[split][task], n), opened['train'][task]
+    found = _JUDGES[task](generator, records, known, how)
+    return {f'{name}_{split}': result for name, result in found.items()}
+
+  parts = {
+    f'{task} {SPLITS[split]}': lambda split=split, task=task: part(split, task)
+    for split in SPLITS
+    for task in _JUDGES
+    if task in opened[split] and task in opened['train']
+  }
+  return results.evaluate(parts, TITLES, {}, say)
 
 
 def first(source: Source, n: int) -> list[dict]:
@@ -126,9 +133,7 @@ def questions(
     for i in live:
       history[i].append(('user', pairs[i][turn][0]))
     said = generator.text(
-      [history[i] for i in live],
-      [records[i]['image'] for i in live],
-      max_new_tokens=4 * ANSWER_TOKENS,
+      [history[i] for i in live], [records[i]['image'] for i in live], max_new_tokens=ANSWER_TOKENS
     )
     for i, text in zip(live, said):
       asked, wanted = pairs[i][turn]
@@ -159,9 +164,9 @@ def pictures(
   """
   del known
   prompts = [r['caption'] for r in records]
-  drawn = [p.pixels for p in generator.image(prompts, seed=0, **options(how))]
+  drawn = [p.pixels for p in generator.image(prompts, seed=0, **vars(how))]
   real = [r['image'] for r in records]
-  rebuilt = [v[0] for v in rebuild(generator, [x[None] for x in real])]
+  rebuilt = [v[0] for v in generator.decode(generator.encode([x[None] for x in real]))]
   right = [k == i for i, k in enumerate(nearest_of(drawn, real))]
   shuffled = [k == (i + 1) % len(real) for i, k in enumerate(nearest_of(drawn, real))]
   return {

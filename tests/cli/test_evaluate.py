@@ -1,0 +1,27 @@
+"""Which run `tuna-jax evaluate` takes."""
+
+import pytest
+
+from tuna_jax.cli.evaluate import find_run
+from tuna_jax.config import UserError
+
+
+def a_run(path):
+  path.mkdir()
+  (path / 'config.json').write_text('{}')
+
+
+def test_the_last_stage_trained_is_taken(tmp_path):
+  a_run(tmp_path / 'stage1')
+  a_run(tmp_path / 'stage2')
+  assert find_run(str(tmp_path), '') == str(tmp_path / 'stage2')
+  assert find_run(str(tmp_path), 'stage1') == str(tmp_path / 'stage1')
+  assert find_run(str(tmp_path / 'stage1'), '') == str(tmp_path / 'stage1')
+
+
+def test_a_stage_that_is_not_there_is_named_with_the_nearest(tmp_path):
+  a_run(tmp_path / 'stage2')
+  with pytest.raises(UserError, match="--stage=stage3: no such run .* nearest is 'stage2'"):
+    find_run(str(tmp_path), 'stage3')
+  with pytest.raises(UserError, match='no run there; expected stage3 or stage2 or stage1'):
+    find_run(str(tmp_path / 'nothing'), '')

@@ -1,0 +1,63 @@
+"""Scores on records of one's own, in training and held out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.evals.small import HOW, N, generator
+from tuna_jax.evals import own_data
+
+
+@pytest.fixture(scope='module')
+def album(tmp_path_factory):
+  """Pictures of one colour each, named by it, with mixture files of train and test."""
+  root = tmp_path_factory.mktemp('own')
+  colours = {'red': (255, 0, 0), 'green': (0, 200, 0), 'blue': (0, 0, 255), 'pink': (255, 150, 200)}
+  for name, colour in colours.items():
+    Image.fromarray(np.full((64, 64, 3), colour, np.uint8)).save(root / f'{name}.png')
+  for split, names in (('train', ('red', 'green')), ('test', ('blue', 'pink'))):
+    rows = []
+    for task in ('t2i', 'caption', 'vqa'):
+      lines = [
+        json.dumps({'image': f'{name}.png', 'caption': name, 'conversations': talk(name)})
+        for name in names
+      ]
+      (root / f'{split}.{task}.jsonl').write_text('\n'.join(lines) + '\n')
+      rows.append({'path': f'{split}.{task}.jsonl', 'root': '.', 'task': task, 'weight': 1.0})
+    (root / f'{split}.json').write_text(json.dumps(rows))
+  return root
+
+
+def talk(name):
+  asked = (('<image>\nWhich colour?', name), ('Is it red?', 'yes' if name == 'red' else 'no'))
+  return [
+    {'from': who, 'value': text} for pair in asked for who, text in zip(('human', 'gpt'), pair)
+  ]
+
+
+def test_records_of_ones_own_are_scored_in_training_and_held_out(album):
+  scores = own_data.evaluate(
+    generator(), str(album / 'train.json'), str(album / 'test.json'), N, HOW, say=lambda _: None
+  )
+  assert list(scores.rows) == list(own_data.TITLES)
+  assert {name: row.n for name, row in scores.rows.items() if 'questions' in name} == {
+    'questions_train': 4,
+    'questions_test': 4,
+  }
+  assert all(row.target is None and row.ceiling == 1.0 for row in scores.rows.values())
+  assert scores.rows['captions_train'].floor == 0.5 and scores.rows['captions_test'].floor == 0.0
+
+
+def test_words_in_common():
+  assert own_data.f1('a red cat', 'a red cat') == 1.0
+  assert own_data.f1('a dog', 'a red cat') == pytest.approx(2 / 5)
+  assert own_data.f1('', 'a red cat') == 0.0
+
+
+def test_the_nearest_picture_is_the_own_one_in_spite_of_noise():
+  rng = np.random.default_rng(0)
+  gallery = rng.integers(0, 200, (5, 64, 64, 3)).astype(np.uint8)
+  noisy = [(x + rng.integers(0, 40, x.shape)).astype(np.uint8) for x in gallery]
+  assert own_data.nearest_of(noisy, gallery) == [0, 1, 2, 3, 4]
