@@ -77,7 +77,7 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('flow_head/(layers|final)/adaln/kernel', _LONG_COLUMN),
   ('flow_head/final/linear/kernel', Place(P(WIDTH, None))),
   # A few thousand numbers each: a copy costs less than gathering them.
-  ('.*/bias', _COPY),
+  ('.*/(bias|ns_coeffs)', _COPY),  # ns_coeffs: optax's Muon keeps three numbers in its state
   ('.*norm[12]?/scale', _COPY),
 )
 

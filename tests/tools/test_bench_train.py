@@ -8,7 +8,7 @@ import pytest
 
 from tests import shrink
 from tuna_jax import batch as batch_lib
-from tuna_jax.tools import bench_train, chips, flops_train
+from tuna_jax.tools import bench_train, chips, flops
 
 PEAK = 1e12
 
@@ -29,12 +29,12 @@ def test_mfu_is_useful_flops_over_seconds_devices_and_peak():
   config = dataclasses.replace(shrink.shrink(shrink.real('decoder')), rows=8)
   found = bench_train.bench(config, steps=1, peak=PEAK)
   assert found['devices'] == 8 and found['tokens_in_a_row'] == config.length
-  assert found['useful_flops'] == flops_train.train_flops(config).useful
+  assert found['useful_flops'] == flops.train_flops(config).useful
   assert found['mfu'] == pytest.approx(found['useful_flops'] / (found['seconds'] * 8 * PEAK))
   assert found['tokens_per_second'] == pytest.approx(8 * config.length / found['seconds'])
   assert np.isfinite(found['loss'])
   said = bench_train.table(found)
-  assert 'MFU = useful FLOPs / (seconds x devices x peak)' in said and 'TFLOP/s a device' in said
+  assert 'MFU = useful FLOPs / (seconds x devices x peak)' in said and 'TFLOP/s per device' in said
   assert 'give --peak_tflops' in bench_train.table({**found, 'mfu': None})
 
 

@@ -11,11 +11,12 @@ import pytest
 from tests.sample import small
 from tuna_jax.config import TUNA_2B, TUNA_7B
 from tuna_jax.data.segments import Image, Text, layout
+from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna, init_cache
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample.prompt import collate, split, strides
-from tuna_jax.tools import bench_sample, flops_sample
+from tuna_jax.tools import bench_sample, flops
 
 # The compiler counts norms, rotations and softmax too; at this width they are a few per cent.
 ABOVE = 1.10
@@ -51,13 +52,13 @@ def prompts():
   target = Image(np.zeros((1, 8, 8, 48), np.float32), True)
   source = Image(rng.normal(size=(1, 8, 8, 48)).astype(np.float32))
   plan = [Text((0,)), source, Text(tuple(range(4, 40))), target, Text((0,))]
-  return plan, collate([split(plan, bench_sample._Ids, strides(bench_sample.SMALL))[0]], 48, 112)
+  return plan, collate([split(plan, Letters, strides(bench_sample.SMALL))[0]], 48, 112)
 
 
 def test_a_whole_evaluation_counts_what_the_compiler_counts():
   config = one_layer()
   plan, _ = prompts()
-  batch = collate([layout(plan, bench_sample._Ids, strides(config))], 48, 192)
+  batch = collate([layout(plan, Letters, strides(config))], 48, 192)
   model = Tuna(config)
 
   def run(params, latents, t):
@@ -69,10 +70,10 @@ def test_a_whole_evaluation_counts_what_the_compiler_counts():
     jax.ShapeDtypeStruct((1, 128, 48), 'float32'),
     jax.ShapeDtypeStruct((1, 2), 'float32'),
   )
-  shape = flops_sample.Shape(prefix=112, cells=64, sources=64, padded=192, images=2, branches=1)
+  shape = flops.Target(prefix=112, cells=64, sources=64, padded=192, images=2, branches=1)
   # Pictures share a row: the tower scores both against both and masks; a TPU or GPU kernel skips
   # what is masked.
-  ours = flops_sample.naive(config, shape, 1) + _across(config, 2, 64)
+  ours = flops.naive(config, shape, 1) + _across(config, 2, 64)
   assert 1 <= counted(run, *args) / ours < ABOVE
 
 
@@ -92,8 +93,8 @@ def test_a_cached_step_counts_what_the_compiler_counts():
     jax.ShapeDtypeStruct((2, 1), 'float32'),
     cache,
   )
-  shape = flops_sample.Shape(prefix=112, cells=64, sources=64, images=2)
-  assert 1 <= counted(run, *args) / flops_sample.step(config, shape) < ABOVE
+  shape = flops.Target(prefix=112, cells=64, sources=64, images=2)
+  assert 1 <= counted(run, *args) / flops.step(config, shape) < ABOVE
 
 
 def _across(config, frames, cells):
@@ -104,10 +105,10 @@ def _across(config, frames, cells):
 
 @pytest.mark.parametrize('config, t2i, edit', [(TUNA_2B, 10.0, 3.0), (TUNA_7B, 9.0, 3.0)])
 def test_sampling_at_512_needs_a_tenth_of_the_flops_and_a_third_for_edits(config, t2i, edit):
-  draw = flops_sample.Shape(prefix=64, cells=1024)
-  change = flops_sample.Shape(prefix=1027 + 61, cells=1024, sources=1024, images=2, padded=3072)
-  assert flops_sample.naive(config, draw, 49) / flops_sample.cached(config, draw, 49) > t2i
-  assert flops_sample.naive(config, change, 49) / flops_sample.cached(config, change, 49) > edit
+  draw = flops.Target(prefix=64, cells=1024)
+  change = flops.Target(prefix=1027 + 61, cells=1024, sources=1024, images=2, padded=3072)
+  assert flops.naive(config, draw, 49) / flops.cached(config, draw, 49) > t2i
+  assert flops.naive(config, change, 49) / flops.cached(config, change, 49) > edit
 
 
 def test_the_bench_runs_all_three_forms_to_the_same_latents():

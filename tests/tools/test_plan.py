@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from tuna_jax import config, sharding
-from tuna_jax.tools import chips, flops_train, plan
+from tuna_jax.tools import chips, flops, plan
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 
@@ -39,14 +39,14 @@ def test_an_unknown_topology_is_answered_with_known_ones(name, said):
 
 @pytest.mark.parametrize('size,useful,executed', [('2b', 51e12, 67e12), ('7b', 145e12, 191e12)])
 def test_flops_of_one_row_agree_with_the_prototype(size, useful, executed):
-  work = flops_train.train_flops(run(size))
+  work = flops.train_flops(run(size))
   assert work.useful == pytest.approx(useful, rel=0.06)
   assert work.executed == pytest.approx(executed, rel=0.04)
 
 
 def test_frozen_weights_cost_no_gradient_of_their_own():
   frozen = OptimizerConfig(groups=(('decoder/.*', 0.0), ('.*', 1.0)))
-  every, some = flops_train.train_flops(run()), flops_train.train_flops(run(optimizer=frozen))
+  every, some = flops.train_flops(run()), flops.train_flops(run(optimizer=frozen))
   kernels = every.by_part['decoder'] - some.by_part['decoder']
   assert 0.25 < kernels / every.by_part['decoder'] < 1 / 3  # attention has no weights
   assert some.by_part['flow_head'] == every.by_part['flow_head']
@@ -54,13 +54,13 @@ def test_frozen_weights_cost_no_gradient_of_their_own():
 
 def test_remat_adds_work_but_nothing_useful():
   none = run(model=dataclasses.replace(config.TUNA_7B, remat='none'))
-  assert flops_train.train_flops(none).useful == flops_train.train_flops(run()).useful
-  assert flops_train.train_flops(none).executed < flops_train.train_flops(run()).executed
+  assert flops.train_flops(none).useful == flops.train_flops(run()).useful
+  assert flops.train_flops(none).executed < flops.train_flops(run()).executed
 
 
 def test_accumulation_leaves_the_work_of_a_step():
   twice = run(rows=2, optimizer=OptimizerConfig(accumulate=2))
-  assert flops_train.train_flops(twice) == flops_train.train_flops(run(rows=2))
+  assert flops.train_flops(twice) == flops.train_flops(run(rows=2))
 
 
 def test_refusals_give_the_bytes_needed_and_available():

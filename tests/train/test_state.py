@@ -1,11 +1,13 @@
 """What the train state holds, and what it does not."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from tests import shrink
-from tuna_jax import tree
+from tuna_jax import sharding, tree
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import state
 
@@ -53,3 +55,12 @@ def test_selecting_and_merging_go_by_name():
   params = {'a': {'x': 1, 'y': 2}, 'b': {'x': 3}}
   assert state.select(params, ['b/x', 'a/y']) == {'b/x': 3, 'a/y': 2}
   assert state.merge(params, {'a/y': 9}) == {'a': {'x': 1, 'y': 9}, 'b': {'x': 3}}
+
+
+def test_every_leaf_of_either_optimizers_state_has_a_place_on_the_mesh():
+  for kind in ('adamw', 'muon'):
+    config = shrink.real('stage2')
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, kind=kind))
+    abstract = state.abstract_state(config)
+    placed = sharding.shardings(abstract, sharding.make_mesh())
+    assert jax.tree.structure(placed) == jax.tree.structure(abstract)

@@ -1,8 +1,8 @@
-"""The same pictures three ways, and the same text two ways, timed in one process with the same
-weights.
+"""One picture sampled in three ways, and one text decoded in two, timed in one process with the
+same weights.
 
     naive     the padded sequence and the language head at every step, as the official code does
-    trimmed   nothing after the target span, no language head; the rest again at every step
+    trimmed   without the language head and what follows the target span; all else at every step
     cached    `sample_latents`: prompt and sources once, then the target span alone
 
 Axes:  B = branches of guidance   L positions   N cells of the target   C channels
@@ -10,6 +10,7 @@ Axes:  B = branches of guidance   L positions   N cells of the target   C channe
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from typing import Any
@@ -37,52 +38,31 @@ from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.prompt import collate, lengths, split, strides
-from tuna_jax.tools import flops_sample
+from tuna_jax.tools import flops
 
-# Two layers a tower: small enough for a CPU, with the token counts of 512x512 (1,024 cells).
+# Two layers per tower: small enough for a CPU, with the token counts of 512 x 512 (1,024 cells).
+_WIDE = {'num_layers': 2, 'dim': 64, 'num_heads': 2, 'num_kv_heads': 1, 'head_dim': 32}
 SMALL = TunaConfig(
-  vision=VisionConfig(
-    num_layers=2, dim=64, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=128, grid=8
-  ),
-  decoder=DecoderConfig(
-    num_layers=2,
-    dim=64,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=32,
-    mlp_dim=192,
-    vocab_size=384,
-    rope_theta=1e4,
-  ),
-  flow_head=FlowHeadConfig(
-    num_layers=2, dim=64, num_heads=2, num_kv_heads=1, head_dim=32, mlp_dim=192
-  ),
+  vision=VisionConfig(**{**_WIDE, 'num_kv_heads': 2}, mlp_dim=128, grid=8),
+  decoder=DecoderConfig(**_WIDE, mlp_dim=192, vocab_size=384, rope_theta=1e4),
+  flow_head=FlowHeadConfig(**_WIDE, mlp_dim=192),
   vae=VaeConfig(latent_mean=(), latent_std=()),
   dtype='float32',
   remat='none',
 )
 
 LONG_S = 5.0  # a run of this length is timed once
-PADDED = {
-  't2i': 8192,
-  'edit': 3072,
-}  # what the official sampler pads to (docs/architecture.md 10.2, 10.3)
+# What the official sampler pads to (docs/architecture.md 10.2, 10.3).
+PADDED = {'t2i': 8192, 'edit': 3072}
 
 
 def random_params(config: TunaConfig, seed: int = 0):
-  """Random values for every leaf; at an ordinary start the flow head's output is zero and all
-  samplers agree.
-  """
+  """Random values for every leaf: an ordinary initialisation has a flow head whose output is zero,
+  on which all samplers agree."""
 
-  def leaf(path, shape):
-    spread = (
-      0.02
-      if path[-1].key == 'embedding'
-      else 0.5 * shape.shape[-2] ** -0.5
-      if len(shape.shape) > 1
-      else 0.02
-    )
-    values = spread * rng.standard_normal(shape.shape, np.float32)
+  def leaf(path, a):
+    wide = a.ndim > 1 and path[-1].key != 'embedding'
+    values = (0.5 * a.shape[-2] ** -0.5 if wide else 0.02) * rng.standard_normal(a.shape, 'f4')
     return values + 1 if path[-1].key == 'scale' else values
 
   rng = np.random.default_rng(seed)
@@ -117,7 +97,7 @@ def sample(
   rng = np.random.default_rng(seed)
   channels = config.vae.latent_channels
   source = rng.standard_normal((1, cells_side, cells_side, channels), np.float32)
-  ids = rng.integers(4, config.decoder.vocab_size, prompt_tokens)
+  ids = rng.integers(6, config.decoder.vocab_size, prompt_tokens)
   plans = [_plan(tokens, source if edit else None, source.shape) for tokens in (ids, ())]
   prefixes = [split(plan, Letters(), strides(config))[0] for plan in plans]
   whole = [layout(plan, Letters(), strides(config)) for plan in plans]
@@ -125,16 +105,10 @@ def sample(
   if max(e.length for e in whole) > padded:
     raise UserError(f'padded={padded}: the sequence is {max(e.length for e in whole)} tokens long')
   prompts = collate(prefixes, channels)
-  shape = flops_sample.Shape(
-    prefix=prompts.tokens.shape[1],
-    cells=cells,
-    sources=cells if edit else 0,
-    padded=padded,
-    images=1 + edit,
+  shape = flops.Target(
+    prompts.tokens.shape[1], cells, cells if edit else 0, padded=padded, images=1 + edit
   )
-  live = flops_sample.Shape(
-    prefix=max(e.length for e in prefixes), cells=cells, sources=shape.sources, images=shape.images
-  )
+  live = dataclasses.replace(shape, prefix=max(e.length for e in prefixes))
   steps = points - 1
   out: dict[str, Any] = {
     'task': task,
@@ -143,36 +117,26 @@ def sample(
     'evaluations': steps,
     'padded': padded,
     'prompt': live.prefix,
-    'naive': {'flops': flops_sample.naive(config, shape, steps)},
-    'trimmed': {'flops': flops_sample.trimmed(config, live, steps)},
-    'cached': {'flops': flops_sample.cached(config, shape, steps)},
+    'naive': {'flops': flops.naive(config, shape, steps)},
+    'trimmed': {'flops': flops.trimmed(config, live, steps)},
+    'cached': {'flops': flops.cached(config, shape, steps)},
   }
   if run:
-    params, noise = (
-      jax.device_put(random_params(config, seed)),
-      drawing.noise([seed], cells, channels),
-    )
-    rule = Guidance(guidance)
-    trim = live.prefix + cells + 1
+    params = jax.device_put(random_params(config, seed))
+    noise = drawing.noise([seed], cells, channels)
+    again = functools.partial(_whole, config, points=points, scale=guidance)
+    end = live.prefix + cells + 1
     forms = {
-      'naive': functools.partial(
-        _whole,
-        config,
-        batch=collate(whole, channels, padded),
-        points=points,
-        scale=guidance,
-        head=True,
-      ),
-      'trimmed': functools.partial(
-        _whole,
-        config,
-        batch=_cut(collate(whole, channels), trim),
-        points=points,
-        scale=guidance,
-        head=False,
-      ),
+      'naive': functools.partial(again, batch=collate(whole, channels, padded), head=True),
+      'trimmed': functools.partial(again, batch=_cut(collate(whole, channels), end), head=False),
       'cached': lambda params, noise: drawing.sample_latents(
-        config, params, prompts, [(1, cells_side, cells_side)], noise, guidance=rule, points=points
+        config,
+        params,
+        prompts,
+        [(1, cells_side, cells_side)],
+        noise,
+        guidance=Guidance(guidance),
+        points=points,
       ),
     }
     latents = {name: _timed(fn, params, noise, out[name]) for name, fn in forms.items()}
@@ -200,28 +164,24 @@ def decode(
   rng = np.random.default_rng(seed)
   examples = [
     layout(
-      [Text(rng.integers(4, config.decoder.vocab_size, prompt_tokens))], Letters(), strides(config)
+      [Text(rng.integers(6, config.decoder.vocab_size, prompt_tokens))], Letters(), strides(config)
     )
     for _ in range(rows)
   ]
   prompts = collate(examples, config.vae.latent_channels)
   out: dict[str, Any] = {
-    'rows': rows,
-    'prompt_tokens': prompt_tokens,
-    'new_tokens': new_tokens,
-    'cached': {},
-    'recomputed': {},
-  }
+    'rows': rows, 'prompt_tokens': prompt_tokens, 'new_tokens': new_tokens,
+    'cached': {}, 'recomputed': {},
+  }  # fmt: skip
 
   def cached(params, prompts):
     state = writing.start(config, params, prompts, new_tokens)
     return writing.advance(config, params, state, new_tokens, eos=-1).tokens[:, :new_tokens]
 
+  recomputed = functools.partial(_recompute, config, new_tokens)
   ids = {
-    'cached': _timed(cached, params, prompts, out['cached']),
-    'recomputed': _timed(
-      functools.partial(_recompute, config, new_tokens), params, prompts, out['recomputed']
-    ),
+    form: _timed(fn, params, prompts, out[form])
+    for form, fn in (('cached', cached), ('recomputed', recomputed))
   }
   for form in ids:
     out[form]['tokens_per_second'] = rows * new_tokens / out[form]['seconds']
@@ -231,14 +191,9 @@ def decode(
 
 
 def _plan(tokens, source, shape) -> Plan:
+  sources = [] if source is None else [Image(source)]
   target = Image(np.zeros(shape, np.float32), True)
-  return [
-    Text((0,)),
-    *([Image(source)] if source is not None else []),
-    Text(tuple(tokens)),
-    target,
-    Text((0,)),
-  ]
+  return [Text((0,)), *sources, Text(tuple(tokens)), target, Text((0,))]
 
 
 def _cut(batch: Batch, length: int) -> Batch:
@@ -274,7 +229,8 @@ def _whole(config, params, noise, *, batch: Batch, points: int, scale: float, he
     out = model.apply({'params': params}, batch, latents, jnp.where(batch.target, t, 1.0))
     cond, uncond = jnp.split(out.velocity[:, -cells:], 2)
     v = flow.guide(cond, uncond, scale)
-    if head:  # the official loop computes all logits and drops them; a maximum keeps the compiler from leaving them out
+    if head:
+      # The official loop computes all logits and drops them; a maximum keeps them computed.
       v += 0 * jnp.max(model.apply({'params': params}, out.hidden, method='logits'))
     return v
 
@@ -284,7 +240,7 @@ def _whole(config, params, noise, *, batch: Batch, points: int, scale: float, he
 def _recompute(config, new_tokens, params, prompts):
   """Greedy ids without a cache: the whole padded row again for every token."""
   rows, length, _, images, channels = prompts.sizes
-  count, total = lengths(prompts), length + new_tokens
+  model, count, total = Tuna(config), lengths(prompts), length + new_tokens
   position = jnp.broadcast_to(jnp.arange(total), (rows, total))
   empty = jax.tree.map(jnp.asarray, batch_lib.empty(rows, total, 0, images, channels))
 
@@ -293,18 +249,12 @@ def _recompute(config, new_tokens, params, prompts):
     batch = empty._replace(
       tokens=tokens, segment=(position < end[:, None]).astype(jnp.int32), position=position
     )
-    hidden = (
-      Tuna(config)
-      .apply({'params': params}, batch, batch.latents, jnp.zeros((rows, images)), flow=False)
-      .hidden
-    )
+    times = jnp.zeros((rows, images))
+    hidden = model.apply({'params': params}, batch, batch.latents, times, flow=False).hidden
     last = jnp.take_along_axis(hidden, (end - 1)[:, None, None], axis=1)[:, 0]
-    best = jnp.argmax(
-      Tuna(config).apply({'params': params}, last, method='logits'), axis=-1
-    ).astype(jnp.int32)
-    return tokens.at[jnp.arange(rows), end].set(best)
+    best = jnp.argmax(model.apply({'params': params}, last, method='logits'), axis=-1)
+    return tokens.at[jnp.arange(rows), end].set(best.astype(jnp.int32))
 
-  tokens = jax.lax.fori_loop(
-    0, new_tokens, step, jnp.pad(jnp.asarray(prompts.tokens), ((0, 0), (0, new_tokens)))
-  )
+  padded = jnp.pad(jnp.asarray(prompts.tokens), ((0, 0), (0, new_tokens)))
+  tokens = jax.lax.fori_loop(0, new_tokens, step, padded)
   return jnp.take_along_axis(tokens, count[:, None] + jnp.arange(new_tokens), axis=1)

@@ -1,8 +1,8 @@
-"""The speed of the train step on the devices at hand: tokens, FLOPs and how much of the peak.
+"""The speed of the train step on the devices of this run: tokens, FLOPs, share of the peak.
 
     MFU = useful FLOPs of a step / (seconds x devices x published peak of a device)
 
-Useful FLOPs are those of `flops_train.train_flops` for the tokens that rows hold; padding,
+Useful FLOPs are those of `flops.train_flops` for the tokens that rows hold; padding,
 rematerialised layers and recomputed scores are not counted. Data are random and made once, so that
 neither a tokenizer, a VAE nor a disk takes part.
 """
@@ -22,7 +22,7 @@ from tuna_jax.batch import Batch
 from tuna_jax.data.latents import fill_latents
 from tuna_jax.data.segments import Image, Text, layout, pack
 from tuna_jax.data.tokenizer import Letters
-from tuna_jax.tools import flops_train
+from tuna_jax.tools import flops
 from tuna_jax.tools.chips import peak_flops
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -66,7 +66,7 @@ def bench(config: TrainConfig, steps: int = 5, peak: float | None = None) -> dic
   filled = dataclasses.replace(
     config, length=used, visual=visual, images=max(int(rows.image[0].max(initial=0)), 1)
   )
-  useful = flops_train.train_flops(filled).useful
+  useful = flops.train_flops(filled).useful
   device = jax.devices()[0]
   peak = peak or peak_flops(device)
   per_device = useful / seconds / mesh.size
@@ -92,7 +92,7 @@ def bench(config: TrainConfig, steps: int = 5, peak: float | None = None) -> dic
 def full_rows(config: TrainConfig) -> Batch:
   """A Batch whose every row is one example that fills it: learned text between pictures to draw."""
   rng = np.random.default_rng(0)
-  vocab, channels = config.model.decoder.vocab_size, config.model.vae.latent_channels
+  vocab, channels = config.model.decoder.vocab_size, config.sizes[-1]
   pictures = min(config.images, max(config.visual // CELLS, 1)) if config.visual else 0
   # Beside its cells a picture has boi, a time token and eoi, and there is a word before it.
   room = min(config.visual, config.length - 4 * pictures)
@@ -112,27 +112,21 @@ def full_rows(config: TrainConfig) -> Batch:
 def table(result) -> str:
   """The result of `bench` as lines to read."""
   mesh = ' x '.join(f'{name} {size}' for name, size in result['mesh'].items())
+  rows = f'{result["rows"]} rows of {result["tokens_in_a_row"]:,} tokens'
   lines = [
-    (
-      f'{result["stage"]} on {result["devices"]} x {result["device"]}, mesh {mesh}: {result["rows"]} rows '
-      f'of {result["tokens_in_a_row"]:,} tokens'
-    ),
+    f'{result["stage"]} on {result["devices"]} x {result["device"]}, mesh {mesh}: {rows}',
     f'compiled in {result["compile_seconds"]:.1f} s',
-    f'{"seconds a step":24}{result["seconds"]:14.4f}',
+    f'{"seconds per step":24}{result["seconds"]:14.4f}',
     f'{"tokens/s":24}{result["tokens_per_second"]:14,.0f}',
-    f'{"TFLOP/s a device":24}{result["flops_per_device"] / 1e12:14.4f}',
+    f'{"TFLOP/s per device":24}{result["flops_per_device"] / 1e12:14.4f}',
   ]
   if result['peak_bytes']:
-    lines.append(f'{"memory of a device, GiB":24}{result["peak_bytes"] / 2**30:14.2f}')
+    lines.append(f'{"memory per device, GiB":24}{result["peak_bytes"] / 2**30:14.2f}')
   if result['mfu'] is None:
     return '\n'.join([*lines, 'MFU: no published peak of this device is known; give --peak_tflops'])
-  return '\n'.join(
-    [
-      *lines,
-      f'{"MFU, %":24}{100 * result["mfu"]:14.2f}',
-      (
-        f'MFU = useful FLOPs / (seconds x devices x peak) = {result["useful_flops"]:.4g} / '
-        f'({result["seconds"]:.4g} x {result["devices"]} x {result["peak_flops"]:.4g})'
-      ),
-    ]
-  )
+  lines += [
+    f'{"MFU, %":24}{100 * result["mfu"]:14.2f}',
+    f'MFU = useful FLOPs / (seconds x devices x peak) = {result["useful_flops"]:.4g} / '
+    f'({result["seconds"]:.4g} x {result["devices"]} x {result["peak_flops"]:.4g})',
+  ]
+  return '\n'.join(lines)

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
 from tuna_jax.config import UserError
-from tuna_jax.tools import flops_train, hlo
+from tuna_jax.tools import flops, hlo
 from tuna_jax.tools.chips import CHIPS, DCN, devices_of, topology_name
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -97,7 +97,7 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
     peak, offloaded = analysis.peak_memory_in_bytes, analysis.host_temp_size_in_bytes
     found = hlo.collectives(compiled.as_text(), mesh, slices)
   memory = _memory(config, mesh, arguments, peak)
-  work = flops_train.train_flops(config)
+  work = flops.train_flops(config)
   roofline, assumptions = _roofline(config, mesh, chip, slices, work, found, memory)
   tokens = config.rows * config.length
   return Plan(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from tuna_jax import tree
 from tuna_jax.config import UserError
 from tuna_jax.train.config import OptimizerConfig
 
-_MOMENTUM = 0.95
-_NEWTON_SCHULZ, _ITERATIONS = (
-  (3.4445, -4.7750, 2.0315),
-  5,
-)  # Jordan's quintic: singular values end near 1
-_ADAM_RMS = 0.2  # the usual size of Adam's update, in learning rates (arXiv 2502.16982)
+_MUON_RMS = 0.2  # of Muon's update: the usual size of Adam's, in learning rates (arXiv 2502.16982)
 
 
 def trainable(params, config: OptimizerConfig) -> dict[str, float]:
@@ -71,43 +67,33 @@ def scale_by(kind: str, b1: float, b2: float, eps: float = 1e-8) -> optax.Gradie
   """Adam, or Muon for the kernels and Adam for the rest; one learning rate suits both.
 
   Muon (Jordan 2024, arXiv 2502.16982) replaces the momentum of a matrix by the nearest
-  semi-orthogonal one; its update is scaled to the root mean square of Adam's. The first axis of a
-  kernel with 3 or 5 axes (scanned layers, temporal taps of a convolution) counts matrices; of the
-  others all but the last are inputs.
+  semi-orthogonal one; its update has the root mean square of Adam's. The first axis of a kernel
+  with 3 or 5 axes (scanned layers, temporal taps of a convolution) counts matrices; of the others
+  all but the last are inputs.
   """
   adam = optax.scale_by_adam(b1, b2, eps)
   if kind == 'adamw':
     return adam
-
-  def like_adam(updates, params=None):
-    del params
-    return jax.tree.map(_orthogonal, updates)
-
-  muon = optax.chain(optax.trace(_MOMENTUM, nesterov=True), optax.stateless(like_adam))
-  kernels = functools.partial(
-    jax.tree_util.tree_map_with_path,
-    lambda path, leaf: (
-      'muon' if leaf.ndim > 1 and tree.name_of(path).endswith('kernel') else 'adam'
-    ),
+  matrices = lambda leaves: jax.tree.map(_matrix, leaves)
+  muon = optax.chain(
+    contrib.scale_by_muon(weight_dimension_numbers=matrices),
+    optax.stateless(lambda updates, _: jax.tree.map(_like_adam, updates)),
+  )
+  kernels = lambda leaves: jax.tree_util.tree_map_with_path(
+    lambda path, a: 'muon' if a.ndim > 1 and tree.name_of(path).endswith('kernel') else 'adam',
+    leaves,
   )
   return optax.partition({'muon': muon, 'adam': adam}, kernels)
 
 
-def _orthogonal(update):
-  """The semi-orthogonal matrix nearest to each matrix of `update`, at the root mean square of an
-  update of Adam.
-  """
-  shape, stacked = update.shape, update.ndim % 2
-  x = update.reshape(*shape[:stacked], -1, shape[-1])
-  wide = x.shape[-2] <= x.shape[-1]
-  x = x if wide else jnp.swapaxes(x, -1, -2)
-  x /= jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8
-  a, b, c = _NEWTON_SCHULZ
-  for _ in range(_ITERATIONS):
-    square = x @ jnp.swapaxes(x, -1, -2)
-    x = a * x + (b * square + c * (square @ square)) @ x
-  x = x if wide else jnp.swapaxes(x, -1, -2)
-  return (_ADAM_RMS * max(x.shape[-2:]) ** 0.5 * x).reshape(shape)
+def _matrix(kernel) -> contrib.MuonDimensionNumbers:
+  return contrib.MuonDimensionNumbers(tuple(range(kernel.ndim % 2, kernel.ndim - 1)), -1)
+
+
+def _like_adam(update):
+  """A semi-orthogonal [inputs, outputs] has root mean square 1 / sqrt(the larger of the two)."""
+  inputs, outputs = math.prod(update.shape[update.ndim % 2 : -1]), update.shape[-1]
+  return _MUON_RMS * math.sqrt(max(inputs, outputs)) * update
 
 
 def update_ema(ema, params, step, decay: float):
