@@ -35,7 +35,7 @@ EXTRAS = {
     'nbformat>=5.10',
     'pytest>=8.3',
     'pytest-xdist>=3.6',
-    'ruff>=0.9',
+    'ruff==0.17.6',  # exact, since its formatting changes between versions; as in .pre-commit-config.yaml
   ],
   # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA
   # build over a CPU one.

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes .venv, installs tuna_jax with its test extras, and runs the whole test suite.
 #
-#   bash launch/test.sh [--live] [--slow] [PYTEST ARGUMENTS]
+#   bash launch/test.sh [--lint] [--live] [--slow] [PYTEST ARGUMENTS]
 #
+#   --lint     first checks the sources with ruff: rules and formatting
 #   --live     installs the parity extra (torch, transformers, diffusers) and runs the tests against them too
 #   --slow     runs the tests marked slow too
 #   --dry-run  print what would run
@@ -16,10 +17,12 @@ cd "$ROOT"
 
 extras=(test)
 arguments=()
+lint=0
 for argument in "$@"; do
   case $argument in
     --help | -h) usage && exit 0 ;;
     --dry-run) DRY_RUN=1 ;;
+    --lint) lint=1 ;;
     --live) extras+=(parity) && arguments+=(--live) ;;
     *) arguments+=("$argument") ;;
   esac
@@ -34,5 +37,10 @@ done
 [[ $paths == 1 ]] || arguments+=(tests)
 
 ensure_venv "${extras[@]}"
+if [[ $lint == 1 ]]; then
+  # Lines over 100 columns (E501) are allowed until the last of them is gone.
+  run ruff check --ignore E501 .
+  run ruff format --check .
+fi
 export JAX_PLATFORMS=cpu
 run python -m pytest -q -n "$workers" "${arguments[@]}"

@@ -71,6 +71,12 @@ def test_a_dry_run_of_the_tests_runs_none():
   assert done.stdout.splitlines()[-1] == 'python -m pytest -q -n 3 --live tests/cli'
 
 
+def test_lint_comes_before_the_tests():
+  said = launch('test.sh', '--lint', '--dry-run').stdout.splitlines()
+  assert [line.split()[:2] for line in said[-3:-1]] == [['ruff', 'check'], ['ruff', 'format']]
+  assert said[-1].startswith('python -m pytest')
+
+
 @pytest.mark.parametrize('case', CASES)
 def test_a_dry_run_prints_exactly_what_would_run(case):
   done = launch(*CASES[case])

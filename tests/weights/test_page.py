@@ -1,6 +1,4 @@
-"""The commands of the README's section "Bring your weights", as they stand there, on real files of
-the tiny size.
-"""
+"""The commands of docs/weights.md 1, as they stand there, on real files of the tiny size."""
 
 import json
 import pathlib
@@ -20,8 +18,8 @@ from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.tensors import lazies
 
 pytestmark = pytest.mark.parity
-README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
-SECTION = README.partition('## Bring your weights\n')[2].partition('\n## ')[0]
+PAGE = (pathlib.Path(__file__).parents[2] / 'docs' / 'weights.md').read_text()
+SECTION = PAGE.partition('## 1. Commands\n')[2].partition('\n## ')[0]
 COMMANDS = {
   line.split()[2]: line.strip()
   for line in SECTION.splitlines()
@@ -30,7 +28,7 @@ COMMANDS = {
 
 
 def command(action, **places):
-  """The README's line of that action as arguments, its placeholders replaced in order and the size
+  """The page's line of that action as arguments, its placeholders replaced in order and the size
   tiny.
 
   places: {flag: path}, and 'paths' for what stands beside the flags. Optional flags in brackets are
@@ -74,7 +72,7 @@ def test_the_section_has_every_action():
   assert list(COMMANDS) == ['assemble', 'import', 'export', 'inspect', 'diff']
 
 
-def test_each_command_of_the_readme_runs_as_written(convert, files):
+def test_each_command_of_the_page_runs_as_written(convert, files):
   said = convert(
     *command(
       'assemble',
