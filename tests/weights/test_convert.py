@@ -3,6 +3,7 @@ slice.
 """
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -11,8 +12,8 @@ from tests.weights.small import random_leaves, small_config
 from tuna_jax import tree
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.weights import tables
-from tuna_jax.weights.convert import cast, convert, export, plan
-from tuna_jax.weights.tensors import CheckpointError, Lazy, lazies, lazy, row_blocks
+from tuna_jax.weights.convert import convert, export, plan
+from tuna_jax.weights.tensors import CheckpointError, Lazy, cast, lazies, lazy, row_blocks
 
 CONFIG = small_config()
 SHAPES = tuna_shapes(CONFIG)
@@ -236,3 +237,37 @@ def test_an_rgb_patch_embedding_is_left_fresh_and_convert_refuses_to_invent_it()
   ]
   with pytest.raises(CheckpointError, match='vision/patch_embed/kernel: not in the source'):
     convert(table, source, shapes)
+
+
+@pytest.mark.parametrize('prefix', ['_orig_mod.', 'module._orig_mod.', '_orig_mod.module.'])
+@pytest.mark.parametrize(
+  ('table', 'part'),
+  [
+    (TABLE, None),
+    (tables.qwen2(CONFIG.decoder), 'decoder'),
+    (tables.siglip2(CONFIG.vision), 'vision'),
+    (tables.wan_vae(CONFIG.vae), 'vae'),
+  ],
+  ids=['tuna', 'qwen2', 'siglip2', 'vae'],
+)
+def test_what_torch_compile_and_ddp_put_before_names_is_ignored(prefix, table, part):
+  shapes = SHAPES if part is None else {part: SHAPES.get(part)}
+  if part == 'vae':
+    from tuna_jax.models.shapes import vae_shapes
+
+    shapes = vae_shapes(CONFIG.vae)
+  leaves = random_leaves(shapes)
+  theirs = {prefix + name: value for name, value in export(table, leaves).items()}
+  assert set(plan(table, theirs, shapes).leaves) == set(leaves)
+
+
+def test_quantized_tensors_are_named_with_what_to_do(official):
+  name = 'tuna.model.layers.0.mlp.up_proj.weight'
+  small = official[name][()].astype(ml_dtypes.float8_e4m3fn)
+  assert f'{name}: float8_e4m3fn' in faults(official | {name: lazy(small)})
+
+
+def test_a_value_that_the_type_cannot_hold_is_refused():
+  values = cast({'w': lazy(np.float32([1, 7e4]))}, np.float16)
+  with pytest.raises(CheckpointError, match='w: holds 7e.*infinite as float16'):
+    np.asarray(values['w'])

@@ -183,6 +183,86 @@ def test_no_name_outside_the_tensor_format_is_accepted(tmp_path, harm):
     open_checkpoint(tmp_path / 'x.pt')
 
 
+NESTED = b'K\x01' + b'\x85' * 1_000_000  # ((((1,),),),...)
+DOUBLED = b'K\x01' + b'q\x00h\x00\x86' * 60  # (x, x) of (x, x) of ...: hashing it takes for ever
+REBUILD = b'ctorch._utils\n_rebuild_tensor_v2\n('
+
+
+@pytest.mark.parametrize(
+  ('pickled', 'reason'),
+  [
+    (b']r\xff\xff\xff\x7f.', 'no state dict'),  # the memo at 2**31
+    (b']p999999999999\n.', 'no state dict'),
+    (b'\x8e' + (1 << 40).to_bytes(8, 'little') + b'x.', 'damaged'),  # bytes of 2**40
+    (b'\x96' + (1 << 40).to_bytes(8, 'little') + b'x.', 'uses BYTEARRAY8'),
+    (b'\x8b' + (1 << 30).to_bytes(4, 'little') + b'x.', 'damaged'),  # an integer of 2**30 bytes
+    (b'L' + b'9' * 100_000 + b'L\n.', 'damaged'),
+    (b'}' + NESTED + b'K\x01s.', 'a key of type tuple'),
+    (b'}' + DOUBLED + b'K\x01s.', 'a key of type tuple'),
+    (NESTED + b'.', 'no state dict'),
+    (b'\x82\x01.', 'uses EXT1'),
+    (b'(K\x01i', 'uses INST'),
+    (b'ctorch\nSize\n)\x81.', 'uses NEWOBJ'),
+    (b'ctorch\nload\n)R.', 'refers to torch.load'),
+    (b'ctorch\nfloat32\n)R.', 'a call of torch.float32'),
+    (b'ctorch\nSize\n}V__code__\nK\x01sbN.', 'no state dict'),
+    (REBUILD + b'K\x01K\x01K\x01K\x01tR.', 'damaged'),
+    (b'(((((t.', 'no state dict'),
+    (b'N0.', 'damaged'),
+  ],
+)
+def test_a_pickle_that_asks_for_what_no_tensor_needs_is_refused_at_once(tmp_path, pickled, reason):
+  zip_with(tmp_path / 'x.pt', b'\x80\x04' + pickled)
+  with pytest.raises(CheckpointError, match=reason):
+    open_checkpoint(tmp_path / 'x.pt')
+
+
+def test_the_attributes_that_a_pickle_sets_are_ignored(tmp_path):
+  storage = (
+    b'((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQ'
+  )
+  tensor = b'ctorch._utils\n_rebuild_tensor_v2\n' + storage + b'K\x00K\x02\x85K\x01\x85\x89}tR'
+  forged = b'}X\x05\x00\x00\x00shapeM\xff\xff\x85sb'
+  zip_with(
+    tmp_path / 'x.pt',
+    b'\x80\x02}X\x01\x00\x00\x00w' + tensor + forged + b's.',
+    {'archive/data/0': np.float32([1, 2]).tobytes()},
+  )
+  np.testing.assert_array_equal(open_checkpoint(tmp_path / 'x.pt')['w'][()], [1, 2])
+
+
+@pytest.mark.parametrize(
+  ('kind', 'dtype'),
+  [('F8_E4M3', 'float8_e4m3fn'), ('F8_E5M2', 'float8_e5m2'), ('C64', 'complex64')],
+)
+def test_a_type_that_no_leaf_takes_does_not_hide_the_other_tensors(tmp_path, kind, dtype):
+  size = 2 * np.dtype(dtype).itemsize
+  header = {
+    'a': {'dtype': kind, 'shape': [2], 'data_offsets': [0, size]},
+    'b': {'dtype': 'F32', 'shape': [1], 'data_offsets': [size, size + 4]},
+  }
+  text = json.dumps(header).encode()
+  path = tmp_path / 'x.safetensors'
+  path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(size + 4))
+  assert {n: str(t.dtype) for n, t in open_checkpoint(path).items()} == {'a': dtype, 'b': 'float32'}
+
+
+def test_a_type_of_no_whole_bytes_is_named(tmp_path):
+  text = json.dumps({'a': {'dtype': 'F4', 'shape': [2], 'data_offsets': [0, 1]}}).encode()
+  path = tmp_path / 'x.safetensors'
+  path.write_bytes(struct.pack('<Q', len(text)) + text + b'x')
+  with pytest.raises(CheckpointError, match='a is of type F4, which is not supported'):
+    open_checkpoint(path)
+
+
+@pytest.mark.parametrize('name', ['x.pt', 'x.safetensors'])
+def test_a_pointer_of_git_lfs_says_what_to_run(tmp_path, name):
+  pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 132735\n'
+  (tmp_path / name).write_text(pointer)
+  with pytest.raises(CheckpointError, match='git lfs pull'):
+    open_checkpoint(tmp_path / name)
+
+
 def test_a_compressed_entry_is_refused_before_it_unpacks(tmp_path):
   with zipfile.ZipFile(tmp_path / 'x.pt', 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('archive/data.pkl', pickle.dumps({}))
@@ -200,13 +280,14 @@ def test_an_entry_that_escapes_its_folder_is_refused(tmp_path, name):
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path, torch_file):
   data = torch_file.read_bytes()
-  small, large = torchfile._int(24), torchfile._int(24 << 30)
-  assert data.count(small) == 1
+
+  def number(n):  # as LONG1 of eight bytes
+    return b'\x8a\x08' + n.to_bytes(8, 'little')
+
+  assert data.count(number(24)) == 1
   with zipfile.ZipFile(torch_file) as archive:
-    pickled = archive.read('archive/data.pkl').replace(small, large)
-    pickled = pickled.replace(
-      torchfile._int(4) + torchfile._int(6), torchfile._int(4 << 30) + torchfile._int(6)
-    )
+    pickled = archive.read('archive/data.pkl').replace(number(24), number(24 << 30))
+    pickled = pickled.replace(number(4) + number(6), number(4 << 30) + number(6))
     entries = {name: archive.read(name) for name in archive.namelist() if not name.endswith('.pkl')}
   zip_with(tmp_path / 'x.pt', pickled, entries)
   with pytest.raises(CheckpointError, match='does not lie in its storage'):

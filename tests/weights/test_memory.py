@@ -17,8 +17,8 @@ from tests.weights.small import shapes_only
 from tuna_jax.config import TUNA_2B
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.weights import safetensors, tables
-from tuna_jax.weights.convert import cast, export
-from tuna_jax.weights.tensors import Lazy, index_shape
+from tuna_jax.weights.convert import export
+from tuna_jax.weights.tensors import Lazy, cast, index_shape
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALLOWANCE = 1.5e9  # bytes beside 1.5 times the largest tensor

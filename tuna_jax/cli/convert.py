@@ -34,9 +34,8 @@ from tuna_jax.cli import app
 from tuna_jax.config import UserError
 from tuna_jax.tools import recover
 from tuna_jax.weights import parts, safetensors, store, torchfile
-from tuna_jax.weights.convert import cast
 from tuna_jax.weights.open import open_checkpoint, verify
-from tuna_jax.weights.tensors import Lazy, row_blocks
+from tuna_jax.weights.tensors import Lazy, cast, row_blocks
 
 _SIZE = flags.DEFINE_enum('size', None, sorted(configs.SIZES), 'The model: a named size.')
 _MODEL = flags.DEFINE_string('model', None, 'The model: a config.json of ours, instead of --size.')

@@ -1,7 +1,7 @@
 """Through a table, both ways: `plan` and `export` map names to `Lazy` tensors, `convert` puts them
 on devices.
 
-Everything that does not fit is collected first and raised together; what is fresh, dropped or
+Everything that does not fit is collected first and raised together. What is fresh, dropped or
 adapted on purpose is listed in the plan, and stored with the checkpoint by whoever writes it.
 """
 
@@ -16,19 +16,27 @@ import numpy as np
 
 from tuna_jax import tree
 from tuna_jax.config import nearest
-from tuna_jax.weights.tables import FreshUnlessEqual, Misfit, Row, Table
-from tuna_jax.weights.tensors import FLOATS, CheckpointError, Lazy, index_shape, lazies, row_blocks
+from tuna_jax.weights.adapt import FreshUnlessEqual, Misfit
+from tuna_jax.weights.tables import Row, Table, bare
+from tuna_jax.weights.tensors import (
+  FLOATS,
+  CheckpointError,
+  Lazy,
+  equal,
+  index_shape,
+  lazies,
+  raise_faults,
+)
 
-SHOWN_FAULTS = 60
+NEAREST = 60  # faults that are given the nearest name: it takes time
 
 
 @dataclasses.dataclass
 class Plan:
-  """What a conversion will do. `leaves`: our names; the rest says what is not carried over as it
-  is, and why.
+  """What a conversion will do, by our leaf names, and what is not carried over as it is, and why.
 
-  fresh: {our leaf: reason}, absent from `leaves`; dropped: {their tensor: reason}; adapted: {our
-  leaf: what changed}.
+  leaves: the values of all leaves but the fresh ones. fresh: {leaf: reason}. dropped: {their
+  tensor: reason}. adapted: {leaf: what changed}.
   """
 
   leaves: dict[str, Lazy] = dataclasses.field(default_factory=dict)
@@ -45,15 +53,14 @@ def convert(table: Table, reader: Mapping, abstract_params, shardings=None):
   """The parameters that `abstract_params` describes, read from `reader`.
 
   Args:
-    table: which of our leaves is which tensor (weights.tables). reader: {their name: Lazy or
-    array}, as `weights.open_checkpoint` gives. abstract_params: nested dicts of
-    jax.ShapeDtypeStruct, from jax.eval_shape. shardings: a tree of jax.sharding.Sharding of the
-    same structure, or None for what `abstract_params` says, or
-      else the first local device. Each device's slice is read by itself.
+    table: which of our leaves is which tensor (weights.tables).
+    reader: {their name: Lazy or array}, as `weights.open_checkpoint` gives.
+    abstract_params: nested dicts of jax.ShapeDtypeStruct, from jax.eval_shape.
+    shardings: a tree of jax.sharding.Sharding of the same structure; default what
+      `abstract_params` says, or else the first local device. Each device reads its own slice.
 
   Raises CheckpointError listing every uncovered, missing, unused, doubly matched or misshapen
-  tensor, and any leaf that the source cannot supply: nothing here invents values (`weights.fresh`
-  does, where it is asked).
+  tensor, and any leaf that the source cannot supply: nothing here invents values.
   """
   planned = plan(table, reader, abstract_params)
   if planned.fresh:
@@ -64,7 +71,7 @@ def convert(table: Table, reader: Mapping, abstract_params, shardings=None):
 
 
 def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
-  """`leaves` as a tree of jax.Array like `abstract_params`, each device reading only its own slice."""
+  """`leaves` as a tree of jax.Array like `abstract_params`; each device reads its own slice."""
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = tree.flatten(shardings) if shardings is not None else {}
 
@@ -81,26 +88,22 @@ def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
 
 
 def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
-  """Matches every leaf with its tensors by names and shapes. Raises CheckpointError with all the
-  faults together.
-  """
+  """Matches every leaf with its tensors by names and shapes. CheckpointError lists all faults."""
   result, faults = Plan(), []
   tensors = _clean(table, lazies(reader), result, faults)
   used, missing, optional = {}, [], []
   for leaf, aval in tree.flatten(abstract_params).items():
     found = [(row, indices) for row in table.rows if (indices := row.match(leaf)) is not None]
     if len(found) != 1:
-      what = (
-        'no row covers it' + nearest(leaf, [row.ours for row in table.rows])
-        if not found
-        else ('doubly matched by ' + ' and '.join(f'{row.ours!r}' for row, _ in found))
-      )
+      what = 'doubly matched by ' + ' and '.join(f'{row.ours!r}' for row, _ in found)
+      if not found:
+        what = 'no row covers it' + nearest(leaf, [row.ours for row in table.rows])
       faults.append(f'{leaf}: {what}')
       continue
     row, indices = found[0]
     if isinstance(row.adapt, FreshUnlessEqual):
       optional.append(leaf)
-    layer_shape = aval.shape[1:] if row.stacked else aval.shape
+    shape = _torch_order(leaf, aval.shape[1:] if row.stacked else aval.shape)
     parts, notes = [], set()
     for name in _names(row, indices, aval.shape):
       if name in used:
@@ -108,29 +111,30 @@ def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
       used[name] = leaf
       if name not in tensors:
         missing.append((name, leaf))
-        continue
-      if tensors[name].dtype not in FLOATS:
-        faults.append(f'{name}: {tensors[name].dtype}; {leaf} needs floating-point values')
-        continue
-      try:
-        part, note = row.adapt.to_ours(tensors[name], _torch_order(leaf, layer_shape))
-      except Misfit as misfit:
-        faults.append(f'{name}: misshapen for {leaf}{list(aval.shape)}: {misfit}')
-        continue
-      parts.append((name, part))
-      notes.add(note)
+      elif tensors[name].dtype not in FLOATS:
+        faults.append(
+          f'{name}: {tensors[name].dtype}; {leaf} needs floating-point values of 16 bits or more; '
+          'take the file that was quantized, or multiply by the scales first'
+        )
+      else:
+        try:
+          part, note = row.adapt.to_ours(tensors[name], shape)
+        except Misfit as misfit:
+          faults.append(f'{name}: misshapen for {leaf}{list(aval.shape)}: {misfit}')
+        else:
+          parts.append((name, part))
+          notes.add(note)
     if any(part is None for _, part in parts):
       result.fresh[leaf] = f'{parts[0][0]}: {", ".join(notes)}'
     else:
       result.leaves[leaf] = _leaf(leaf, row.stacked, parts, aval)
       if any(notes):
         result.adapted[leaf] = ', '.join(sorted(filter(None, notes)))
-  for leaf in [leaf for leaf in optional if leaf not in result.fresh]:
-    sibling = next(
-      (f for f in result.fresh if f.rpartition('/')[0] == leaf.rpartition('/')[0]), None
-    )
-    if sibling and result.leaves.pop(leaf, None):
-      result.fresh[leaf] = f'{sibling} is fresh'
+  modules = {leaf.rpartition('/')[0]: leaf for leaf in result.fresh}
+  for leaf in optional:  # the leaves of a module are fresh together
+    if sibling := modules.get(leaf.rpartition('/')[0]):
+      if result.leaves.pop(leaf, None):
+        result.fresh[leaf] = f'{sibling} is fresh'
   unused = [name for name in tensors if name not in used]
   faults += [
     f'{name}: missing, wanted for {leaf}{_near(n, name, unused)}'
@@ -140,70 +144,43 @@ def plan(table: Table, reader: Mapping, abstract_params) -> Plan:
     f'{name}: unused: no leaf of the model takes it{_near(n, name, [m for m, _ in missing])}'
     for n, name in enumerate(unused)
   ]
-  if faults:
-    raise_faults(f'{table.source}: {len(faults)} faults', faults)
+  raise_faults(table.source, faults)
   return result
 
 
 def export(table: Table, params) -> dict[str, Lazy]:
   """{their name: Lazy} from our parameters: the rows read backwards.
 
-  Args:
-    table: as for `convert`.
-    params: nested dicts (or {name: leaf}) of jax.Array, numpy or Lazy.
-
-  Raises CheckpointError for leaves that no row covers. Use `np.asarray` on a value to have it in
-  memory.
+  params: nested dicts (or {name: leaf}) of jax.Array, numpy or Lazy. Raises CheckpointError for
+  leaves that no row covers.
   """
   tensors, faults = {}, []
   for leaf, value in lazies(tree.flatten(params)).items():
-    row, indices = next(
-      ((row, found) for row in table.rows if (found := row.match(leaf)) is not None), (None, ())
-    )
+    found = ((row, row.match(leaf)) for row in table.rows)
+    row, indices = next(((row, at) for row, at in found if at is not None), (None, ()))
     if row is None:
       faults.append(f'{leaf}: no row covers it{nearest(leaf, [row.ours for row in table.rows])}')
       continue
     for layer, name in enumerate(_names(row, indices, value.shape)):
       tensors[name] = row.adapt.to_torch(_to_torch(leaf, value, layer if row.stacked else None))
-  if faults:
-    raise_faults(f'{table.source}: {len(faults)} faults', faults)
+  raise_faults(table.source, faults)
   return tensors
-
-
-def cast(tensors: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
-  """The same tensors, read as `dtype`."""
-  dtype = np.dtype(dtype)
-  return {
-    name: Lazy(t.shape, dtype, lambda index, t=t: t.read(index).astype(dtype, copy=False))
-    for name, t in tensors.items()
-  }
-
-
-def equal(a: Lazy, b: Lazy) -> bool:
-  """Whether two tensors hold the same bytes, read block by block."""
-  return (
-    a.shape == b.shape
-    and a.dtype == b.dtype
-    and all(
-      np.array_equal(a.read(i).view(np.uint8), b.read(i).view(np.uint8)) for i in row_blocks(a)
-    )
-  )
 
 
 def _clean(table: Table, tensors, result: Plan, faults) -> dict[str, Lazy]:
   """Tensors by bare name: prefixes stripped, dropped ones listed, aliases checked and dropped."""
   kept, raw = {}, {}
   for name, value in tensors.items():
-    reason = next((drop.reason for drop in table.drops if drop.match(name)), None)
+    short = bare(name)
+    reason = next((drop.reason for drop in table.drops if drop.match(short)), None)
     if reason is not None:
       result.dropped[name] = reason
       continue
-    bare = name
-    while prefix := next((p for p in table.prefixes if bare.startswith(p)), None):
-      bare = bare.removeprefix(prefix)
-    if bare in kept:
-      faults.append(f'{name}: doubly matched: it and {raw[bare]} are both {bare}')
-    kept[bare], raw[bare] = value, name
+    while prefix := next((p for p in table.prefixes if short.startswith(p)), None):
+      short = short.removeprefix(prefix)
+    if short in kept:
+      faults.append(f'{name}: doubly matched: it and {raw[short]} are both {short}')
+    kept[short], raw[short] = value, name
   for alias, of in table.aliases:
     if alias in kept and of in kept:
       if equal(kept[alias], kept[of]):
@@ -215,10 +192,10 @@ def _clean(table: Table, tensors, result: Plan, faults) -> dict[str, Lazy]:
 
 
 def _names(row: Row, indices, shape) -> list[str]:
-  """Their names for one leaf: one, or one a layer."""
-  return (
-    [row.torch.format(i) for i in range(shape[0])] if row.stacked else [row.torch.format(*indices)]
-  )
+  """Their names for one leaf: one, or one per layer."""
+  if row.stacked:
+    return [row.torch.format(i) for i in range(shape[0])]
+  return [row.torch.format(*indices)]
 
 
 def _torch_order(leaf: str, items):
@@ -263,26 +240,11 @@ def _to_torch(leaf: str, value: Lazy, layer: int | None) -> Lazy:
   def read(index):
     ours = index if not leaf.endswith('/kernel') else (*index[2:], index[1], index[0])
     array = value.read((*front, *ours)).reshape(index_shape(ours))
-    return (
-      array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
-      if leaf.endswith('/kernel')
-      else array
-    )
+    return array.transpose(_torch_order(leaf, range(array.ndim)))
 
   return Lazy(_torch_order(leaf, shape), value.dtype, read)
 
 
 def _near(rank: int, name: str, names) -> str:
-  return (
-    nearest(name, names)
-    if rank < SHOWN_FAULTS and len(names) * math.log2(len(name) + 1) < 20_000
-    else ''
-  )
-
-
-def raise_faults(title: str, faults: list[str]):
-  """Raises CheckpointError with the first faults in its text and all of them in `.faults`."""
-  more = [f'... and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
-  error = CheckpointError('\n  '.join([title, *faults[:SHOWN_FAULTS], *more]))
-  error.faults = faults
-  raise error
+  cheap = rank < NEAREST and len(names) * math.log2(len(name) + 1) < 20_000
+  return nearest(name, names) if cheap else ''

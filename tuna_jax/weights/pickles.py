@@ -1,86 +1,62 @@
-"""The pickles of torch files, walked and never run.
+"""The pickles of torch files, read by an unpickler that describes tensors and can do nothing else.
 
-A pickle is a little program; unpickling runs it. Here its opcodes are read (`pickletools`) by an
-interpreter that can build containers and note which tensor lies where in the file, and can do
-nothing else: it imports nothing and calls nothing. A name outside PyTorch's own tensor format is
-refused, with the name.
+A pickle is a program. This unpickler knows the opcodes that tensors need, imports nothing (a global
+becomes a stand-in of this file, or the pickle is refused with the global's name) and calls nothing
+but these stand-ins. It is built on the Python implementation of `pickle.Unpickler`, whose opcodes
+can be chosen and whose memo is a dictionary: the C implementation allocates what the pickle asks.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
+import pickle
 import pickletools
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from tuna_jax.config import UserError
 from tuna_jax.weights.tensors import CheckpointError
 
-STEP_LIMIT = 20_000_000  # opcodes
-
+RANK_LIMIT = 32
+OPCODES = """
+  PROTO FRAME STOP MARK POP GLOBAL STACK_GLOBAL BINPERSID PERSID REDUCE BUILD NONE NEWTRUE NEWFALSE
+  EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 LIST DICT SETITEM SETITEMS APPEND
+  APPENDS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET INT BININT BININT1 BININT2 LONG
+  LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING
+  SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8""".split()
+_KINDS = 'Double:f8 Float:f4 Half:f2 Long:i8 Int:i4 Short:i2 Char:i1 Byte:u1 Bool:?'
 STORAGES = {
-  'DoubleStorage': np.float64,
-  'FloatStorage': np.float32,
-  'HalfStorage': np.float16,
-  'BFloat16Storage': ml_dtypes.bfloat16,
-  'LongStorage': np.int64,
-  'IntStorage': np.int32,
-  'ShortStorage': np.int16,
-  'CharStorage': np.int8,
-  'ByteStorage': np.uint8,
-  'BoolStorage': np.bool_,
-  'UntypedStorage': np.uint8,
+  **{f'{n}Storage': np.dtype(d) for n, d in (kind.split(':') for kind in _KINDS.split())},
+  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'UntypedStorage': np.dtype(np.uint8),
 }
-DTYPES = {
-  'float64': np.float64,
-  'double': np.float64,
-  'float32': np.float32,
-  'float': np.float32,
-  'float16': np.float16,
-  'half': np.float16,
-  'bfloat16': ml_dtypes.bfloat16,
-  'int64': np.int64,
-  'int32': np.int32,
-  'int16': np.int16,
-  'int8': np.int8,
-  'uint8': np.uint8,
-  'bool': np.bool_,
-}
+_DTYPES = 'float64 double float32 float float16 half bfloat16 int64 int32 int16 int8 uint8 bool'
 ALLOWED = {
-  'collections OrderedDict',
-  'torch Size',
-  'torch device',
-  'torch._utils _rebuild_tensor_v2',
-  'torch._utils _rebuild_tensor',
-  'torch._utils _rebuild_parameter',
-  'torch.nn.parameter Parameter',
-  'torch.storage TypedStorage',
-  'torch.storage UntypedStorage',
-  *(f'torch {name}' for name in (*STORAGES, *DTYPES)),
+  'collections.OrderedDict',
+  'torch._utils._rebuild_tensor_v2',
+  'torch._utils._rebuild_tensor',
+  'torch._utils._rebuild_parameter',
+  'torch.nn.parameter.Parameter',
+  'torch.storage.TypedStorage',
+  'torch.storage.UntypedStorage',
+  *(f'torch.{name}' for name in ('Size', 'device', *STORAGES, *_DTYPES.split())),
 }
+DAMAGED = (
+  *(ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, EOFError),
+  *(MemoryError, RecursionError, AssertionError, pickle.UnpicklingError),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Name:
-  """A global that the pickle mentions: 'module name'. Never looked up."""
-
-  name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-  """A run of numbers in the file, by key."""
+class Storage(NamedTuple):
+  """`count` numbers in the file, found by key."""
 
   key: str
   dtype: np.dtype
   count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A view of a storage, in elements."""
+class Tensor(NamedTuple):
+  """A view of a storage; offset and strides are in elements."""
 
   storage: Storage
   offset: int
@@ -93,153 +69,114 @@ def interpret(path, stream, *, storages: dict | None = None, what: str = 'a pick
 
   Args:
     path: the file, for messages.
-    stream: the pickle; left after its end.
+    stream: the pickle, in memory; left after its end.
     storages: filled with every storage that the pickle mentions, by key.
     what: what the file should be, for messages.
 
-  Raises CheckpointError for a name, call or opcode that no tensor needs, and for a damaged pickle.
+  Raises CheckpointError for a global, a call or an opcode that no tensor needs, and for damage.
   """
-  stack, marks, memo = [], [], {}
-
-  def since_mark():
-    at = marks.pop()
-    items = stack[at:]
-    del stack[at:]
-    return items
-
-  def remember(storage):
-    if storages is not None:
-      storages[storage.key] = storage
-    return storage
-
   try:
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-      op = opcode.name
-      if step > STEP_LIMIT:
-        raise CheckpointError(f'{path}: refused: a pickle of more than {STEP_LIMIT} steps')
-      if op in ('PROTO', 'FRAME'):
-        pass
-      elif op == 'STOP':
-        return stack.pop()
-      elif op == 'MARK':
-        marks.append(len(stack))
-      elif op in ('GLOBAL', 'STACK_GLOBAL'):
-        if op == 'STACK_GLOBAL':
-          name, module = stack.pop(), stack.pop()
-          argument = f'{module} {name}'
-        if argument not in ALLOWED:
-          raise CheckpointError(
-            f'{path}: refused: its pickle refers to {argument.replace(" ", ".")}, which is no part of a tensor'
-          )
-        stack.append(Name(argument))
-      elif op in ('BINPERSID', 'PERSID'):
-        stack.append(remember(_storage(stack.pop())))
-      elif op == 'REDUCE':
-        arguments, function = stack.pop(), stack.pop()
-        stack.append(_call(function, arguments))
-      elif op == 'BUILD':
-        stack.pop()  # attributes, such as a state dict's _metadata
-      elif op in ('NONE', 'NEWTRUE', 'NEWFALSE'):
-        stack.append({'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}[op])
-      elif op in ('EMPTY_DICT', 'EMPTY_LIST', 'EMPTY_TUPLE'):
-        stack.append({'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple}[op]())
-      elif op in ('TUPLE1', 'TUPLE2', 'TUPLE3'):
-        count = int(op[-1])
-        items = tuple(stack[-count:])
-        del stack[-count:]
-        stack.append(items)
-      elif op in ('TUPLE', 'LIST'):
-        stack.append((tuple if op == 'TUPLE' else list)(since_mark()))
-      elif op == 'DICT':
-        stack.append(_pairs(since_mark()))
-      elif op in ('SETITEM', 'SETITEMS'):
-        items = since_mark() if op == 'SETITEMS' else [stack.pop(-2), stack.pop()]
-        stack[-1].update(_pairs(items))
-      elif op in ('APPEND', 'APPENDS'):
-        items = since_mark() if op == 'APPENDS' else [stack.pop()]
-        stack[-1].extend(items)
-      elif op in ('PUT', 'BINPUT', 'LONG_BINPUT'):
-        memo[argument] = stack[-1]
-      elif op == 'MEMOIZE':
-        memo[len(memo)] = stack[-1]
-      elif op in ('GET', 'BINGET', 'LONG_BINGET'):
-        stack.append(memo[argument])
-      elif op == 'POP':
-        stack.pop()
-      elif (
-        op.startswith(('BININT', 'INT', 'LONG', 'BINFLOAT', 'FLOAT'))
-        or 'UNICODE' in op
-        or 'BYTES' in op
-        or ('STRING' in op)
-      ):
-        stack.append(argument)
-      else:
-        raise CheckpointError(f'{path}: refused: its pickle uses {op}, which no tensor needs')
-  except CheckpointError:
-    raise
-  except (
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    UnicodeDecodeError,
-    OverflowError,
-  ) as error:
+    return _Unpickler(stream, {} if storages is None else storages).load()
+  except CheckpointError as error:
+    raise CheckpointError(f'{path}: {error}') from None
+  except DAMAGED as error:
     raise CheckpointError(
-      f'{path}: not {what}, or damaged: {type(error).__name__} {error}'
+      f'{path}: not {what}, or damaged or truncated: {type(error).__name__} {error}'
     ) from None
-  raise CheckpointError(f'{path}: not {what}, or truncated')
+
+
+class _Global(NamedTuple):
+  """Stands for a global that the pickle mentions; calling it is what REDUCE can do."""
+
+  name: str
+
+  def __call__(self, *arguments):
+    match self.name.rpartition('.')[2]:
+      case 'OrderedDict':
+        return _pairs([part for pair in (arguments[0] if arguments else ()) for part in pair])
+      case 'Size':
+        return tuple(*arguments)
+      case 'device':
+        return arguments
+      case '_rebuild_parameter':
+        return arguments[0]
+      case '_rebuild_tensor_v2' | '_rebuild_tensor':
+        return _tensor(*arguments[:4])
+    raise ValueError(f'a call of {self.name}')
+
+
+class _Opcodes(dict):
+  """{opcode: method} of the opcodes that tensors need."""
+
+  def __missing__(self, code: int):
+    name = next((op.name for op in pickletools.opcodes if ord(op.code) == code), f'opcode {code}')
+    raise CheckpointError(f'refused: its pickle uses {name}, which no tensor needs')
+
+
+class _Unpickler(pickle._Unpickler):
+  def __init__(self, stream, storages: dict):
+    super().__init__(stream)
+    self.storages = storages
+
+  def find_class(self, module, name):
+    if f'{module}.{name}' not in ALLOWED:
+      raise CheckpointError(
+        f'refused: its pickle refers to {module}.{name}, which is no part of a tensor'
+      )
+    return _Global(f'{module}.{name}')
+
+  def persistent_load(self, pid) -> Storage:
+    """The storage of ('storage', type, key, device, count[, view])."""
+    kind, storage, key, _, count, *view = pid
+    known = isinstance(storage, _Global) and isinstance(key, str | int) and _is_size(count)
+    if kind != 'storage' or not known or (view and view[0] is not None):
+      raise ValueError('an unknown kind of reference')
+    found = Storage(str(key), STORAGES[storage.name.rpartition('.')[2]], count)
+    self.storages[found.key] = found
+    return found
+
+  def load_dict(self):
+    items = self.pop_mark()
+    self.append(_pairs(items))
+
+  def load_setitem(self):
+    items = [self.stack.pop(-2), self.stack.pop()]
+    self.stack[-1].update(_pairs(items))
+
+  def load_setitems(self):
+    items = self.pop_mark()
+    self.stack[-1].update(_pairs(items))
+
+  def load_build(self):
+    self.stack.pop()  # attributes, such as a state dict's _metadata
+
+  dispatch = _Opcodes()
+
+
+for _name in OPCODES:
+  _code = getattr(pickle, _name)[0]
+  _Unpickler.dispatch[_code] = getattr(_Unpickler, pickle._Unpickler.dispatch[_code].__name__)
+
+
+def _is_size(n) -> bool:
+  return type(n) is int and 0 <= n < 1 << 63
 
 
 def _pairs(items) -> dict:
   if len(items) % 2:
-    raise UserError('a key without a value')
-  for key in items[0::2]:
-    if not isinstance(
-      key, (str, int, float, type(None))
-    ):  # hashing nested tuples can take for ever
+    raise ValueError('a key without a value')
+  for key in items[0::2]:  # hashing nested tuples can take for ever
+    if not (isinstance(key, str | float | None) or (isinstance(key, int) and _is_size(abs(key)))):
       raise TypeError(f'a key of type {type(key).__name__}')
-  return dict(zip(items[0::2], items[1::2]))
+  return dict(zip(items[0::2], items[1::2], strict=True))
 
 
-def _storage(pid) -> Storage:
-  """('storage', type, key, device, count[, view])."""
-  kind, storage_type, key, _, count, *view = pid
-  known = (
-    isinstance(kind, str)
-    and isinstance(key, (str, int))
-    and type(count) is int
-    and isinstance(storage_type, Name)
-  )
-  if not known or kind != 'storage' or count < 0 or (view and view[0] is not None):
-    raise UserError('an unknown kind of reference')
-  return Storage(str(key), np.dtype(STORAGES[storage_type.name.split(' ')[1]]), count)
-
-
-def _call(function, arguments):
-  """What the few calls of the tensor format stand for."""
-  if not isinstance(function, Name):
-    raise TypeError(f'a call of {type(function).__name__}')
-  module, name = function.name.split(' ')
-  if name == 'OrderedDict':
-    return collections.OrderedDict(
-      _pairs([part for pair in (arguments[0] if arguments else ()) for part in pair])
-    )
-  if name == 'Size':
-    return tuple(*arguments)
-  if name == 'device':
-    return arguments
-  if name == '_rebuild_parameter':
-    return arguments[0]
-  if name in ('_rebuild_tensor_v2', '_rebuild_tensor'):
-    storage, offset, shape, strides = arguments[:4]
-    if (
-      not isinstance(storage, Storage)
-      or len(shape) != len(strides)
-      or not all(type(n) is int and n >= 0 for n in (offset, *shape))
-      or not all(type(n) is int for n in strides)
-    ):
-      raise UserError('a damaged tensor record')
-    return Tensor(storage, offset, tuple(shape), tuple(strides))
-  raise UserError(f'a call of {module}.{name}')
+def _tensor(storage, offset, shape, strides) -> Tensor:
+  sizes = (offset, *shape, *(abs(s) for s in strides))
+  if (
+    not isinstance(storage, Storage)
+    or not len(shape) == len(strides) <= RANK_LIMIT
+    or not all(map(_is_size, sizes))
+  ):
+    raise ValueError('a damaged tensor record')
+  return Tensor(storage, offset, tuple(shape), tuple(strides))

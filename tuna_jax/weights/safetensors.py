@@ -13,36 +13,27 @@ from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
+from tuna_jax import files
 from tuna_jax.config import UserError
-from tuna_jax.weights.tensors import Bytes, CheckpointError, Lazy, row_blocks
+from tuna_jax.weights.tensors import Bytes, CheckpointError, Lazy, blocks
 
 HEADER_LIMIT = 100_000_000  # the format's own limit
 SHARD_BYTES = 5_000_000_000
-
+_KINDS = 'F64:f8 F32:f4 F16:f2 I64:i8 I32:i4 I16:i2 I8:i1 U64:u8 U32:u4 U16:u2 U8:u1 BOOL:? C64:c8'
 DTYPES = {
-  'F64': np.dtype(np.float64),
-  'F32': np.dtype(np.float32),
-  'F16': np.dtype(np.float16),
+  **{name: np.dtype(d) for name, d in (kind.split(':') for kind in _KINDS.split())},
   'BF16': np.dtype(ml_dtypes.bfloat16),
-  'I64': np.dtype(np.int64),
-  'I32': np.dtype(np.int32),
-  'I16': np.dtype(np.int16),
-  'I8': np.dtype(np.int8),
-  'U64': np.dtype(np.uint64),
-  'U32': np.dtype(np.uint32),
-  'U16': np.dtype(np.uint16),
-  'U8': np.dtype(np.uint8),
-  'BOOL': np.dtype(np.bool_),
+  'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
+  'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
+  'F8_E8M0': np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_file(path) -> dict[str, Lazy]:
-  """{name: Lazy} of one .safetensors file. Raises CheckpointError if the header does not describe
-  the file exactly.
-  """
+  """{name: Lazy} of one .safetensors file, which the header must describe exactly, or
+  CheckpointError says where it does not."""
   data = Bytes(path)
   if data.size < 8:
     raise CheckpointError(f'{path}: not a safetensors file: {data.size} bytes')
@@ -57,8 +48,7 @@ def read_file(path) -> dict[str, Lazy]:
     )
     header.pop('__metadata__', None)
     entries = [
-      (name, DTYPES[e['dtype']], tuple(e['shape']), tuple(e['data_offsets']))
-      for name, e in header.items()
+      (name, e['dtype'], tuple(e['shape']), tuple(e['data_offsets'])) for name, e in header.items()
     ]
     for name, _, shape, offsets in entries:
       if len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
@@ -66,30 +56,36 @@ def read_file(path) -> dict[str, Lazy]:
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise CheckpointError(f'{path}: damaged header: {type(error).__name__} {error}') from None
   position, tensors = 0, {}
-  for name, dtype, shape, (start, stop) in sorted(entries, key=lambda e: e[3]):
+  for name, kind, shape, (start, stop) in sorted(entries, key=lambda e: e[3]):
+    if kind not in DTYPES:
+      raise CheckpointError(
+        f'{path}: {name} is of type {kind}, which is not supported; supported: {", ".join(DTYPES)}'
+      )
+    dtype = DTYPES[kind]
     size = math.prod(shape) * dtype.itemsize
     if start != position or stop - start != size:
       raise CheckpointError(
-        f'{path}: damaged header: {name} is {dtype}{list(shape)}, {size} bytes, but lies at {start}..{stop} '
-        f'where {position} should come next'
+        f'{path}: damaged header: {name} is {dtype}{list(shape)}, {size} bytes, but lies at '
+        f'{start}..{stop} where {position} should come next'
       )
     position = stop
     tensors[name] = data.tensor(8 + length + start, shape, dtype)
   if 8 + length + position != data.size:
     raise CheckpointError(
-      f'{path}: truncated or overlong: {data.size} bytes, the header describes {8 + length + position}'
+      f'{path}: truncated or overlong: {data.size} bytes, the header describes '
+      f'{8 + length + position}'
     )
   return tensors
 
 
 def read_index(path) -> dict[str, Lazy]:
-  """{name: Lazy} over the shards that a `*.index.json` names. All files must lie beside it and
-  agree with it.
+  """{name: Lazy} of the shards that a `*.index.json` names; they lie beside it and agree with it.
+
+  Raises CheckpointError with every disagreement.
   """
-  path = epath.Path(path)
+  path = files.path(path)
   try:
-    weight_map = json.loads(path.read_text())['weight_map']
-    items = [(str(name), str(file)) for name, file in weight_map.items()]
+    items = [(str(n), str(file)) for n, file in files.read_json(path)['weight_map'].items()]
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise CheckpointError(
       f'{path}: not an index of shards: {type(error).__name__} {error}'
@@ -121,14 +117,12 @@ def read_index(path) -> dict[str, Lazy]:
 def write_folder(
   folder, tensors: Mapping[str, Lazy], *, stem: str = 'model', shard_bytes: int = SHARD_BYTES
 ):
-  """Writes `tensors` under `folder` as {stem}.safetensors, or as shards of at most `shard_bytes`
-  with an index.
+  """Writes {stem}.safetensors, or shards of at most `shard_bytes` with an index.
 
-  One block of at most 64 MB is in memory at a time. Files are byte-equal to those of the
-  safetensors library with metadata {'format': 'pt'}, which is what transformers and diffusers
-  write.
+  At most 64 MB are in memory at a time. Files are byte-equal to those of the safetensors library
+  with metadata {'format': 'pt'}, which transformers and diffusers write.
   """
-  folder = epath.Path(folder)
+  folder = files.path(folder)
   shards, size = [[]], 0
   for name in sorted(tensors):
     if shards[-1] and size + tensors[name].nbytes > shard_bytes:
@@ -144,13 +138,9 @@ def write_folder(
     file = f'{stem}-{number:05d}-of-{len(shards):05d}.safetensors'
     write_file(folder / file, {name: tensors[name] for name in names})
     weight_map.update(dict.fromkeys(names, file))
-  index = {
-    'metadata': {'total_size': sum(t.nbytes for t in tensors.values())},
-    'weight_map': weight_map,
-  }
-  (folder / f'{stem}.safetensors.index.json').write_text(
-    json.dumps(index, indent=2, sort_keys=True) + '\n'
-  )
+  total = {'total_size': sum(t.nbytes for t in tensors.values())}
+  index = {'metadata': total, 'weight_map': dict(sorted(weight_map.items()))}
+  files.write_json(folder / f'{stem}.safetensors.index.json', index)
 
 
 def write_file(path, tensors: Mapping[str, Lazy]):
@@ -167,12 +157,11 @@ def write_file(path, tensors: Mapping[str, Lazy]):
     position += value.nbytes
   text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
   text += b' ' * (-len(text) % 8)
-  with epath.Path(path).open('wb') as file:
+  with files.path(path).open('wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in order:
-      for index in row_blocks(tensors[name]):
-        block = np.ascontiguousarray(tensors[name].read(index))
-        file.write(memoryview(block.reshape(-1).view(np.uint8)))
+      for block in blocks(tensors[name]):
+        file.write(block)
 
 
 def _no_duplicates(pairs):

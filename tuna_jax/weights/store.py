@@ -25,9 +25,9 @@ from etils import epath
 from tuna_jax import tree
 from tuna_jax.config import TunaConfig, VaeConfig, from_dict, nearest, to_dict
 from tuna_jax.weights import safetensors
-from tuna_jax.weights.convert import place, raise_faults
+from tuna_jax.weights.convert import place
 from tuna_jax.weights.open import open_checkpoint
-from tuna_jax.weights.tensors import CheckpointError, Lazy
+from tuna_jax.weights.tensors import CheckpointError, Lazy, raise_faults
 
 TOKENIZER_FILES = (
   'tokenizer.json',
@@ -179,8 +179,7 @@ def check(leaves: Mapping[str, Lazy], abstract_params):
     for name, aval in wanted.items()
     if name in leaves and leaves[name].shape != tuple(aval.shape)
   ]
-  if faults:
-    raise_faults(f'stored weights: {len(faults)} faults', faults)
+  raise_faults('stored weights', faults)
 
 
 def tokenizer_files(folder) -> list[epath.Path]:

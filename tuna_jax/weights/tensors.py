@@ -7,30 +7,41 @@ matching bytes of the file and nothing else: peak memory follows the slice, not 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Callable, Mapping
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
+from tuna_jax import files
 from tuna_jax.config import UserError
 
 CHUNK_BYTES = 64 << 20  # the most that one read holds beside its result
 
 FLOATS = tuple(np.dtype(d) for d in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
+SHOWN = 60  # faults that a message lists
+LFS = b'version https://git-lfs'
 
 
 class CheckpointError(UserError):
   """A file that cannot be read, or does not fit: the message lists every fault, with names."""
 
 
+def raise_faults(title: str, faults: list[str]):
+  """Raises CheckpointError if there are faults: the first in its text, all of them in `.faults`."""
+  if faults:
+    more = [f'... and {len(faults) - SHOWN} more'] if len(faults) > SHOWN else []
+    lines = [f'{title}: {len(faults)} faults', *faults[:SHOWN], *more]
+    error = CheckpointError('\n  '.join(lines))
+    error.faults = faults
+    raise error
+
+
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-  """One tensor: `read(index)` returns the slice as numpy, `index` being one slice(start, stop) an
-  axis.
-  """
+  """One tensor: `read(index)` gives a slice as numpy; index is one slice(start, stop) per axis."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -41,9 +52,7 @@ class Lazy:
     return math.prod(self.shape) * self.dtype.itemsize
 
   def __getitem__(self, index) -> np.ndarray:
-    """The slice, with slices given for every axis or for the first ones; `lazy[()]` is the whole
-    tensor.
-    """
+    """The slice, given for every axis or for the first ones; `lazy[()]` is the whole tensor."""
     return self.read(full_index(index, self.shape))
 
   def __array__(self, dtype=None, copy=None):
@@ -69,18 +78,11 @@ def index_shape(index) -> tuple[int, ...]:
 
 
 def lazy(array) -> Lazy:
-  """Wraps an array that is already in memory: numpy, or a jax.Array, which is sliced on its
-  devices.
-  """
-  return (
-    array
-    if isinstance(array, Lazy)
-    else Lazy(
-      tuple(array.shape),
-      np.dtype(array.dtype),
-      lambda index: np.asarray(array[index] if index else array),
-    )
-  )
+  """Wraps an array in memory: numpy, or a jax.Array, which is sliced on its devices."""
+  if isinstance(array, Lazy):
+    return array
+  shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+  return Lazy(shape, dtype, lambda index: np.asarray(array[index] if index else array))
 
 
 def lazies(arrays: Mapping) -> dict[str, Lazy]:
@@ -89,10 +91,9 @@ def lazies(arrays: Mapping) -> dict[str, Lazy]:
 
 
 def row_blocks(value: Lazy, limit: int = CHUNK_BYTES):
-  """Indices that cover the tensor in storage order in slices of at most `limit` bytes, if one row
-  is not larger.
+  """Indices that cover the tensor in storage order, in slices of at most `limit` bytes.
 
-  Blocks follow the first axis; where one step of it is larger than `limit`, the second.
+  They follow the first axis, or the second where one step of the first is larger than `limit`.
   """
   if not value.shape:
     yield ()
@@ -109,14 +110,51 @@ def row_blocks(value: Lazy, limit: int = CHUNK_BYTES):
     yield full_index(slice(start, start + step), value.shape)
 
 
+def blocks(value: Lazy):
+  """The tensor's bytes in storage order, as uint8 arrays of at most 64 MB."""
+  for index in row_blocks(value):
+    yield np.ascontiguousarray(value.read(index)).reshape(-1).view(np.uint8)
+
+
+def cast(tensors: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
+  """The same tensors, read as `dtype`. CheckpointError where a finite value becomes infinite."""
+  dtype = np.dtype(dtype)
+
+  def read(name, value, index):
+    array = value.read(index)
+    with np.errstate(over='ignore'):
+      out = array.astype(dtype, copy=False)
+    if out is not array and np.isfinite(array).all() and not np.isfinite(out).all():
+      raise CheckpointError(
+        f'{name}: holds {float(np.abs(array).max()):.3g}, which is infinite as {dtype}; '
+        'use --dtype=bfloat16 or float32'
+      )
+    return out
+
+  return {
+    name: Lazy(t.shape, dtype, functools.partial(read, name, t)) for name, t in tensors.items()
+  }
+
+
+def equal(a: Lazy, b: Lazy) -> bool:
+  """Whether two tensors hold the same bytes, read block by block."""
+  return (
+    a.shape == b.shape
+    and a.dtype == b.dtype
+    and all(np.array_equal(x, y) for x, y in zip(blocks(a), blocks(b), strict=True))
+  )
+
+
 class Bytes:
   """A file read by position; local, or wherever `epath` reaches."""
 
   def __init__(self, path):
-    self.path = epath.Path(path)
+    self.path = files.path(path)
     self._lock = threading.Lock()
     self._file = self.path.open('rb')
     self.size = self._file.seek(0, 2)
+    if len(LFS) <= self.size < 1000 and self.read(0, len(LFS)).tobytes() == LFS:
+      raise CheckpointError(f'{path}: a pointer of git-lfs, not the file; run `git lfs pull` there')
 
   def read(self, start: int, size: int) -> np.ndarray:
     """uint8[size] from `start`. Raises CheckpointError where the file is shorter."""
@@ -129,38 +167,35 @@ class Bytes:
       data = np.empty(size, np.uint8)
       view, done = memoryview(data), 0
       while done < size:
-        part = self._file.readinto(view[done:]) if hasattr(self._file, 'readinto') else None
-        if part is None:  # remote files may offer only read()
-          block = self._file.read(size - done)
-          part = len(block)
-          view[done : done + part] = block
+        part = self._file.readinto(view[done:])
         if not part:
           raise CheckpointError(f'{self.path}: truncated at byte {start + done}')
         done += part
     return data
 
   def tensor(self, start: int, shape, dtype) -> Lazy:
-    """The C-ordered tensor that begins at byte `start`."""
+    """The C-ordered tensor that begins at byte `start`; whole rows of the first axis are read."""
     shape, dtype = tuple(shape), np.dtype(dtype)
+    row_shape = shape[1:]
+    row_bytes = math.prod(row_shape) * dtype.itemsize
+
+    def rows(first: int, count: int) -> np.ndarray:
+      found = self.read(start + first * row_bytes, count * row_bytes)
+      return found.view(dtype).reshape(count, *row_shape)
 
     def read(index):
       if not shape:
         return self.read(start, dtype.itemsize).view(dtype).reshape(())
-      wanted = index_shape(index)
-      row_shape = shape[1:]
-      row_bytes = math.prod(row_shape) * dtype.itemsize
-      whole_rows = wanted[1:] == row_shape
-      out = None if whole_rows else np.empty(wanted, dtype)
-      step = max(1, wanted[0] if whole_rows else CHUNK_BYTES // max(1, row_bytes))
-      for row in range(index[0].start, index[0].stop, step):
-        rows = min(step, index[0].stop - row)
-        block = (
-          self.read(start + row * row_bytes, rows * row_bytes).view(dtype).reshape(rows, *row_shape)
-        )
-        if whole_rows:
-          return block
-        at = row - index[0].start
-        out[at : at + rows] = block[(slice(None), *index[1:])]
-      return np.empty(wanted, dtype) if out is None else out
+      wanted, first = index_shape(index), index[0].start
+      if not math.prod(wanted):
+        return np.empty(wanted, dtype)
+      if wanted[1:] == row_shape:
+        return rows(first, wanted[0])
+      out = np.empty(wanted, dtype)
+      step = max(1, CHUNK_BYTES // row_bytes)
+      for at in range(0, wanted[0], step):
+        count = min(step, wanted[0] - at)
+        out[at : at + count] = rows(first + at, count)[(slice(None), *index[1:])]
+      return out
 
     return Lazy(shape, dtype, read)
