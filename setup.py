@@ -40,6 +40,9 @@ EXTRAS = {
   # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA
   # build over a CPU one.
   'parity': ['diffusers>=0.35', 'torch==2.13.0', 'transformers>=4.57'],
+  # The harness of docs/benchmarks.md as it declares itself, with av below 16 and some fifty
+  # packages more. launch/test.sh installs it without those.
+  'lmms-eval': ['filelock<4.3', 'lmms-eval==0.7.3'],
 }
 
 setup(
@@ -55,5 +58,8 @@ setup(
   package_dir={'tuna_jax.configs': 'configs'},
   install_requires=RUNTIME,
   extras_require=EXTRAS,
-  entry_points={'console_scripts': ['tuna-jax = tuna_jax.cli.main:main']},
+  entry_points={
+    'console_scripts': ['tuna-jax = tuna_jax.cli.main:main'],
+    'lmms_eval.models': ['tuna_jax = tuna_jax.benchmarks.lmms:manifest'],
+  },
 )

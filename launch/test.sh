@@ -4,7 +4,8 @@
 #   bash launch/test.sh [--lint] [--live] [--slow] [PYTEST ARGUMENTS]
 #
 #   --lint     first checks the sources with ruff: rules and formatting
-#   --live     installs the parity extra (torch, transformers, diffusers) and runs the tests against them too
+#   --live     installs the parity extra (torch, transformers, diffusers) and lmms-eval, and runs
+#              the tests against them too
 #   --slow     runs the tests marked slow too
 #   --dry-run  print what would run
 #   --help     this text
@@ -15,7 +16,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
+# What lmms-eval needs for the tasks that the tests run. It declares some fifty packages more, and
+# av below 16.
+LMMS_EVAL=lmms-eval==0.7.3
+LMMS_EVAL_NEEDS=(accelerate datasets evaluate loguru sacrebleu pytz tenacity pytablewriter
+  'filelock<4.3' pandas jinja2 pydantic)
+
 extras=(test)
+live=0
 arguments=()
 lint=0
 for argument in "$@"; do
@@ -23,7 +31,7 @@ for argument in "$@"; do
     --help | -h) usage && exit 0 ;;
     --dry-run) DRY_RUN=1 ;;
     --lint) lint=1 ;;
-    --live) extras+=(parity) && arguments+=(--live) ;;
+    --live) extras+=(parity) && live=1 && arguments+=(--live) ;;
     *) arguments+=("$argument") ;;
   esac
 done
@@ -41,6 +49,10 @@ if [[ $lint == 1 ]]; then
   # Lines over 100 columns (E501) are allowed until the last of them is gone.
   run ruff check --ignore E501 .
   run ruff format --check .
+fi
+if [[ $live == 1 ]] && ! python -c 'import importlib.metadata as m; m.version("lmms-eval")' 2>/dev/null; then
+  run python -m pip install --quiet --disable-pip-version-check "${LMMS_EVAL_NEEDS[@]}"
+  run python -m pip install --quiet --disable-pip-version-check --no-deps "$LMMS_EVAL"
 fi
 export JAX_PLATFORMS=cpu
 run python -m pytest -q -n "$workers" "${arguments[@]}"

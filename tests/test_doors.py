@@ -19,7 +19,7 @@ STAIRS = (
   ('weights',),
   ('train', 'sample'),
   ('evals',),
-  ('tools',),
+  ('tools', 'benchmarks'),
   ('parity', 'toy'),
   ('configs',),
   ('cli',),
