@@ -6,14 +6,15 @@ RUNTIME = [
   'absl-py>=2.1',
   'array_record>=0.7; sys_platform == "linux"',  # the store that tfds writes without TensorFlow
   'av>=14.0',  # clips in and out
-  'chex>=0.1.89',
   'einops>=0.8',
   'etils[epath]>=1.12',  # gs:// and local paths alike
   'flax>=0.12',
   'grain>=0.2.12',
   'importlib_resources>=5',  # tensorflow-datasets asks for it without saying so
   'jax>=0.10',
+  'jinja2>=3.1',
   'ml-collections>=1.0',
+  'ml_dtypes>=0.5',
   'numpy>=2.0',
   'optax>=0.2.5',
   'orbax-checkpoint>=0.11.30',
@@ -22,13 +23,16 @@ RUNTIME = [
   'scipy>=1.11',
   'tensorboardX>=2.6.2',
   'tensorflow-datasets>=4.9.7',  # without TensorFlow, which nothing here needs
+  'tensorstore>=0.1.70',
   'tokenizers>=0.21',
+  'tqdm>=4.66',
 ]
 
 EXTRAS = {
   'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.12'],
   'gpu': ['jax[cuda12]>=0.10', 'etils[epath-gcs]>=1.12'],
   'test': [
+    'chex>=0.1.89',
     'ipykernel>=6.29',
     'matplotlib>=3.9',
     'nbclient>=0.10',
@@ -56,6 +60,7 @@ setup(
   # installation never meets somebody else's `configs`.
   packages=[*find_packages(include=['tuna_jax', 'tuna_jax.*']), 'tuna_jax.configs'],
   package_dir={'tuna_jax.configs': 'configs'},
+  package_data={'tuna_jax.evals': ['*.j2'], 'tuna_jax.tools': ['*.j2']},
   install_requires=RUNTIME,
   extras_require=EXTRAS,
   entry_points={

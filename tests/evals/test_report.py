@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tuna_jax.evals import curves, report
+from tuna_jax.evals import curves, page, report
 from tuna_jax.evals.results import Evaluation, Result, Row, Sample, table
 from tuna_jax.toy.evaluate import TARGETS, TITLES
 
@@ -91,7 +91,7 @@ def test_a_step_that_ran_twice_is_counted_once_with_all_its_seconds(written):
 
 
 def test_a_clip_is_an_animated_picture_of_all_its_frames():
-  with Image.open(io.BytesIO(report.png(CLIP))) as file:
+  with Image.open(io.BytesIO(page.png(CLIP))) as file:
     assert file.n_frames == 9 and file.is_animated
     file.seek(8)
     assert np.array_equal(np.asarray(file.convert('RGB')), CLIP[8])
@@ -112,7 +112,7 @@ def test_a_step_logged_twice_is_read_once(tmp_path):
   ('low', 'high', 'scale'), [(0.0, 0.05, 'log'), (-3, 1, 'log'), (12, 33, 'linear')]
 )
 def test_an_axis_has_a_few_round_ticks_within_its_ends(low, high, scale):
-  ticks = curves._ticks(low, high, scale)
+  ticks = curves.ticks(low, high, scale)
   ends = (10.0**low, 10.0**high) if scale == 'log' else (low, high)
   assert 2 <= len(ticks) <= 7 and ends[0] <= ticks[0] and ticks[-1] <= ends[1]
 
