@@ -5,11 +5,14 @@ import re
 
 import pytest
 
+from tests.test_doors import STAIRS
 from tuna_jax.cli.main import verbs
+from tuna_jax.data.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'launch' / 'README.md']
 PAGES += sorted((ROOT / 'docs').glob('*.md'))
+DATA = ROOT / 'docs' / 'data.md'
 SOURCES = [
   path
   for folder in ('tuna_jax', 'configs', 'tests', 'launch', '.ci', '.github')
@@ -89,6 +92,25 @@ def test_verbs_that_pages_name_exist(path):
 def test_no_source_refers_to_a_document_outside_the_repository():
   outside = re.compile(r'\b(ARCHITECTURE|DESIGN|TPU|DATA|PIXEL|SHOWO2|ENCODERS)\.md|shared/spec')
   assert not [name(path) for path in [*SOURCES, *PAGES] if outside.search(path.read_text())]
+
+
+@pytest.mark.parametrize('page', ['showo2.md', 'pixel.md'])
+def test_sections_of_the_architecture_are_named_with_an_a(page):
+  found = re.findall(rf'\bA[\s]+({_NUMBER})', (ROOT / 'docs' / page).read_text())
+  assert found and not missing(ROOT / 'docs' / 'architecture.md', ' '.join(found))
+
+
+def test_the_design_lists_the_layers_that_the_imports_are_held_to():
+  text = (ROOT / 'docs' / 'design.md').read_text().partition('### 2.1 ')[2].partition('\n### ')[0]
+  listed = re.findall(r'^\d+\. (.+?)(?:;|$)', text, re.MULTILINE)
+  assert [tuple(re.findall(r'`(\w+)`', line)) for line in listed] == list(STAIRS)
+
+
+def test_the_data_page_lists_every_task_and_its_fields():
+  rows = re.findall(r'^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|', DATA.read_text(), re.MULTILINE)
+  assert {task: re.findall(r'\w+', fields) for task, fields in rows} == {
+    task: list(TASKS[task].fields) for task in TASKS
+  }
 
 
 def test_the_index_lists_every_page():
