@@ -1,5 +1,6 @@
-"""A model of a few thousand parameters, all of them random: what starts at zero would hide faults."""
+"""A model of a few thousand parameters, all of them random: zeros would hide faults."""
 
+import contextlib
 import functools
 
 import jax
@@ -82,3 +83,16 @@ def vae_params():
 @functools.cache
 def tokenizer():
   return Tokenizer.train(['a red ball', 'make it blue', 'what is this'], 300)
+
+
+@contextlib.contextmanager
+def compiled():
+  """A list that holds an entry for each program compiled within the block."""
+  found: list[dict] = []
+  event = 'backend_compile_duration'
+  listen = lambda name, _, **more: found.append(more) if name.endswith(event) else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -18,16 +18,8 @@ from tuna_jax.sample.generate import Generator
 from tuna_jax.sample.image import Guidance
 
 FEW = {'points': 3, 'guidance': 2.0}
-PROMPTS = [
-  'a red ball',
-  'make it blue',
-  'what',
-  'this',
-  'is',
-  '',
-  'red',
-  'a ball',
-]  # two batches of `generator`
+# two batches of `generator`
+PROMPTS = ['a red ball', 'make it blue', 'what', 'this', 'is', '', 'red', 'a ball']
 
 
 @functools.cache
@@ -56,45 +48,14 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_of_many():
   assert len({p.pixels.tobytes() for p in many}) == 8
 
 
-def test_batches_of_a_long_list_have_one_shape():
-  batches = list(generator()._batches(['x'] * 10, [5] * 10))
-  assert [len(rows) for rows, _, _ in batches] == [4, 4, 4]
-  assert sum(count for _, count, _ in batches) == 10
-  assert [i for rows, count, _ in batches for i in rows[:count]] == list(range(10))
-
-
-def test_the_vae_takes_as_many_pictures_at_once_as_their_size_allows():
-  seen = []
-
-  def tops(params, pixels, *, config):
-    seen.append(len(pixels))
-    return pixels[:, 0, 0, 0, 0]
-
-  large, little = (
-    np.zeros((3, 1, 1024, 1024, 3), np.uint8),
-    np.arange(6, dtype=np.uint8)[:, None, None, None, None],
-  )
-  media = [*large, *little]
-  out = generator()._by_shape(media, tops, [x[..., 0].size for x in media])
-  assert seen == [1, 1, 1, 3, 3]  # batches of 4 at most
-  assert out == [0, 0, 0, 0, 1, 2, 3, 4, 5]
-
-
 def test_a_second_call_with_other_prompts_and_settings_compiles_nothing():
   generator().image(PROMPTS, **FEW)
-  compiled = []
-  listen = lambda name, _, **more: (
-    compiled.append(more) if name.endswith('backend_compile_duration') else None
-  )
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    others = [f'{n} blue' for n in range(8)]
+  others = [f'{n} blue' for n in range(8)]
+  with small.compiled() as programs:
     generator().image(others, points=3, guidance=4.0, shift=1.0, negative='red', seed=range(8))
-    assert not compiled
+    assert not programs
     jax.jit(lambda x: x * 3 + 1)(1.0)
-    assert compiled  # the listener does hear
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
+    assert programs  # the listener does hear
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The cached sampler against the whole sequence run again at every step."""
 
+import concurrent.futures
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from tuna_jax.data.segments import Image, Video, layout
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.parity.sizes import quick_jit
 from tuna_jax.sample import image as drawing
-from tuna_jax.sample.image import Guidance
+from tuna_jax.sample.image import Drawing, Guidance
 from tuna_jax.sample.prompt import collate, split, strides
 
 TOLERANCE = 1e-5  # of the largest latent, after the whole ODE in float32
@@ -78,9 +80,7 @@ def cached(all_plans, noise, guidance, points, solver='euler'):
       collate(examples, CHANNELS),
       grids[: len(noise)],
       noise,
-      guidance=guidance,
-      points=points,
-      solver=solver,
+      Drawing(guidance, points, solver=solver),
     )
   )
 
@@ -155,8 +155,7 @@ def test_a_smaller_picture_in_a_batch_is_drawn_as_alone():
     collate(examples, CHANNELS),
     grids,
     noise,
-    guidance=Guidance(1.0),
-    points=5,
+    Drawing(Guidance(1.0), 5),
   )
   alone = cached(little[:1], noise[1:, :4], Guidance(1.0), 5)
   assert gap(np.asarray(both)[1:, :4], alone) < TOLERANCE
@@ -166,10 +165,9 @@ def test_a_second_prompt_seed_scale_and_shift_compile_nothing():
   rows = plans('t2i', ['a red ball', 'make it'], (1, 3, 2))
   noise = np.asarray(drawing.noise([1, 2], 6, CHANNELS))
   cached(rows, noise, Guidance(3.0), 50)
-  before = drawing._sample._cache_size()
-  again = cached(plans('t2i', ['what', 'is this'], (1, 2, 3)), noise + 1, Guidance(2.0), 50)
-  assert drawing._sample._cache_size() == before
-  assert np.isfinite(again).all()
+  with small.compiled() as programs:
+    cached(plans('t2i', ['what', 'is this'], (1, 2, 3)), noise + 1, Guidance(2.0), 50)
+  assert not programs
 
 
 def test_noise_depends_on_the_pictures_own_seed_alone():
@@ -188,12 +186,27 @@ def test_every_evaluation_is_reported_once():
     collate(examples, CHANNELS),
     grids,
     drawing.noise([1], 6, CHANNELS),
-    guidance=Guidance(1.0),
-    points=4,
-    solver='heun',
+    Drawing(Guidance(1.0), 4, solver='heun'),
     report=heard.append,
   )
   assert heard == [1, 2, 3, 4, 5]
+
+
+def test_each_thread_hears_of_its_own_evaluations_alone():
+  rows = plans('t2i', ['a red ball'], (1, 3, 2))
+  examples, grids = zip(*(split(p, small.tokenizer(), strides(small.CONFIG)) for p in rows[:1]))
+  prompts, how = collate(examples, CHANNELS), Drawing(Guidance(1.0), 4)
+
+  def draw(heard):
+    noise = drawing.noise([1], 6, CHANNELS)
+    return drawing.sample_latents(
+      small.CONFIG, small.params(), prompts, grids, noise, how, report=heard
+    )
+
+  heard: list[list[int]] = [[], [], []]
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    list(pool.map(draw, [one.append for one in heard]))
+  assert heard == [[1, 2, 3]] * 3
 
 
 @pytest.mark.parametrize(

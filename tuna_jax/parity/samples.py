@@ -54,7 +54,7 @@ def _sampler(config, guidance, points: int, shift: float):
 
     steps = jax.lax.scan(evaluate, noise, (times[:-1], times[1:]))[1]
     return drawing.sample_latents(
-      config, params, prompts, grid, noise, guidance=guidance, points=points, shift=shift
+      config, params, prompts, grid, noise, drawing.Drawing(guidance, points, shift)
     ), steps
 
   return lambda params, prompts, grid, noise: sizes.quick_jit(

@@ -13,8 +13,7 @@ compile once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,49 +27,15 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.segments import Example, Image, Plan, Video, layout
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.models.vae import decode_pixels, encode_pixels
-from tuna_jax.models.vae_stream import decode_stream
+from tuna_jax.sample import batches, requests
 from tuna_jax.sample import image as drawing
-from tuna_jax.sample import requests
 from tuna_jax.sample import text as writing
-from tuna_jax.sample.image import FILM_SCALE, SCALE, Guidance
+from tuna_jax.sample.image import FILM_SCALE, SCALE, Drawing, Guidance
 from tuna_jax.sample.output import Clip, Picture
-from tuna_jax.sample.prompt import Grid, bucket, collate, split, strides
+from tuna_jax.sample.prompt import Grid, collate, split, strides
 from tuna_jax.sample.text import Choice
-from tuna_jax.sharding import anchor
 
 Report = Callable[[int, int], None]
-
-PIXELS = (
-  1 << 19
-)  # that the VAE encodes or decodes at once: its activations take hundreds of bytes a pixel
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-  """How pictures and clips are drawn.
-
-  points: of the official time grid, points - 1 steps. shift: of that grid towards noise. solver: of
-  `flow.SOLVERS`.
-  """
-
-  guidance: Guidance = dataclasses.field(default_factory=Guidance)
-  points: int = 50
-  shift: float = flow.SAMPLE_SHIFT
-  solver: str = 'euler'
-
-  def __post_init__(self):
-    if self.solver not in flow.SOLVERS:
-      raise UserError(f'solver {self.solver!r}: expected one of {", ".join(flow.SOLVERS)}')
-    if self.points < 2:
-      raise UserError(f'points={self.points}: at least 2 are needed (points - 1 steps)')
-    if not self.shift > 0:
-      raise UserError(f'shift={self.shift}: must be above 0; 1 leaves times as they are')
-
-  @property
-  def evaluations(self) -> int:
-    """Velocity evaluations of one picture."""
-    return self.points - 1 if self.solver == 'euler' else 2 * (self.points - 1) - 1
 
 
 class Generator:
@@ -132,9 +97,8 @@ class Generator:
     )
     seeds = requests.seeds_of(seed, len(asked))
     out: list[Any] = [None] * len(examples)
-    for rows, count, length in self._batches(
-      [(e.cells, e.images) for e in examples], [e.length for e in examples]
-    ):
+    shapes, lengths = zip(*(((e.cells, e.images), e.length) for e in examples))
+    for rows, count, length in batches.batches(shapes, lengths, self.batch_size):
       answers = writing.generate_text(
         self.config,
         self.params,
@@ -211,7 +175,7 @@ class Generator:
     grid, points - 1 steps. report: called with (velocity evaluations done, how many there are).
     """
     prompts, many = requests.conversations(prompt)
-    how = _drawing(guidance, points, shift, solver)
+    how = Drawing.of(guidance, points, shift, solver)
     target = self._target(Image, size or self.media.image_size, 1)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
     return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
@@ -235,7 +199,7 @@ class Generator:
     `image`.
     """
     prompts, many = requests.strings(prompt, 'prompt')
-    how = _drawing(guidance, points, shift, solver)
+    how = Drawing.of(guidance, points, shift, solver)
     target = self._target(
       Video, size or self.media.video_size, self.media.frames if frames is None else frames
     )
@@ -266,7 +230,7 @@ class Generator:
     `image`.
     """
     texts, many = requests.strings(instruction, 'instruction')
-    how = _drawing(guidance, points, shift, solver)
+    how = Drawing.of(guidance, points, shift, solver)
     entries = requests.per_request(images, len(texts), many)
     if not all(entries):
       raise UserError('edit: no source picture')
@@ -313,22 +277,18 @@ class Generator:
         self._check_length(example, n + 1)
     channels, out, done = self.config.vae.latent_channels, [None] * len(plans), 0
     shapes = [(n, tuple(e.cells for e in branches)) for n, branches in zip(cells, prompts)]
-    batches = list(self._batches(shapes, [max(e.length for e in branches) for branches in prompts]))
-    total = len(batches) * how.evaluations
-    for rows, count, length in batches:
-      batch = self._collate(
-        [prompts[i][b] for b in range(how.guidance.branches) for i in rows], length
-      )
+    lengths = [max(e.length for e in branches) for branches in prompts]
+    together = list(batches.batches(shapes, lengths, self.batch_size))
+    total = len(together) * how.evaluations
+    for rows, count, length in together:
+      examples = [prompts[i][b] for b in range(how.guidance.branches) for i in rows]
       latents = drawing.sample_latents(
         self.config,
         self.params,
-        batch,
+        self._collate(examples, length),
         [grids[i] for i in rows],
         drawing.noise([seeds[i] for i in rows], cells[rows[0]], channels),
-        guidance=how.guidance,
-        points=how.points,
-        shift=how.shift,
-        solver=how.solver,
+        how,
         report=None if report is None else lambda n, done=done: report(done + n, total),
       )
       done += how.evaluations
@@ -338,31 +298,12 @@ class Generator:
 
   def encode(self, media: Sequence[np.ndarray]) -> list[np.ndarray]:
     """uint8 [F, H, W, 3] each -> normalised latents float32 [T, h, w, C]: posterior means, so
-    nothing is random.
-    """
-    return self._by_shape(media, _encode, [x[..., 0].size for x in media])
+    nothing is random."""
+    return batches.encode(self.vae_config, self.vae_params, media, self.batch_size)
 
   def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]. Clips a latent frame at a
-    time.
-    """
-    area = self.vae_config.spatial_stride**2
-    return self._by_shape(latents, _decode, [x[0, ..., 0].size * area for x in latents])
-
-  def _by_shape(self, arrays, fn, pixels):
-    """`fn` of the arrays in batches of one shape, of PIXELS at most (a power of two of them);
-    pixels: of each array.
-    """
-    out: list[Any] = [None] * len(arrays)
-    shapes = [a.shape for a in arrays]
-    most = {shape: 1 << max(0, (PIXELS // n).bit_length() - 1) for shape, n in zip(shapes, pixels)}
-    for rows, count, _ in self._batches(shapes, [0] * len(arrays), most):
-      results = np.asarray(
-        fn(self.vae_params, np.stack([arrays[i] for i in rows]), config=self.vae_config)
-      )
-      for i, result in zip(rows[:count], results):
-        out[i] = result
-    return out
+    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
+    return batches.decode(self.vae_config, self.vae_params, latents, self.batch_size)
 
   # ---- prompts
 
@@ -431,53 +372,6 @@ class Generator:
 
   def _collate(self, examples, length=None):
     return collate(examples, self.config.vae.latent_channels, length)
-
-  def _batches(
-    self, shapes: Sequence, lengths: Sequence[int], most: Mapping[Any, int] = MappingProxyType({})
-  ):
-    """(indices, how many of them are real, padded length) for batches of items that share a shape.
-
-    All batches of a shape have the same number of rows: full ones near `batch_size` (or `most` of
-    that shape, if less), or a power of two where there is only one. The last repeats its first
-    item.
-    """
-    for shape in dict.fromkeys(shapes):
-      group = [i for i, s in enumerate(shapes) if s == shape]
-      length = bucket(max(lengths[i] for i in group))
-      limit = min(self.batch_size, most.get(shape, self.batch_size))
-      count = -(-len(group) // limit)
-      rows = -(-len(group) // count)
-      if count == 1:
-        rows = min(limit, 1 << (rows - 1).bit_length())
-      for at in range(0, len(group), rows):
-        chunk = group[at : at + rows]
-        yield chunk + chunk[:1] * (rows - len(chunk)), len(chunk), length
-
-
-@jax.jit(static_argnames='config')
-def _encode(params, pixels, *, config):
-  return encode_pixels(config, params, anchor(pixels, 'rows'))
-
-
-def _decode(params, latents, *, config):
-  """uint8 [B, F, H, W, 3] of latents [B, T, h, w, C]."""
-  if latents.shape[1] == 1:
-    return _decode_stills(params, latents, config=config)
-  latents = anchor(latents, 'rows')
-  return np.concatenate(
-    [np.asarray(pixels) for pixels in decode_stream(config, params, latents)], axis=1
-  )
-
-
-@jax.jit(static_argnames='config')
-def _decode_stills(params, latents, *, config):
-  return decode_pixels(config, params, anchor(latents, 'rows'))
-
-
-def _drawing(guidance, points, shift, solver) -> Drawing:
-  if not isinstance(guidance, Guidance):
-    guidance = Guidance(float(guidance))
-  return Drawing(guidance, points, shift, solver)
 
 
 def _infos(prompts, negative, seeds, how: Drawing) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,8 @@ from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import lengths
 
-SCALE, FILM_SCALE = (
-  7.5,
-  6.0,
-)  # the official scales of guidance for pictures and for clips (docs/architecture.md 10)
+# The official scales of guidance, for pictures and for clips (docs/architecture.md 10).
+SCALE, FILM_SCALE = 7.5, 6.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +76,40 @@ class Guidance:
     return self.branches > 1 and self.interval != (0.0, 1.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """How pictures and clips are drawn.
+
+  points: of the official time grid, points - 1 steps. shift: of that grid towards noise. solver: of
+  `flow.SOLVERS`.
+  """
+
+  guidance: Guidance = dataclasses.field(default_factory=Guidance)
+  points: int = 50
+  shift: float = flow.SAMPLE_SHIFT
+  solver: str = 'euler'
+
+  def __post_init__(self):
+    if self.solver not in flow.SOLVERS:
+      raise UserError(f'solver {self.solver!r}: expected one of {", ".join(flow.SOLVERS)}')
+    if self.points < 2:
+      raise UserError(f'points={self.points}: at least 2 are needed (points - 1 steps)')
+    if not self.shift > 0:
+      raise UserError(f'shift={self.shift}: must be above 0; 1 leaves times as they are')
+
+  @classmethod
+  def of(cls, guidance: float | Guidance, points: int, shift: float, solver: str) -> Drawing:
+    """A guidance that is a number is its scale."""
+    if not isinstance(guidance, Guidance):
+      guidance = Guidance(float(guidance))
+    return cls(guidance, points, shift, solver)
+
+  @property
+  def evaluations(self) -> int:
+    """Velocity evaluations of one picture."""
+    return self.points - 1 if self.solver == 'euler' else 2 * (self.points - 1) - 1
+
+
 def noise(seeds: Sequence[int], cells: int, channels: int) -> np.ndarray:
   """float32[R, N, C]: row r depends on `seeds[r]` alone, whatever else is drawn with it, and
   wherever.
@@ -88,30 +120,18 @@ def noise(seeds: Sequence[int], cells: int, channels: int) -> np.ndarray:
 
 
 def sample_latents(
-  config: TunaConfig,
-  params,
-  prompts: Batch,
-  grid,
-  noise,
-  *,
-  guidance: Guidance | None = None,
-  points: int = 50,
-  shift: float = flow.SAMPLE_SHIFT,
-  solver: str = 'euler',
-  report=None,
+  config: TunaConfig, params, prompts: Batch, grid, noise, how: Drawing, *, report=None
 ):
   """Solves the ODE from `noise` -> float32[R, N, C] latents.
 
-  Args:
-    params: of `Tuna`. prompts: B = guidance.branches * R prefix rows, from `prompt.collate`; source
-    pictures are clean latents in it. grid: int[R, 3] (frames, rows, columns) of each target. A
-    picture of fewer cells than N is padded at the end. noise: float32[R, N, C]. points: of the
-    official grid: points - 1 steps. report: function of the number of velocity evaluations so far,
-    called once each.
+  params: of `Tuna`. prompts: how.guidance.branches * R prefix rows, from `prompt.collate`; source
+  pictures are clean latents in it. grid: int[R, 3] (frames, rows, columns) of each target; a
+  picture of fewer cells than N is padded at the end. noise: float32[R, N, C]. report: called with
+  the number of velocity evaluations so far, once after each.
 
   Everything is one compiled program, reused for every prompt of the same padded shape.
   """
-  guidance, grid = guidance or Guidance(), np.asarray(grid, np.int32)
+  guidance = how.guidance
   if len(prompts.tokens) != guidance.branches * len(noise):
     raise UserError(
       f'{len(prompts.tokens)} prompt rows for {len(noise)} pictures and {guidance.branches} branches'
@@ -119,25 +139,29 @@ def sample_latents(
   numbers = np.float32(
     [guidance.scale, guidance.image_scale or 1.0, *guidance.interval, guidance.rescale]
   )
-  global _report
-  _report = None if report is None else functools.partial(_count, report, itertools.count(1))
-  out = _sample(
-    params,
-    prompts,
-    grid,
-    noise,
-    flow.times(points, shift),
-    numbers,
-    config=config,
-    branches=guidance.branches,
-    limited=guidance.limited,
-    rescaled=guidance.rescale > 0,
-    solver=solver,
-    reported=report is not None,
-  )
+  run = next(_runs)
   if report is not None:
-    jax.effects_barrier()
-    _report = None
+    _reports[run] = functools.partial(_count, report, itertools.count(1))
+  try:
+    out = _sample(
+      params,
+      prompts,
+      np.asarray(grid, np.int32),
+      noise,
+      flow.times(how.points, how.shift),
+      numbers,
+      np.int32(run),
+      config=config,
+      branches=guidance.branches,
+      limited=guidance.limited,
+      rescaled=guidance.rescale > 0,
+      solver=how.solver,
+      reported=report is not None,
+    )
+    if report is not None:
+      jax.effects_barrier()
+  finally:
+    _reports.pop(run, None)
   return out
 
 
@@ -200,16 +224,18 @@ def combine(branches: Sequence[jax.Array], scale, image_scale, rescale=None):
   return out * (rescale * ratio + 1 - rescale)
 
 
-_report = None  # who hears of the steps of the sampler that runs now; the compiled program is the same for all
+# The compiled program is the same for all runs, so it names its run to the callback.
+_runs = itertools.count()
+_reports: dict[int, Callable[[], None]] = {}
 
 
-def _count(report, numbers, _):
+def _count(report, numbers):
   report(next(numbers))
 
 
-def _tell(t):
-  if _report is not None:
-    _report(t)
+def _tell(run, _):
+  if report := _reports.get(int(run)):
+    report()
 
 
 @functools.partial(
@@ -222,6 +248,7 @@ def _sample(
   noise,
   times,
   numbers,
+  run,
   *,
   config,
   branches,
@@ -236,7 +263,7 @@ def _sample(
   cache = prefill(config, params, prompts, cells + 1)
   target = target_batch(prompts, jnp.tile(grid, (branches, 1)), cells)
 
-  def run(x, t, branches):
+  def evaluate(x, t, branches):
     rows = branches * pictures
     here = jax.tree.map(lambda a: a[:rows], target)
     kept = cache._replace(
@@ -249,16 +276,19 @@ def _sample(
 
   def guided(x, t):
     return combine(
-      jnp.split(run(x, t, branches), branches), scale, image_scale, rescale if rescaled else None
+      jnp.split(evaluate(x, t, branches), branches),
+      scale,
+      image_scale,
+      rescale if rescaled else None,
     )
 
   def velocity(x, t):
     if reported:
-      jax.debug.callback(_tell, t)
+      jax.debug.callback(_tell, run, t)
     if branches == 1:
-      return run(x, t, 1)
+      return evaluate(x, t, 1)
     if not limited:
       return guided(x, t)
-    return jax.lax.cond((t >= low) & (t <= high), guided, lambda x, t: run(x, t, 1), x, t)
+    return jax.lax.cond((t >= low) & (t <= high), guided, lambda x, t: evaluate(x, t, 1), x, t)
 
   return flow.solve(velocity, noise, times, solver)

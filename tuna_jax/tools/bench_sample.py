@@ -125,18 +125,12 @@ def sample(
     params = jax.device_put(random_params(config, seed))
     noise = drawing.noise([seed], cells, channels)
     again = functools.partial(_whole, config, points=points, scale=guidance)
-    end = live.prefix + cells + 1
+    end, how = live.prefix + cells + 1, drawing.Drawing(Guidance(guidance), points)
     forms = {
       'naive': functools.partial(again, batch=collate(whole, channels, padded), head=True),
       'trimmed': functools.partial(again, batch=_cut(collate(whole, channels), end), head=False),
       'cached': lambda params, noise: drawing.sample_latents(
-        config,
-        params,
-        prompts,
-        [(1, cells_side, cells_side)],
-        noise,
-        guidance=Guidance(guidance),
-        points=points,
+        config, params, prompts, [(1, cells_side, cells_side)], noise, how
       ),
     }
     latents = {name: _timed(fn, params, noise, out[name]) for name, fn in forms.items()}
