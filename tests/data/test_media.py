@@ -71,6 +71,18 @@ def test_the_centre_is_kept():
   np.testing.assert_array_equal(media.read_image(wide, '16'), np.full((16, 16, 3), 255))
 
 
+@pytest.mark.parametrize('shape', [(90, 70), (48, 300), (300, 48), (64, 65), (7, 5)])
+def test_scaling_the_kept_part_alone_is_scaling_all_and_cropping(shape):
+  y, x = np.indices(shape)
+  waves = np.stack([np.sin(x / 3), np.cos(y / 4), np.sin((x + y) / 5)], -1)
+  picture, scale = Image.fromarray((127 + 90 * waves).astype(np.uint8)), 64 / min(shape)
+  height, width = (max(64, round(n * scale)) for n in shape)
+  whole = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), int)
+  top, left = (height - 64) // 2, (width - 64) // 2
+  found = media.fit(picture, (64, 64)).astype(int)
+  assert np.abs(found - whole[top : top + 64, left : left + 64]).max() <= 2  # levels: rounding
+
+
 def test_a_picture_of_the_right_size_is_unchanged():
   pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
   np.testing.assert_array_equal(media.read_image(pixels, '64'), pixels)

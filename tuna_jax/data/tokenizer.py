@@ -21,46 +21,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from tuna_jax import files
 from tuna_jax.config import UserError
 
-QWEN_SPECIALS = (
-  '<|endoftext|>',
-  '<|im_start|>',
-  '<|im_end|>',
-  '<|object_ref_start|>',
-  '<|object_ref_end|>',
-  '<|box_start|>',
-  '<|box_end|>',
-  '<|quad_start|>',
-  '<|quad_end|>',
-  '<|vision_start|>',
-  '<|vision_end|>',
-  '<|vision_pad|>',
-  '<|image_pad|>',
-  '<|video_pad|>',
-  '<tool_call>',
-  '</tool_call>',
-  '<|fim_prefix|>',
-  '<|fim_middle|>',
-  '<|fim_suffix|>',
-  '<|fim_pad|>',
-  '<|repo_name|>',
-  '<|file_sep|>',
+QWEN_SPECIALS = tuple(
+  '<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> '
+  '<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> '
+  '<|image_pad|> <|video_pad|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> '
+  '<|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>'.split()
 )
-TUNA_SPECIALS = (
-  '[PAD]',
-  '<image>',
-  '<|vid_start|>',
-  '<|vid_end|>',
-)  # in the order of docs/architecture.md 5.1
-# What a small tokenizer carries: the roles in use, so that its few ids go to words.
-SMALL_SPECIALS = (
-  '<|endoftext|>',
-  '<|im_start|>',
-  '<|im_end|>',
-  '<|vision_start|>',
-  '<|vision_end|>',
-  '<|image_pad|>',
-  *TUNA_SPECIALS,
-)
+TUNA_SPECIALS = ('[PAD]', '<image>', '<|vid_start|>', '<|vid_end|>')  # docs/architecture.md 5.1
+# What bos, eos, boi, eoi and img_pad are.
+_ROLES = ('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>')
+SMALL_SPECIALS = ('<|endoftext|>', *_ROLES, *TUNA_SPECIALS)  # the few that a small tokenizer has
 QWEN_VOCAB = 151_643  # ordinary tokens of Qwen2.5; the first special id
 
 # Qwen2's pre-tokenisation: words with one leading space, single digits, punctuation runs, line
@@ -74,46 +44,26 @@ _WORDS = (
 class Tokenizer:
   """A text model of the `tokenizers` library plus a table of special tokens.
 
-  bos eos boi eoi img_pad pad image: ids of the roles.   vocab_size: one more than the largest id.
+  bos eos boi eoi img_pad pad image: ids of the roles. vocab_size: one more than the largest id.
   """
 
   def __init__(self, core: tokenizers.Tokenizer, specials: Mapping[str, int]):
-    """core: the text model, without added tokens. specials: token -> id. Raises ValueError for a
+    """core: the text model, without added tokens. specials: token -> id. Raises UserError for a
     missing role.
     """
-    self._core = core
-    self.specials = dict(specials)
+    self._core, self.specials = core, dict(specials)
     self._names = {i: s for s, i in self.specials.items()}
-    roles = {
-      'bos': '<|im_start|>',
-      'eos': '<|im_end|>',
-      'boi': '<|vision_start|>',
-      'eoi': '<|vision_end|>',
-      'img_pad': '<|image_pad|>',
-      'pad': '[PAD]',
-      'image': '<image>',
-    }
-    missing = sorted(t for t in roles.values() if t not in self.specials)
-    if missing:
+    roles = (*_ROLES, '[PAD]', '<image>')
+    if missing := sorted(set(roles) - set(specials)):
       raise UserError(f'the tokenizer has no {", ".join(missing)}: a Qwen2.5 tokenizer is expected')
     if len(self._names) != len(self.specials):
       raise UserError('two special tokens share one id')
-    for role, token in roles.items():
-      setattr(self, role, self.specials[token])
+    ids = (self.specials[token] for token in roles)
+    self.bos, self.eos, self.boi, self.eoi, self.img_pad, self.pad, self.image = ids
     self.vocab_size = max(max(self._names), core.get_vocab_size() - 1) + 1
-    self._encode = functools.lru_cache(maxsize=65_536)(self._encode_uncached)
-
-  bos: int
-  eos: int
-  boi: int
-  eoi: int
-  img_pad: int
-  pad: int
-  image: int
-  vocab_size: int
-
-  def _encode_uncached(self, text: str) -> tuple[int, ...]:
-    return tuple(self._core.encode(text, add_special_tokens=False).ids)
+    self._encode = functools.lru_cache(maxsize=65_536)(
+      lambda text: tuple(core.encode(text, add_special_tokens=False).ids)
+    )
 
   def encode(self, text: str) -> tuple[int, ...]:
     """Ids of plain text. Strings that look like special tokens are spelled out, never turned into
@@ -125,23 +75,20 @@ class Tokenizer:
     """The text of `ids`. Special tokens are left out, or written by name. Ids without a token read
     as U+FFFD.
     """
-    pieces, run = [], []
 
-    def flush():
-      if run:
-        pieces.append(self._core.decode(run, skip_special_tokens=False))
-        run.clear()
-
-    for i in map(int, ids):
+    def kind(i):
       if i in self._names:
-        flush()
-        pieces.append('' if skip_special else self._names[i])
-      elif self._core.id_to_token(i) is None:
-        flush()
-        pieces.append('\N{REPLACEMENT CHARACTER}')
-      else:
-        run.append(i)
-    flush()
+        return 'special'
+      return 'text' if self._core.id_to_token(i) is not None else 'unknown'
+
+    pieces = []
+    for what, run in itertools.groupby(map(int, ids), kind):
+      if what == 'text':
+        pieces.append(self._core.decode(list(run), skip_special_tokens=False))
+      elif what == 'unknown':
+        pieces += ['\N{REPLACEMENT CHARACTER}' for _ in run]
+      elif not skip_special:
+        pieces += [self._names[i] for i in run]
     return ''.join(pieces)
 
   def save(self, directory: str | os.PathLike) -> None:
@@ -149,17 +96,10 @@ class Tokenizer:
     understand.
     """
     spec = json.loads(self._core.to_str())
+    flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
     spec['added_tokens'] = [
-      {
-        'id': i,
-        'content': s,
-        'special': True,
-        'single_word': False,
-        'lstrip': False,
-        'rstrip': False,
-        'normalized': False,
-      }
-      for s, i in sorted(self.specials.items(), key=lambda item: item[1])
+      {'id': i, 'content': token, 'special': True, **flags}
+      for i, token in sorted(self._names.items())
     ]
     folder = files.path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +110,7 @@ class Tokenizer:
     """Reads `directory/tokenizer.json` (or `qwen.tiktoken`) and adds Tuna's four tokens if they are
     missing.
 
-    Raises FileNotFoundError, or ValueError where a special token of Qwen2.5 has another id than the
+    Raises FileNotFoundError, or UserError where a special token of Qwen2.5 has another id than the
     published one.
     """
     folder = files.path(directory)
@@ -178,9 +118,7 @@ class Tokenizer:
     if not path.exists():
       if (folder / 'qwen.tiktoken').exists():
         return cls.from_tiktoken(folder / 'qwen.tiktoken')
-      raise FileNotFoundError(
-        f'{directory}: no tokenizer.json there (a Qwen2.5 model directory has one)'
-      )
+      raise FileNotFoundError(f'{folder}: no tokenizer.json (a Qwen2.5 model directory has one)')
     spec = files.read_json(path)
     specials = {t['content']: t['id'] for t in spec['added_tokens']}
     spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
@@ -192,9 +130,8 @@ class Tokenizer:
     if core.get_vocab_size() == QWEN_VOCAB:
       for i, token in enumerate(QWEN_SPECIALS + TUNA_SPECIALS, QWEN_VOCAB):
         if specials.get(token) != i:
-          raise UserError(
-            f'{path}: {token} is {specials.get(token, "missing")}, Qwen2.5 has it at {i}'
-          )
+          found = specials.get(token, 'missing')
+          raise UserError(f'{path}: {token} is {found}, Qwen2.5 has it at {i}')
     return cls(core, specials)
 
   @classmethod
@@ -202,7 +139,7 @@ class Tokenizer:
     """Rebuilds Qwen's tokenizer from a tiktoken file: lines of `base64(token) rank`, the rank being
     the id.
 
-    Raises ValueError naming the line that is not of that form.
+    Raises UserError naming the line that is not of that form.
     """
     ranks = {}
     with files.path(path).open('rb') as f:
@@ -213,18 +150,14 @@ class Tokenizer:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
           except ValueError as e:
             raise UserError(f'{path}:{number}: expected "base64 rank", found {line[:60]!r}') from e
-    if sorted(ranks.values()) != list(range(len(ranks))) or any(
-      bytes([b]) not in ranks for b in range(256)
-    ):
-      raise UserError(
-        f'{path}: ranks must be 0..{len(ranks) - 1} without gaps and hold every single byte'
-      )
+    whole = sorted(ranks.values()) == list(range(len(ranks)))
+    if not whole or any(bytes([b]) not in ranks for b in range(256)):
+      message = f'ranks must be 0..{len(ranks) - 1} without gaps and hold every single byte'
+      raise UserError(f'{path}: {message}')
     letters = _byte_letters()
     spell = functools.cache(lambda token: ''.join(letters[b] for b in token))
-    merges = [
-      tuple(map(spell, _split(token, ranks)))
-      for token in sorted((t for t in ranks if len(t) > 1), key=ranks.get)
-    ]
+    longer = sorted((t for t in ranks if len(t) > 1), key=ranks.get)
+    merges = [tuple(map(spell, _split(token, ranks))) for token in longer]
     core = _core({spell(t): r for t, r in ranks.items()}, merges)
     return cls(core, {t: i for i, t in enumerate(QWEN_SPECIALS + TUNA_SPECIALS, len(ranks))})
 
@@ -234,36 +167,26 @@ class Tokenizer:
     tokens.
 
     If every word fits, every word is one token; if not, byte-pair merges are learned. Any other
-    text falls back to shorter pieces, in the end bytes. Raises ValueError if not even the bytes and
+    text falls back to shorter pieces, in the end bytes. Raises UserError if not even the bytes and
     special tokens fit.
     """
-    specials = SMALL_SPECIALS
-    room = vocab_size - 256 - len(specials)
+    letters, least = _byte_letters(), 256 + len(SMALL_SPECIALS)
+    room = vocab_size - least
     if room < 0:
-      raise UserError(
-        f'vocab_size={vocab_size}: bytes and special tokens alone need {256 + len(specials)}'
-      )
-    letters = _byte_letters()
+      raise UserError(f'vocab_size={vocab_size}: bytes and special tokens alone need {least}')
     vocab = {letters[b]: b for b in range(256)}
-    splitter = _core(vocab, [])
-    texts, words = list(texts), collections.Counter()
-    for text in texts:
-      words.update(
-        w
-        for w, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text))
-      )
+    core, texts, words = _core(vocab, []), list(texts), collections.Counter()
+    for text in map(core.normalizer.normalize_str, texts):
+      words.update(word for word, _ in core.pre_tokenizer.pre_tokenize_str(text))
     words = sorted((w for w in words if len(w) > 1), key=lambda w: (-words[w], w))
     if len(words) <= room:
       core = _core({**vocab, **{w: i for i, w in enumerate(words, 256)}}, [], ignore_merges=True)
     else:
-      core = splitter
-      core.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-          vocab_size=256 + room, show_progress=False, initial_alphabet=sorted(vocab)
-        ),
+      trainer = trainers.BpeTrainer(
+        vocab_size=256 + room, show_progress=False, initial_alphabet=sorted(vocab)
       )
-    return cls(core, {t: i for i, t in enumerate(specials, core.get_vocab_size())})
+      core.train_from_iterator(texts, trainer)
+    return cls(core, {t: i for i, t in enumerate(SMALL_SPECIALS, core.get_vocab_size())})
 
 
 class Letters:
@@ -281,12 +204,9 @@ class Letters:
 def _core(vocab, merges, ignore_merges=False):
   core = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges))
   core.normalizer = normalizers.NFC()
-  core.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(_WORDS), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
+  words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), 'isolated')
+  as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  core.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
   core.decoder = decoders.ByteLevel()
   return core
 
@@ -305,9 +225,8 @@ def _split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
   """The two parts that byte-pair merging joins last to make `token`."""
   parts = [bytes([b]) for b in token]
   while len(parts) > 2:
-    rank, at = min(
-      (ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(itertools.pairwise(parts))
-    )
+    pairs = enumerate(itertools.pairwise(parts))
+    rank, at = min((ranks.get(a + b, len(ranks)), i) for i, (a, b) in pairs)
     if rank >= ranks[token]:
       raise UserError(f'token {token!r} of rank {ranks[token]} cannot be made from earlier ones')
     parts[at : at + 2] = [parts[at] + parts[at + 1]]
