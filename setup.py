@@ -9,6 +9,7 @@ RUNTIME = [
   'einops>=0.8',
   'etils[epath]>=1.12',  # gs:// and local paths alike
   'flax>=0.12',
+  'fsspec>=2023.6',  # one request per file of object storage
   'grain>=0.2.12',
   'importlib_resources>=5',  # tensorflow-datasets asks for it without saying so
   'jax>=0.10',
@@ -18,7 +19,7 @@ RUNTIME = [
   'numpy>=2.0',
   'optax>=0.2.5',
   'orbax-checkpoint>=0.11.30',
-  'pillow>=10.3',
+  'pillow>=11.3',  # the first with AVIF inside
   'safetensors>=0.5',
   'scipy>=1.11',
   'tensorboardX>=2.6.2',
@@ -29,6 +30,7 @@ RUNTIME = [
 ]
 
 EXTRAS = {
+  'heic': ['pillow-heif>=0.18'],  # pictures of iPhones
   'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.12'],
   'gpu': ['jax[cuda12]>=0.10', 'etils[epath-gcs]>=1.12'],
   'test': [

@@ -74,7 +74,7 @@ class Clip:
         path,
         save_all=True,
         append_images=frames[1:],
-        duration=round(1000 / self.fps),
+        duration=10 * max(1, round(100 / self.fps)),  # GIF counts hundredths of a second
         loop=0,
         comment=comment.encode(),
       )

@@ -4,7 +4,6 @@ PIL or arrays.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,20 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pil
 
+from tuna_jax import files
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data import media
 from tuna_jax.data.media import MediaConfig, Size
 from tuna_jax.data.tasks import PLACEHOLDER
 
-FILMS = (
-  '.mp4',
-  '.webm',
-  '.mkv',
-  '.mov',
-  '.avi',
-  '.m4v',
-  '.gif',
-)  # paths read as clips; directories are too
+FILMS = ('.mp4', '.webm', '.mkv', '.mov', '.avi', '.m4v')  # paths read as clips, as folders are
 MAX_SEED = 2**32
 ROLES = ('user', 'assistant', 'system')
 
@@ -168,24 +160,31 @@ def read(source, config: MediaConfig, stride: int) -> np.ndarray:
   An array [f, h, w, 3] is a clip whose frames are thinned to `stride` k + 1; a clip in a file gives
   `config.frames`.
   """
-  source = _plain(source)
+  source, limits = _plain(source), config.limits
   if isinstance(source, np.ndarray) and source.ndim == 4:
-    return media.read_video(source, config.video_size, len(source) - (len(source) - 1) % stride)
+    frames = len(source) - (len(source) - 1) % stride
+    return media.read_video(source, config.video_size, frames, limits)
+  if _is_clip(source, limits):
+    return media.read_video(source, config.video_size, config.frames, limits)
+  return media.read_image(source, config.image_size, None, limits)[None]
+
+
+def _is_clip(source, limits: media.Limits) -> bool:
+  """Whether a path or bytes are a clip: a folder, a video by its name, a GIF of several frames."""
   if isinstance(source, str) and (os.path.isdir(source) or source.lower().endswith(FILMS)):
-    return media.read_video(source, config.video_size, config.frames)
-  return media.read_image(source, config.image_size)[None]
+    return True
+  gif = isinstance(source, str) and source.lower().endswith('.gif')
+  gif |= isinstance(source, bytes) and source.startswith(b'GIF8')
+  return gif and media.is_animated(source, limits)
 
 
 def read_source(source, config: MediaConfig, size: str | None, stride: int) -> np.ndarray:
   """The source of an edit as uint8 [1, H, W, 3]: in the bucket of `size`, or keeping its own size
   (`own_size`).
   """
-  source = _plain(source)
-  if size is not None:
-    return media.read_image(source, size)[None]
-  height, width = media.buckets(config.image_size)[0]
-  picture = media.open_picture(source)
-  return media.fit(picture, own_size(picture.height, picture.width, height * width, stride))[None]
+  source, area = _plain(source), math.prod(media.buckets(config.image_size)[0])
+  own = None if size else lambda height, width: own_size(height, width, area, stride)
+  return media.read_image(source, size or config.image_size, own, config.limits)[None]
 
 
 def name_of(source) -> str:
@@ -193,26 +192,28 @@ def name_of(source) -> str:
   return os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
 
 
-def own_size(height: int, width: int, area: int, stride: int) -> Size:
-  """(height, width) as given, scaled down to `area` pixels if larger, each side rounded to a
-  multiple of `stride`.
+def own_size(height: float, width: float, area: int, stride: int) -> Size:
+  """(height, width) as given, scaled down to `area` pixels if larger, each side a multiple of
+  `stride`: the nearest, or the longer side less where the nearest would exceed the area.
   """
   scale = min(1.0, math.sqrt(area / (height * width)))
-  return tuple(max(1, round(side * scale / stride)) * stride for side in (height, width))
+  size = [max(1, round(side * scale / stride)) * stride for side in (height, width)]
+  longer = int(size[1] > size[0])
+  size[longer] = min(size[longer], max(stride, area // size[1 - longer] // stride * stride))
+  return tuple(size)
 
 
 def _plain(source) -> Any:
-  """A picture or clip as `media` takes it: a path, bytes or an array."""
-  if isinstance(source, Pil.Image):
-    file = io.BytesIO()
-    source.save(file, 'PNG')
-    return file.getvalue()
-  if isinstance(source, (str, bytes, np.ndarray)):
+  """A picture or clip as `media` takes it: a path with `~` resolved, bytes, a PIL picture or an
+  array.
+  """
+  if isinstance(source, (str, os.PathLike)):
+    source = os.fspath(source)
+    return source if files.is_remote(source) else os.fspath(files.path(source))
+  if isinstance(source, (bytes, np.ndarray, Pil.Image)):
     return source
-  if isinstance(source, os.PathLike):
-    return os.fspath(source)
   if hasattr(source, '__array__'):
     return np.asarray(source)
   raise media.MediaError(
-    f'a picture must be a path, bytes, a PIL image or uint8 [h, w, 3], found {type(source).__name__}'
+    f'a picture must be a path, bytes, a PIL image or an array, found {type(source).__name__}'
   )
