@@ -67,6 +67,7 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
     mesh=MeshConfig(data=-1, fsdp=1),
     ntp_coeff=1.0,
     time_shift=3.0,
+    initial='tuna_jax.toy.initial:previous_token_heads',
     checkpoint_every=10**6,
     keep=1,
   )

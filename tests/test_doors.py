@@ -29,7 +29,7 @@ STEP = {package: number for number, step in enumerate(STAIRS) for package in ste
 
 # The model's files in the order data flows; each imports only files before it.
 MODELS = (
-  *('attention', 'rope', 'layers', 'vae', 'vae_stream', 'vision', 'decoder', 'flow_head'),
+  *('attention', 'rope', 'layers', 'vae_layers', 'vae', 'vision', 'decoder', 'flow_head'),
   *('tuna', 'shapes'),
 )
 

@@ -6,7 +6,9 @@ import numpy as np
 
 from tests.models import small
 from tuna_jax.config import DESIGNS, FlowHeadConfig, PathConfig, TunaConfig
+from tuna_jax.data.latents import fill_latents
 from tuna_jax.data.segments import Image, Text, layout, pack
+from tuna_jax.data.tokenizer import Letters
 
 SIDE = 2  # cells of a token's side
 
@@ -42,10 +44,6 @@ def plans(config: TunaConfig) -> dict:
 
 def batch(config: TunaConfig, *rows: tuple[str, ...]):
   """The named examples side by side, pictures filled in."""
-  made = {name: layout(plan, small._Tokens, config.strides) for name, plan in plans(config).items()}
+  made = {name: layout(plan, Letters(), config.strides) for name, plan in plans(config).items()}
   sizes = (len(rows), 48, 24, 4, config.token_dim)
-  packed = pack([[made[name] for name in row] for row in rows], sizes)
-  for piece in packed.media:
-    own = slice(piece.start, piece.start + piece.cells)
-    packed.batch.latents[piece.row, own] = piece.media.reshape(piece.cells, -1)
-  return packed.batch
+  return fill_latents(pack([[made[name] for name in row] for row in rows], sizes))

@@ -1,15 +1,13 @@
 """The decoder alone: what a position may see."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import shrink
 from tests.models import small
-from tuna_jax import tree
 from tuna_jax.models import rope
-from tuna_jax.models.decoder import Decoder, looking_back
+from tuna_jax.models.decoder import Decoder
 from tuna_jax.models.layers import Span
 
 D = small.CONFIG.decoder
@@ -76,27 +74,3 @@ def test_segments_do_not_see_each_other(run):
 def test_only_the_distance_between_positions_matters(run):
   later = np.arange(LENGTH, dtype=np.int32)[None] + 100
   np.testing.assert_allclose(run(position=later), run(), atol=1e-4)
-
-
-def test_fresh_heads_of_the_first_layer_look_one_and_two_tokens_back():
-  flat = {
-    f'layers/attn/{name}_proj/{leaf}': np.zeros(
-      (D.num_layers, *rows, heads * D.head_dim), np.float32
-    )
-    for name, heads in (('q', D.num_heads), ('k', D.num_kv_heads))
-    for leaf, rows in (('kernel', (D.dim,)), ('bias', ()))
-  }
-  attn = looking_back(tree.unflatten(jax.tree.map(jnp.asarray, flat)), D)['layers']['attn']
-  position = np.arange(LENGTH)[None]
-  q, k = (
-    rope.rotate(
-      jnp.tile(attn[f'{name}_proj']['bias'][0].reshape(1, 1, -1, D.head_dim), (1, LENGTH, 1, 1)),
-      rope.decoder_rotary(position, D.head_dim, D.rope_theta),
-    )[0]
-    for name in 'qk'
-  )
-  scores = np.einsum('qhd,kd->hqk', q, k[:, 0])
-  for head in range(D.num_heads // D.num_kv_heads):
-    for i in range(3, LENGTH):
-      assert scores[head, i, : i + 1].argmax() == i - 1 - head
-  assert not np.any(attn['q_proj']['bias'][1:]) and not np.any(attn['k_proj']['bias'][1:])

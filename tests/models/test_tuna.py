@@ -11,8 +11,7 @@ from tuna_jax import batch as batch_lib
 from tuna_jax.batch import Batch
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna, init_cache, sinusoid
-from tuna_jax.parity.sizes import quick_jit
-from tuna_jax.train import state
+from tuna_jax.weights import fresh
 
 ROUNDING = 2e-5  # of numbers of order 1: float32 sums in another order
 
@@ -103,8 +102,8 @@ def test_the_time_of_a_picture_reaches_its_own_velocity(packed):
 
 def test_fresh_weights_predict_no_velocity(packed):
   batch, t, _ = packed
-  fresh = quick_jit(lambda key: state.init_params(small.CONFIG, key))(jax.random.key(0))
-  out = small.forward().func(fresh, batch, batch.latents, t)
+  params = fresh.init(tuna_shapes(small.CONFIG), 0)
+  out = small.forward().func(params, batch, batch.latents, t)
   assert not np.asarray(out.velocity).any() and np.asarray(out.hidden).any()
 
 

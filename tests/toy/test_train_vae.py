@@ -1,6 +1,7 @@
 """The tiny VAE's training: stills and clips, measured latents, a directory that others load."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -13,7 +14,7 @@ from tuna_jax.configs import vae as vae_config
 
 from tests import shrink
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.models.vae import WanVae, normalize, to_float
+from tuna_jax.models.vae import encode_pixels
 from tuna_jax.toy import train_vae, world
 from tuna_jax.train import checkpoint, loop
 
@@ -57,10 +58,8 @@ def test_its_latents_are_measured_on_the_training_data(trained):
   pixels = [media.batch(0, 32, False), media.batch(0, 8, True)]
   cells = []
   for x in pixels:
-    mean = jax.jit(
-      lambda x: WanVae(model).apply({'params': params}, to_float(x), method='encode').mean
-    )(x)
-    cells.append(np.asarray(normalize(model, mean)).reshape(-1, model.latent_channels))
+    latents = jax.jit(functools.partial(encode_pixels, model))(params, x)
+    cells.append(np.asarray(latents).reshape(-1, model.latent_channels))
   cells = np.concatenate(cells)
   np.testing.assert_allclose(cells.mean(0), 0, atol=1e-2)
   np.testing.assert_allclose(cells.std(0), 1, atol=1e-2)

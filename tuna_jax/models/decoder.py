@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from tuna_jax.config import DecoderConfig, TunaConfig
-from tuna_jax.models import rope
-from tuna_jax.models.layers import Attention, RMSNorm, Span, SwiGLU, dense, stack
+from tuna_jax.config import TunaConfig
+from tuna_jax.models.layers import SHAPE_ONLY, Attention, RMSNorm, Span, SwiGLU, dense, stack
 from tuna_jax.sharding import anchor
 
 
@@ -24,13 +23,11 @@ class DecoderBlock(nn.Module):
     c = self.config
     d = c.decoder
     x = checkpoint_name(anchor(x, 'hidden'), 'block_input')
-    y, cache = Attention(d, c.dtype, c.attention, qkv_bias=True, closed=True, name='attn')(
+    y, cache = Attention(d, c.dtype, c.attention, qkv_bias=True, name='attn')(
       RMSNorm(d.norm_eps, name='input_norm')(x), span, cache
     )
     x = x + y
-    x = x + SwiGLU(d.mlp_dim, c.dtype, closed=True, name='mlp')(
-      RMSNorm(d.norm_eps, name='post_norm')(x)
-    )
+    x = x + SwiGLU(d.mlp_dim, c.dtype, name='mlp')(RMSNorm(d.norm_eps, name='post_norm')(x))
     return x, cache
 
 
@@ -43,11 +40,7 @@ class Decoder(nn.Module):
     c = self.config
     d = c.decoder
     self.embedder = nn.Embed(
-      d.padded_vocab,
-      d.dim,
-      dtype=c.dtype,
-      embedding_init=nn.initializers.normal(4 * d.dim**-0.5),
-      name='embed',
+      d.padded_vocab, d.dim, dtype=c.dtype, embedding_init=SHAPE_ONLY, name='embed'
     )
     self.layers = stack(DecoderBlock, d.num_layers, c.remat, 'layers', config=c)
     self.norm = RMSNorm(d.norm_eps, name='norm')
@@ -74,30 +67,3 @@ class Decoder(nn.Module):
     if d.padded_vocab == d.vocab_size:
       return out
     return jnp.where(jnp.arange(d.padded_vocab) < d.vocab_size, out, jnp.finfo(jnp.float32).min)
-
-
-def looking_back(params, config: DecoderConfig, sharpness: float = 5.0, pairs: int = 6):
-  """Fresh decoder parameters whose first layer starts with heads that look 1, 2, ... tokens back.
-
-  The query heads of the first key/value head read positions alone: a constant key, and queries that
-  are the same constant turned back by the rotary angle of 1, 2, ... tokens (`pairs` fastest
-  frequencies of RoPE). What goes before a word is what recall in context needs first; found by
-  gradient it takes several times more tokens.
-  """
-  d = config.head_dim
-  pairs = min(pairs, d // 2)
-  back = 1.0 + jnp.arange(config.num_heads // config.num_kv_heads)[:, None]
-  angle = back * rope.frequencies(d, config.rope_theta)[:pairs]
-  query = jnp.zeros((len(back), d)).at[:, :pairs].set(jnp.cos(angle))
-  query = query.at[:, d // 2 : d // 2 + pairs].set(-jnp.sin(angle))
-  attn = dict(params['layers']['attn'])
-  for name, heads, bias in (
-    ('q', len(query), query),
-    ('k', 1, jnp.zeros((1, d)).at[:, :pairs].set(1.0)),
-  ):
-    leaf = attn[f'{name}_proj']
-    attn[f'{name}_proj'] = {
-      'kernel': leaf['kernel'].at[0, :, : heads * d].multiply(0.1),
-      'bias': leaf['bias'].at[0, : heads * d].set(sharpness * bias.reshape(-1)),
-    }
-  return {**params, 'layers': {**params['layers'], 'attn': attn}}

@@ -35,9 +35,7 @@ class FlowBlock(nn.Module):
     c = self.config
     f = c.flow_head
     x = checkpoint_name(anchor(x, 'hidden'), 'block_input')
-    modulation = anchor(
-      dense(6 * f.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images'
-    )
+    modulation = anchor(dense(6 * f.dim, c.dtype, name='adaln')(nn.silu(time)), 'images')
     modulation = per_token(modulation, owner)
     plain = jnp.repeat(jnp.asarray([0, 0, 1, 0, 0, 1], modulation.dtype), f.dim)
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
@@ -61,12 +59,10 @@ class FinalLayer(nn.Module):
   def __call__(self, x, time, owner):
     """x [B, V, D], time [B, M, D], owner int[B, V] -> [B, V, C]."""
     c = self.config
-    modulation = anchor(
-      dense(2 * c.flow_head.dim, c.dtype, zeros=True, name='adaln')(nn.silu(time)), 'images'
-    )
+    modulation = anchor(dense(2 * c.flow_head.dim, c.dtype, name='adaln')(nn.silu(time)), 'images')
     shift, scale = jnp.split(per_token(modulation, owner), 2, axis=-1)
     y = modulate(RMSNorm(FINAL_NORM_EPS, name='norm')(x), shift, scale)
-    return dense(c.token_dim, c.dtype, zeros=True, name='linear')(y)
+    return dense(c.token_dim, c.dtype, name='linear')(y)
 
 
 class FlowHead(nn.Module):

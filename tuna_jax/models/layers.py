@@ -33,12 +33,13 @@ class Span(NamedTuple):
   index: jax.Array | None = None
 
 
-def dense(
-  features: int, dtype, *, bias: bool = True, zeros: bool = False, name: str | None = None
-) -> nn.Dense:
-  """A linear layer; `zeros` starts it at zero (adaLN, the flow head's output, a closed branch)."""
-  init = nn.initializers.zeros_init() if zeros else nn.initializers.lecun_normal()
-  return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+# Modules declare shapes; the initial value of every parameter is in `weights.fresh`.
+SHAPE_ONLY = nn.initializers.zeros_init()
+
+
+def dense(features: int, dtype, *, bias: bool = True, name: str | None = None) -> nn.Dense:
+  """A linear layer."""
+  return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=SHAPE_ONLY, name=name)
 
 
 class RMSNorm(nn.Module):
@@ -48,7 +49,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones_init(), (x.shape[-1],))
+    scale = self.param('scale', SHAPE_ONLY, (x.shape[-1],))
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
     return x32.astype(x.dtype) * scale.astype(x.dtype)
@@ -73,7 +74,6 @@ class Attention(nn.Module):
   out_bias: bool = False
   out_name: str = 'o_proj'
   qk_norm_eps: float | None = None
-  closed: bool = False  # starts by adding nothing
 
   @nn.compact
   def __call__(self, x, span: Span, cache=None):
@@ -110,9 +110,7 @@ class Attention(nn.Module):
       impl=self.impl,
     )
     y = rearrange(y, 'b l h d -> b l (h d)')
-    return dense(
-      x.shape[-1], self.dtype, bias=self.out_bias, zeros=self.closed, name=self.out_name
-    )(y), cache
+    return dense(x.shape[-1], self.dtype, bias=self.out_bias, name=self.out_name)(y), cache
 
 
 class SwiGLU(nn.Module):
@@ -120,14 +118,13 @@ class SwiGLU(nn.Module):
 
   mlp_dim: int
   dtype: str
-  closed: bool = False
 
   @nn.compact
   def __call__(self, x):
     gate = dense(self.mlp_dim, self.dtype, bias=False, name='gate_proj')(x)
     up = dense(self.mlp_dim, self.dtype, bias=False, name='up_proj')(x)
     y = anchor(nn.silu(gate) * up, 'mlp')
-    return dense(x.shape[-1], self.dtype, bias=False, zeros=self.closed, name='down_proj')(y)
+    return dense(x.shape[-1], self.dtype, bias=False, name='down_proj')(y)
 
 
 class Mlp(nn.Module):
@@ -137,12 +134,11 @@ class Mlp(nn.Module):
   out_dim: int
   dtype: str
   approximate: bool
-  closed: bool = False
 
   @nn.compact
   def __call__(self, x):
     y = nn.gelu(dense(self.mlp_dim, self.dtype, name='fc1')(x), approximate=self.approximate)
-    return dense(self.out_dim, self.dtype, zeros=self.closed, name='fc2')(anchor(y, 'mlp'))
+    return dense(self.out_dim, self.dtype, name='fc2')(anchor(y, 'mlp'))
 
 
 _POLICIES = {

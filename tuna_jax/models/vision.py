@@ -13,7 +13,7 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import Attention, Mlp, RMSNorm, Span, dense, stack
+from tuna_jax.models.layers import SHAPE_ONLY, Attention, Mlp, RMSNorm, Span, dense, stack
 from tuna_jax.sharding import anchor
 
 _MAX_FRAMES = 1 << 12  # latent frames of one clip; segment ids are image * _MAX_FRAMES + frame
@@ -89,19 +89,12 @@ class VisionBlock(nn.Module):
     v = c.vision
     x = checkpoint_name(anchor(x, 'visual'), 'block_input')
     attend = Attention(
-      v,
-      c.dtype,
-      c.attention,
-      qkv_bias=True,
-      out_bias=True,
-      out_name='out_proj',
-      closed=True,
-      name='attn',
+      v, c.dtype, c.attention, qkv_bias=True, out_bias=True, out_name='out_proj', name='attn'
     )
     y, _ = attend(nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm1')(x), span)
     x = x + y
     y = nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm2')(x)
-    return x + Mlp(v.mlp_dim, v.dim, c.dtype, approximate=True, closed=True, name='mlp')(y), cache
+    return x + Mlp(v.mlp_dim, v.dim, c.dtype, approximate=True, name='mlp')(y), cache
 
 
 class Patches(nn.Module):
@@ -115,8 +108,7 @@ class Patches(nn.Module):
     c = self.config
     x = dense(c.decoder.dim, c.dtype, name='embed')(tokens.astype(c.dtype))
     x = RMSNorm(PATCH_NORM_EPS, name='norm')(x)
-    init = nn.initializers.normal(c.decoder.dim**-0.5)
-    mask_token = self.param('mask_token', init, (c.decoder.dim,)).astype(x.dtype)
+    mask_token = self.param('mask_token', SHAPE_ONLY, (c.decoder.dim,)).astype(x.dtype)
     return x if masked is None else jnp.where(masked[..., None], mask_token, x)
 
 
@@ -133,9 +125,7 @@ class Vision(nn.Module):
     c = self.config
     v = c.vision
     x = dense(v.dim, c.dtype, name='patch_embed')(latents.astype(c.dtype))
-    table = nn.Embed(
-      v.grid**2, v.dim, embedding_init=nn.initializers.normal(1.0), name='position_embed'
-    ).embedding
+    table = nn.Embed(v.grid**2, v.dim, embedding_init=SHAPE_ONLY, name='position_embed').embedding
     size = jnp.take_along_axis(grid, jnp.maximum(image - 1, 0)[..., None], axis=1)[..., 1:]
     weights = position_weights(coords, size, v.grid)
     x = x + jnp.einsum('bvg,gd->bvd', weights, table).astype(c.dtype)

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from tuna_jax.config import VaeConfig
-from tuna_jax.models.vae import decode_pixels, encode_pixels
-from tuna_jax.models.vae_stream import decode_stream
+from tuna_jax.models.vae import decode_pixels, decode_stream, encode_pixels
 from tuna_jax.sample.prompt import bucket
 from tuna_jax.sharding import anchor
 

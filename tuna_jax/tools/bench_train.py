@@ -10,6 +10,7 @@ neither a tokenizer, a VAE nor a disk takes part.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
@@ -41,8 +42,8 @@ def bench(config: TrainConfig, steps: int = 5, peak: float | None = None) -> dic
   placed = sharding.shardings(state_lib.abstract_state(config), mesh)
   rows = full_rows(config)
   with jax.set_mesh(mesh):
-    init = lambda key: state_lib.from_params(state_lib.init_params(config.model, key), config)
-    state = jax.jit(init, out_shardings=placed)(jax.random.key(0))
+    make = functools.partial(state_lib.from_params, config=config)
+    state = jax.jit(make, out_shardings=placed)(state_lib.init_params(config, placed.params))
     batch = jax.tree.map(
       lambda a, where: jax.make_array_from_callback(a.shape, where, lambda index: a[index]),
       rows,

@@ -26,9 +26,11 @@ from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.mixture import DataConfig, open_sources
 from tuna_jax.data.records import PICTURES, media_of
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.train import checkpoint, loop
 from tuna_jax.train.optimizer import scale_by
+from tuna_jax.weights import fresh
 
 _log = logging.getLogger(__name__)
 
@@ -150,9 +152,7 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   )
 
   @jax.jit
-  def init(key):
-    video = jnp.zeros((1, 1, config.model.spatial_stride, config.model.spatial_stride, 3))
-    params = WanVae(config.model).init(key, video)['params']
+  def start(params):
     bias = params['quant']['bias'].at[config.model.latent_channels :].set(config.logvar)
     params['quant']['bias'] = bias
     return params, jax.tree.map(jnp.copy, params), transformation.init(params)
@@ -170,10 +170,11 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
 
   key = jax.random.key(config.seed)
   stopped = root / 'stopped'
-  start, state = checkpoint.restore_tree(stopped, (0, init(key)))
+  params = fresh.init(vae_shapes(config.model), config.seed)
+  done, state = checkpoint.restore_tree(stopped, (0, start(params)))
   began = time.perf_counter()
-  with loop.StopSignals() as stop, (root / 'metrics.jsonl').open('a' if start else 'w') as records:
-    for step in range(start, config.steps):
+  with loop.StopSignals() as stop, (root / 'metrics.jsonl').open('a' if done else 'w') as records:
+    for step in range(done, config.steps):
       clips = (
         media.has_clips
         and step >= config.clips_from * config.steps

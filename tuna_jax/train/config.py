@@ -71,6 +71,7 @@ class TrainConfig:
   ntp_coeff, flow_coeff: weights of the two losses; flow_coeff 0 leaves the flow head out.
   time_shift: shift of the training times towards noise (docs/architecture.md 8.2).
   init_from: run or weights directory this stage starts from, strictly by name; '' starts fresh.
+  initial: 'module:function' that changes the values of a fresh start; '' changes nothing.
   vae, tokenizer: directories of the frozen parts.
   """
 
@@ -89,6 +90,7 @@ class TrainConfig:
   time_shift: float = TRAIN_SHIFT
   seed: int = 0
   init_from: str = ''
+  initial: str = ''
   vae: str = ''
   tokenizer: str = ''
   checkpoint_every: int = 500

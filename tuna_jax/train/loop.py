@@ -125,13 +125,12 @@ def _train(config, workdir, mesh, stop, closing):
 
 def _start(config: TrainConfig, abstract: TrainState, placed) -> TrainState:
   """The state at step 0: fresh, or around the weights of `init_from`."""
-  if not config.init_from:
-    init = lambda key: state_lib.from_params(state_lib.init_params(config.model, key), config)
-    return jax.jit(init, out_shardings=placed)(jax.random.key(config.seed))
-  params = checkpoint.load_weights(config.init_from, abstract.params)
-  return jax.jit(functools.partial(state_lib.from_params, config=config), out_shardings=placed)(
-    params
-  )
+  if config.init_from:
+    params = checkpoint.load_weights(config.init_from, abstract.params)
+  else:
+    params = state_lib.init_params(config, placed.params)
+  make = functools.partial(state_lib.from_params, config=config)
+  return jax.jit(make, out_shardings=placed)(params)
 
 
 def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:

@@ -5,19 +5,18 @@ The VAE is not in it. Frozen leaves stand in `params` only: no gradient, no mome
 
 from __future__ import annotations
 
+import functools
+import pkgutil
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from tuna_jax import batch as batch_lib
 from tuna_jax import tree
-from tuna_jax.config import TunaConfig
-from tuna_jax.models import decoder
 from tuna_jax.models.shapes import tuna_shapes
-from tuna_jax.models.tuna import Tuna
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import TrainConfig
+from tuna_jax.weights import fresh
 
 
 class TrainState(NamedTuple):
@@ -31,11 +30,12 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
-def init_params(config: TunaConfig, key):
-  """Fresh parameters of the whole model; shapes do not depend on any batch."""
-  batch = batch_lib.empty(1, 4, 1, 1, config.token_dim)
-  params = Tuna(config).init(key, batch, batch.latents, jnp.ones((1, 1)))['params']
-  return {**params, 'decoder': decoder.looking_back(params['decoder'], config.decoder)}
+def init_params(config: TrainConfig, shardings=None):
+  """Fresh parameters of the run's model, drawn from its seed, as `config.initial` changes them."""
+  change = None
+  if config.initial:
+    change = functools.partial(pkgutil.resolve_name(config.initial), config=config.model)
+  return fresh.init(tuna_shapes(config.model), config.seed, shardings, change)
 
 
 def make_optimizer(config: TrainConfig):
@@ -55,7 +55,8 @@ def from_params(params, config: TrainConfig) -> TrainState:
 
 def abstract_state(config: TrainConfig) -> TrainState:
   """Shapes and types of the state, computing nothing."""
-  return jax.eval_shape(lambda: from_params(init_params(config.model, jax.random.key(0)), config))
+  make = functools.partial(from_params, config=config)
+  return jax.eval_shape(make, tuna_shapes(config.model))
 
 
 def select(params, names) -> dict:

@@ -1,88 +1,119 @@
-"""Initial values for what no part supplies, made leaf by leaf and slice by slice, so that a 7B
-needs no memory.
+"""The initial value of every parameter: one table from names to distributions.
 
-The distributions are the model's own (a test holds them against `Tuna.init`); the draws are
-numpy's, from the seed, the leaf's name, the layer and the block of rows alone: a slice is the same
-however it is asked for.
+Modules declare shapes only. Values are drawn by numpy in blocks, from the seed, the leaf's name and
+the block's place alone: a slice is the same however it is asked for, and a 7B model needs no more
+memory than the slices it reads.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
 import math
 import zlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from tuna_jax import tree
+from tuna_jax.weights.convert import place
 from tuna_jax.weights.tensors import Lazy, index_shape
 
-ROWS = 256  # drawn together
+FLOAT32 = np.dtype(np.float32)
+BLOCK = 512  # rows and columns that are drawn together
 TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut at +-2
 
 
-def _constant(value):
-  return lambda shape, rng: np.full(shape, value, np.float32)
+# A draw gives a block of the matrices that a leaf's last two axes are. shape: of the leaf without
+# its layer axis. at: the matrix's index in it. block: the ranges of rows and of columns.
 
 
-def _normal(std):
-  return lambda shape, rng: rng.standard_normal(shape, np.float32) * np.float32(std)
+def _normal(std: Callable):
+  def draw(shape, at, block, rng):
+    return rng.standard_normal([len(axis) for axis in block], np.float32) * np.float32(std(shape))
+
+  return draw
 
 
-def _lecun(shape, rng, *, fan_in):
-  """Truncated normal of variance 1 / fan_in, as flax's default."""
-  draw = rng.standard_normal(shape, np.float32)
+def _lecun(shape, at, block, rng):
+  """Truncated normal of variance 1 / (number of inputs)."""
+  draw = rng.standard_normal([len(axis) for axis in block], np.float32)
   while (outside := np.abs(draw) > 2).any():
     draw[outside] = rng.standard_normal(int(outside.sum()), np.float32)
-  return draw * np.float32(1 / (TRUNCATED_STD * math.sqrt(fan_in)))
+  return draw * np.float32(1 / (TRUNCATED_STD * math.sqrt(math.prod(shape[:-1]))))
+
+
+def _current_frame(shape, at, block, rng):
+  """A convolution over space and time that begins as one over space: earlier frames count 0."""
+  draw = _lecun(shape[1:], at[1:], block, rng)
+  return draw * (at[0] == shape[0] - 1)
+
+
+def _copy_frame(shape, at, block, rng):
+  """A convolution over time that begins as copies of the newest frame."""
+  rows, columns = block
+  return np.equal.outer(rows, np.array(columns) % shape[-2]) * (at[0] == shape[0] - 1)
 
 
 INITIAL = (
-  (r'.*/scale', _constant(1)),
-  (r'.*/bias', _constant(0)),
-  (r'flow_head/(layers|final)/adaln/kernel', _constant(0)),
-  (r'flow_head/final/linear/kernel', _constant(0)),
-  ('decoder/layers/(attn/o_proj|mlp/down_proj)/kernel', _constant(0)),
-  ('vision/layers/(attn/out_proj|mlp/fc2)/kernel', _constant(0)),
-  ('vision/position_embed/embedding', _normal(1.0)),
-  ('patches/mask_token', lambda shape, rng: _normal(shape[-1] ** -0.5)(shape, rng)),
-  ('decoder/embed/embedding', lambda shape, rng: _normal(4 * shape[-1] ** -0.5)(shape, rng)),
-  (r'.*/kernel', None),  # lecun normal over the leaf's own inputs
+  ('.*/scale', 1.0),
+  ('.*/bias', 0.0),
+  # Blocks, the flow head's modulation and its output begin by adding nothing.
+  ('flow_head/(layers|final)/adaln/kernel|flow_head/final/linear/kernel', 0.0),
+  ('decoder/layers/(attn/o_proj|mlp/down_proj)/kernel', 0.0),
+  ('vision/layers/(attn/out_proj|mlp/fc2)/kernel', 0.0),
+  ('vision/position_embed/embedding', _normal(lambda shape: 1.0)),
+  ('patches/mask_token', _normal(lambda shape: shape[-1] ** -0.5)),
+  ('decoder/embed/embedding', _normal(lambda shape: 4 * shape[-1] ** -0.5)),
+  # The VAE begins with frames apart from each other and residual blocks that add nothing.
+  ('(encoder|decoder)/.*/conv2/kernel', 0.0),
+  ('(encoder|decoder)/(.*/conv1|conv_in|conv_out)/kernel', _current_frame),
+  ('.*/time_conv/kernel', _copy_frame),
+  ('.*/kernel', _lecun),
 )
 
 
+def init(abstract, seed: int, shardings=None, change: Callable[[dict], Mapping] | None = None):
+  """Fresh parameters of `Tuna` or `WanVae` on devices, a tree like `abstract`.
+
+  change: {leaf name: Lazy} -> the same names, what a recipe changes about the values before they
+  are placed.
+  """
+  leaves = {leaf: fresh(leaf, aval, seed) for leaf, aval in tree.flatten(abstract).items()}
+  return place(change(leaves) if change else leaves, abstract, shardings)
+
+
 def fresh(leaf: str, aval, seed: int) -> Lazy:
-  """The initial value of one leaf of `Tuna` or `WanVae`: float32, lazily drawn."""
+  """The initial value of one leaf: float32, lazily drawn. Raises ValueError for an unknown name."""
   shape = tuple(aval.shape)
   draw = tree.match(leaf, INITIAL, 'initial value')
-  if draw is None:
-    layer_shape = shape[1:] if '/layers/' in leaf else shape
-    fan_in = math.prod(layer_shape[:-1])
+  if not callable(draw):
+    return Lazy(shape, FLOAT32, lambda index: np.full(index_shape(index), draw, FLOAT32))
+  stacked = int('/layers/' in leaf)  # layers are drawn one by one
+  axes = (1, *shape)[-max(2, len(shape)) :]  # a vector is a matrix of one row
 
-    def draw(block, rng):
-      return _lecun(block, rng, fan_in=fan_in)
-
-  key = (seed, zlib.crc32(leaf.encode()))
-
-  def rows(start, stop, rest, at):
-    """Rows start..stop of one layer, cut from the blocks that hold them."""
-    blocks = []
-    for number in range(start // ROWS, -(-stop // ROWS)):
-      first = number * ROWS
-      height = min(ROWS, at[-1] - first)
-      block = draw((height, *rest), np.random.Generator(np.random.Philox([*key, *at[:-1], number])))
-      blocks.append(block[max(0, start - first) : stop - first])
-    return np.concatenate(blocks) if blocks else np.empty((0, *rest), np.float32)
+  def drawn(*at):
+    """One block; `at` are the indices of its matrix in the leaf, then its own in the matrix."""
+    rng = np.random.Generator(np.random.Philox([seed, zlib.crc32(leaf.encode()), *at]))
+    block = [range(n)[b * BLOCK : (b + 1) * BLOCK] for b, n in zip(at[-2:], axes[-2:])]
+    return draw(axes[stacked:], at[stacked:-2], block, rng)
 
   def read(index):
-    if '/layers/' not in leaf:
-      if not shape:
-        return draw((), np.random.default_rng(key))
-      return rows(index[0].start, index[0].stop, shape[1:], (shape[0],))[(slice(None), *index[1:])]
-    out = np.empty(index_shape(index), np.float32)
-    for i, layer in enumerate(range(index[0].start, index[0].stop)):
-      out[i] = rows(index[1].start, index[1].stop, shape[2:], (layer, shape[1]))[
-        (slice(None), *index[2:])
-      ]
+    out = np.empty(index_shape(index), FLOAT32)
+    *others, rows, columns = (range(s.start, s.stop) for s in (slice(0, 1), *index)[-len(axes) :])
+    if out.size:
+      first, last = ([r[i] // BLOCK for r in (rows, columns)] for i in (0, -1))
+      across = [range(i, j + 1) for i, j in zip(first, last)]
+      cut = tuple(
+        slice(r[0] - i * BLOCK, r[-1] + 1 - i * BLOCK) for r, i in zip((rows, columns), first)
+      )
+
+      def fill(matrix, at):
+        matrix[:] = np.block([[drawn(*at, r, c) for c in across[1]] for r in across[0]])[cut]
+
+      with concurrent.futures.ThreadPoolExecutor() as pool:
+        matrices = out.reshape(-1, len(rows), len(columns))
+        list(pool.map(fill, matrices, itertools.product(*others)))
     return out
 
-  return Lazy(shape, np.dtype(np.float32), read)
+  return Lazy(shape, FLOAT32, read)
