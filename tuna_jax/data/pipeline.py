@@ -1,13 +1,13 @@
 """`Pipeline`: an endless, exactly resumable iterator of packed batches.
 
-    mixture  ->  one endless stream of examples a phase    grain shuffles each source, repeats it, mixes by weight
-    stream   ->  B row streams                             item k of row r is example B * k + (a rotation of r by k)
-    row      ->  one row of each batch                     takes its next examples while they fit (L, V, M)
+    mixture -> one endless stream of examples per phase: grain shuffles, repeats and mixes sources
+    stream  -> B row streams: item k of row r is example B*k + (r + hash(seed, k)) % B
+    row     -> one row of each batch: takes its next examples while they fit (L, V, M)
 
-The state is a few integers a row: the next item, and the items passed over because they did not fit
-(at most `look_ahead` + 1; they go first in the next batch, so none waits long). The batch at step n
-is a pure function of (config, seed, n); a host builds only its own rows, so the number of hosts
-changes nothing. A background thread reads, packs and encodes ahead; what it produces does not
+The state is a few integers per row: the next item, and the items passed over because they did not
+fit (at most `look_ahead` + 1; they go first in the next batch, so none waits long). The batch at
+step n is a pure function of (config, seed, n); a host builds only its own rows, so the number of
+hosts changes nothing. A background thread reads, packs and encodes ahead; what it produces does not
 depend on when it runs. numpy only.
 """
 
@@ -35,9 +35,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 _NAMED = 10  # skipped records named in logs and counts
-_EARLY = (
-  20  # after this many skipped records, a rate far above the allowed share stops the run early
-)
+_EARLY = 20  # after this many skipped records, ten times the allowed rate stops the run
 
 
 @dataclasses.dataclass
@@ -53,13 +51,12 @@ class Pipeline:
   """Iterates over batches whose leaves are this host's rows; see the module.
 
   encode: uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]; runs in the background thread, so it must
-  use only local
-    devices. None is allowed where no task has pictures.
-  strides: (temporal, spatial) of the VAE.   sizes: (B, L, V, M, C), B over all hosts.
-  rows: the numbers of this host's rows, rising, default all; the chips of a pod's host need not hold a run of them.
-  steps: length of the run, needed where a phase starts at a share of it.
-  put: called on each numpy Batch in the background thread, for placement on devices.
-  encoder_name: says which encoder this is, where latents are kept in `latent_cache_dir`.
+  use only local devices. None is allowed where no task has pictures. strides: (temporal, spatial)
+  of the VAE. sizes: (B, L, V, M, C), B over all hosts. rows: the rising numbers of this host's
+  rows, by default all; they need not be consecutive. steps: length of the run, needed where a phase
+  starts at a share of it. put: called on each numpy Batch in the background thread, for placement
+  on devices. encoder_name: says which encoder this is, where latents are kept in
+  `latent_cache_dir`.
   """
 
   def __init__(
@@ -82,26 +79,16 @@ class Pipeline:
     if not self._rows or self._rows != sorted(set(self._rows) & set(range(sizes[0]))):
       raise UserError(f'rows={self._rows}: expected rising numbers within 0..{sizes[0] - 1}')
     self._context = Context(tokenizer, config.tasks)
-    self._cache = latents_lib.LatentCache(
-      config.latent_cache_mb << 20, config.latent_cache_dir, encoder_name
-    )
+    memory = config.latent_cache_mb << 20
+    self._cache = latents_lib.LatentCache(memory, config.latent_cache_dir, encoder_name)
     self.sources = open_sources(config)
     self._phases = phases_of(config, self.sources, seed, steps)
-    self._bad: dict[int, set[int]] = collections.defaultdict(
-      set
-    )  # source -> records found unusable
-    self._read: dict[int, set[int] | int] = collections.defaultdict(int)
-    self._kept: dict[
-      tuple[int, int, int], segments.Example
-    ] = {}  # passed over examples, to build them once
-    self._threads = (
-      concurrent.futures.ThreadPoolExecutor(config.threads) if config.threads > 1 else None
-    )
-    self._worker = (
-      concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='tuna-data')
-      if config.prefetch
-      else None
-    )
+    self._bad: dict[int, set[int]] = collections.defaultdict(set)  # source -> unusable records
+    self._read: collections.Counter[int] = collections.Counter()  # source -> records read
+    self._kept: dict[tuple[int, int, int], segments.Example] = {}  # passed over, to build them once
+    pool = concurrent.futures.ThreadPoolExecutor
+    self._threads = pool(config.threads) if config.threads > 1 else None
+    self._worker = pool(1, thread_name_prefix='tuna-data') if config.prefetch else None
     self._queue: collections.deque[concurrent.futures.Future] = collections.deque()
     self._step, self._next = 0, self._fresh()
     self._head = (self._step, self._next)
@@ -113,7 +100,7 @@ class Pipeline:
     return self
 
   def __next__(self) -> batch_lib.Batch:
-    """The next batch (what `put` returned, where given). Raises ValueError when too many records
+    """The next batch (what `put` returned, where given). Raises UserError when too many records
     are unusable.
     """
     if self._worker is None:
@@ -138,37 +125,26 @@ class Pipeline:
     """Where the iterator stands after the last batch handed out: plain integers, JSON-able.
     `restore` takes it back.
     """
-    return {
-      'step': self._step,
-      'seed': self._seed,
-      'rows': self._rows,
-      'batch': self._sizes[0],
-      'next': self._next.tolist(),
-    }
+    place = {'step': self._step, 'seed': self._seed, 'batch': self._sizes[0]}
+    return place | {'rows': self._rows, 'next': self._next.tolist()}
 
   def restore(self, state: Mapping[str, Any]) -> None:
     """Continues after `state` with the identical next batch.
 
-    The state may be of this host's rows or of more (`merge_states`). Raises ValueError where it
+    The state may be of this host's rows or of more (`merge_states`). Raises UserError where it
     belongs to another seed, batch size or look-ahead.
     """
     for name, have in (('seed', self._seed), ('batch', self._sizes[0])):
       if state[name] != have:
-        raise UserError(
-          f'data position: it was saved with {name}={state[name]}, this run has {have}'
-        )
+        raise UserError(f'data state: saved with {name}={state[name]}, this run has {have}')
     at = {row: i for i, row in enumerate(state['rows'])}
-    absent = [row for row in self._rows if row not in at]
-    if absent:
-      raise UserError(
-        f'data position: it holds {len(at)} rows, and not row {absent[0]}, which this host reads'
-      )
+    if absent := [row for row in self._rows if row not in at]:
+      raise UserError(f'data state: it has none for row {absent[0]}, which this host reads')
     rows = np.array(state['next'], np.int64)
-    if rows.shape != (len(at), self._fresh().shape[1]):
-      raise UserError(
-        f'data position: saved with look_ahead={rows.shape[-1] - 2}, this run has '
-        f'{self._config.look_ahead}'
-      )
+    ahead = self._config.look_ahead
+    if rows.shape != (len(at), 2 + ahead):
+      found = rows.shape[-1] - 2
+      raise UserError(f'data state: saved with look_ahead={found}, this run has {ahead}')
     self._drain()
     self._step, self._next = state['step'], rows[[at[row] for row in self._rows]]
     self._head = (self._step, self._next)
@@ -223,11 +199,9 @@ class Pipeline:
     fill = functools.partial(self._fill_row, phase)
     rows = list((self._threads.map if self._threads else map)(fill, self._rows, state))
     report, names = _Report(), tuple(TASKS)
-    for row, _, skipped in rows:
-      report.examples.update(names[e.task] for e in row)
-      report.used += (
-        np.array([(e.length, e.cells, e.images) for e in row], np.int64).reshape(-1, 3).sum(0)
-      )
+    for chosen, _, skipped in rows:
+      report.examples.update(names[e.task] for e in chosen)
+      report.used += sum((np.array(_needs(e)) for e in chosen), np.zeros(3, np.int64))
       report.skipped += skipped
     packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
     batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._config.encode_batch)
@@ -239,7 +213,7 @@ class Pipeline:
   def _fill_row(self, phase: int, row: int, state: np.ndarray):
     """The examples of one row, its next state, and (source, reason) of the records it skipped."""
     following, passed = int(state[0]), [int(k) for k in state[1:] if k >= 0]
-    length, cells, images = self._sizes[1:4]
+    room = self._sizes[1:4]
     chosen, left, skipped = [], [], []
     while passed or len(left) <= self._config.look_ahead:
       if passed:
@@ -249,12 +223,9 @@ class Pipeline:
       example = self._example(phase, row, k, skipped)
       if example is None:
         continue
-      if example.length <= length and example.cells <= cells and example.images <= images:
-        length, cells, images = (
-          length - example.length,
-          cells - example.cells,
-          images - example.images,
-        )
+      after = tuple(have - need for have, need in zip(room, _needs(example)))
+      if min(after) >= 0:
+        room = after
         chosen.append(example)
         self._kept.pop((phase, row, k), None)
       else:
@@ -277,12 +248,10 @@ class Pipeline:
     try:
       rng = np.random.default_rng((self._seed, phase, index))
       example = examples.example(source, record_index, self._context, rng, self._strides)
-      need, have = (example.length, example.cells, example.images), self._sizes[1:4]
-      for axis, n, m in zip('LVM', need, have):
-        if n > m:
-          raise BadRecord(
-            f'{source.where(record_index)}: the example needs {axis}={n}, a row has {m}'
-          )
+      for axis, need, have in zip('LVM', _needs(example), self._sizes[1:4]):
+        if need > have:
+          why = f'the example needs {axis}={need}, a row has {have}'
+          raise BadRecord(f'{source.where(record_index)}: {why}')
       return example
     except BadRecord as e:
       if record_index not in self._bad[number]:
@@ -293,30 +262,31 @@ class Pipeline:
 
   def _check_budget(self, number: int, why: str):
     source, bad, read = self.sources[number], len(self._bad[number]), self._read[number]
-    share = self._config.max_skip_share
-    if (
-      bad > share * len(source) or bad == len(source) or (bad > _EARLY and bad > 10 * share * read)
-    ):
+    share, total = self._config.max_skip_share, len(source)
+    if bad > share * total or bad == total or (bad > _EARLY and bad > 10 * share * read):
       raise UserError(
-        f'{source.name}: {bad} of its {len(source)} records are unusable ({read} read so far), more than '
+        f'{source.name}: {bad} of its {total} records are unusable ({read} read so far), more than '
         f'max_skip_share={share:g} allows; the last: {why}'
       )
 
 
+def _needs(example: segments.Example) -> tuple[int, int, int]:
+  """What an example takes of a row's L, V and M."""
+  return example.length, example.cells, example.images
+
+
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """One state of all rows from the states of all hosts. Raises ValueError if they differ in step or
+  """One state of all rows from the states of all hosts. Raises UserError if they differ in step or
   leave a gap.
   """
   first, by_row = states[0], {}
   for state in states:
     if any(state[k] != first[k] for k in ('step', 'seed', 'batch')):
-      raise UserError(
-        f'data positions do not join: one is of step {first["step"]}, one of {state["step"]}'
-      )
+      steps = f'one is of step {first["step"]}, one of {state["step"]}'
+      raise UserError(f'data states do not join: {steps}')
     by_row.update(zip(state['rows'], state['next'], strict=True))
-  absent = set(range(first['batch'])) - set(by_row)
-  if absent:
-    raise UserError(f'data positions do not join: none holds row {min(absent)}')
+  if absent := set(range(first['batch'])) - set(by_row):
+    raise UserError(f'data states do not join: none holds row {min(absent)}')
   rows = sorted(by_row)
   return {**first, 'rows': rows, 'next': [by_row[row] for row in rows]}
 

@@ -2,8 +2,8 @@
 rows of examples.
 
     plan      [Text(bos, a, red, ball), Image(media, target=True), Text(eos)]
-    layout    bos a red ball boi [time] [v0] ... [vN-1] eoi eos         one Example, everything counted from 0
-    pack      | example | example | padding |                          one row of the Batch, everything offset
+    layout    bos a red ball boi [time] [v0] ... [vN-1] eoi eos    one Example, counted from 0
+    pack      | example | example | padding |                      one row of the Batch, offset
 
 Axes: l positions, v latent cells and m images of one example; L, V, M those of a row (`batch.py`).
 A visual span is N + 1 positions, the time token first (docs/architecture.md 5.2). `Image` and
@@ -23,9 +23,7 @@ from tuna_jax.config import UserError
 
 
 class Text(NamedTuple):
-  """Token ids. `loss`: False, True, one weight, or one weight a token; the weight of *predicting*
-  the token.
-  """
+  """Token ids. loss: the weight of predicting them: False, True, one weight, or one per token."""
 
   ids: Sequence[int]
   loss: bool | float | Sequence[float] = False
@@ -42,9 +40,7 @@ class Image(NamedTuple):
 
 
 class Video(NamedTuple):
-  """A clip: uint8[F, H, W, 3] with F = stride * k + 1, or its latents float32[T, h, w, C]. `target`
-  as in Image.
-  """
+  """A clip: uint8[F, H, W, 3] with F = stride * k + 1, or its latents float32[T, h, w, C]."""
 
   media: np.ndarray
   target: bool = False
@@ -64,8 +60,8 @@ class Specials(Protocol):
 class Example(NamedTuple):
   """One laid out plan; field meanings as in `Batch`, indices counted from this example's own start.
 
-  slot: [0, m) a time token, [m, m + v) a latent cell, -1 text.   image: number of the cell's image, from 1.
-  media: the pictures and clips in order, [F, H, W, 3] uint8 or [T, h, w, C] float32.
+  slot: [0, m) a time token, [m, m + v) a latent cell, -1 text. image: number of the cell's image,
+  from 1. media: the pictures and clips in order, [F, H, W, 3] uint8 or [T, h, w, C] float32.
   """
 
   tokens: np.ndarray
@@ -116,7 +112,7 @@ class Packed(NamedTuple):
 def grid_of(media: np.ndarray, strides: tuple[int, int]) -> tuple[int, int, int]:
   """(frames, rows, columns) in latent cells of pixels or latents [F, H, W, C].
 
-  strides: (temporal, spatial) of the VAE. Raises ValueError where pixels do not divide: a silently
+  strides: (temporal, spatial) of the VAE. Raises UserError where pixels do not divide: a silently
   dropped tail of a clip is docs/architecture.md B14.
   """
   if media.ndim != 4:
@@ -136,9 +132,7 @@ def grid_of(media: np.ndarray, strides: tuple[int, int]) -> tuple[int, int, int]
 
 @functools.lru_cache(maxsize=256)
 def coordinates(grid: tuple[int, int, int]) -> np.ndarray:
-  """int32[frames * rows * columns, 3] (frame, row, column), frame-major. Shared: do not write to
-  it.
-  """
+  """int32[frames * rows * columns, 3] (frame, row, column), frame-major. Shared and read-only."""
   table = np.indices(grid, dtype=np.int32).reshape(3, -1).T.copy()
   table.flags.writeable = False
   return table
@@ -148,7 +142,7 @@ def layout(plan: Plan, special: Specials, strides: tuple[int, int], task: int = 
   """Lays one plan out.
 
   A label at position p is the token at p + 1, with the weight of that token; the last position has
-  none. Labels never cross examples because each example ends its own. Raises ValueError for media
+  none. Labels never cross examples because each example ends its own. Raises UserError for media
   that do not divide by `strides`, or an `Image` of several frames.
   """
   media, grids = [], []
@@ -202,7 +196,7 @@ def layout(plan: Plan, special: Specials, strides: tuple[int, int], task: int = 
 def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int]) -> Packed:
   """Lays examples side by side, `rows[r]` into row r of a Batch of `sizes` (B, L, V, M, C).
 
-  Raises ValueError naming the row and the axis that overflows.
+  Raises UserError naming the row and the axis that overflows.
   """
   b, length, visual, images, _ = sizes
   if len(rows) != b:
@@ -213,11 +207,7 @@ def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int
     at = cell = image = 0
     for segment, e in enumerate(examples, 1):
       end, cell_end, image_end = at + e.length, cell + e.cells, image + e.images
-      for axis, need, room in (
-        ('L', end, length),
-        ('V', cell_end, visual),
-        ('M', image_end, images),
-      ):
+      for axis, need, room in zip('LVM', (end, cell_end, image_end), sizes[1:4]):
         if need > room:
           raise UserError(f'row {r}: its examples need {axis}={need}, the batch has {room}')
       seq, vis, img = slice(at, end), slice(cell, cell_end), slice(image, image_end)
