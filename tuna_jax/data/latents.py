@@ -1,4 +1,4 @@
-"""Fills the latents of a packed batch: pixels go through the frozen encoder in groups of fixed shape,
+"""Fills the latents of a packed batch: pixels go through the frozen encoder in groups of one shape,
 each picture once.
 
 `fill_latents` is the one place where latents are written into a batch: training, sampling and the

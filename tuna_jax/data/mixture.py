@@ -1,6 +1,4 @@
-"""What is read: the sources of a mixture, and the endless streams of examples that its phases mix
-from them.
-"""
+"""What is read: the sources of a mixture, and the endless streams that its phases mix from them."""
 
 from __future__ import annotations
 
@@ -63,9 +61,8 @@ class DataConfig:
           raise UserError(f'phase at {start}: weight of {task} is {weight}')
     starts = [start for start, _ in self.phases]
     if starts and (starts[0] != 0 or starts != sorted(set(starts), key=lambda s: (s >= 1, s))):
-      raise UserError(
-        f'phases start at {starts}: expected 0 first, then rising shares of the run, then rising steps'
-      )
+      wanted = '0 first, then rising shares of the run, then rising steps'
+      raise UserError(f'phases start at {starts}: expected {wanted}')
 
 
 def open_sources(config: DataConfig) -> list[Source]:
@@ -86,9 +83,7 @@ def open_sources(config: DataConfig) -> list[Source]:
 
 def texts(config: DataConfig, limit: int = 2000) -> list[str]:
   """Every text of the first `limit` records of each source, and those the layouts add: what a
-  tokenizer learns from.
-
-  Media are not read; lines that are not records are left for the pipeline to report.
+  tokenizer learns from. Media are not read; the pipeline reports lines that are not records.
   """
   tasks = config.tasks
   out = ['user\n', 'assistant\n', '\n', *tasks.questions, *tasks.video_questions]
@@ -105,19 +100,16 @@ def texts(config: DataConfig, limit: int = 2000) -> list[str]:
 class Phase:
   """One mixed, endless stream: stream index -> (source number, record index)."""
 
-  def __init__(
-    self, start: int, weights: Mapping[int, float], sources: Sequence[Source], seed: tuple[int, ...]
-  ):
-    self.start = start
-    self._numbers = sorted(weights)
+  def __init__(self, start: int, weights: Mapping[int, float], sources: Sequence[Source], seed):
+    """weights: by source number. seed: a tuple of ints."""
+    self.start, self._numbers = start, sorted(weights)
     self._offsets = [0, *itertools.accumulate(len(sources[n]) for n in self._numbers)]
     sets = []
     for n, low, high in zip(self._numbers, self._offsets, self._offsets[1:]):
       own = int(np.random.SeedSequence((*seed, n)).generate_state(1)[0] >> 1)
       sets.append(grain.MapDataset.range(low, high).seed(own).shuffle().repeat(None))
-    self._mixed = (
-      grain.MapDataset.mix(sets, [weights[n] for n in self._numbers]) if len(sets) > 1 else sets[0]
-    )
+    mixed = [weights[n] for n in self._numbers]
+    self._mixed = grain.MapDataset.mix(sets, mixed) if len(sets) > 1 else sets[0]
 
   def locate(self, index: int) -> tuple[int, int]:
     """(source number, record index) of one stream index."""
@@ -139,9 +131,7 @@ def phases_of(
     by_task = dict(by_task)
     if 0 < start < 1:
       if steps is None:
-        raise UserError(
-          f'a phase starts at the share {start} of the run: the number of steps is needed'
-        )
+        raise UserError(f'a phase starts at {start} of the run: the number of steps is needed')
       start = round(start * steps)
     weights = {n: s.weight * by_task.get(s.task, 0.0) for n, s in enumerate(sources)}
     weights = {n: w for n, w in weights.items() if w > 0}

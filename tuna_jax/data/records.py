@@ -1,4 +1,4 @@
-"""Raw records become usable ones: fields checked, media read, by what `TASKS` says of each field."""
+"""Raw records become usable ones: `TASKS` says which fields are checked and which are media."""
 
 from __future__ import annotations
 

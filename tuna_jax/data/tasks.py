@@ -1,11 +1,11 @@
 """`TASKS`: a record becomes a plan, one short function per task; and the prompts of inference, laid
-out by the same code.
+out by the same code (docs/architecture.md 5.3 to 5.6).
 
-    t2i t2v                 [bos] caption [boi] span(target) [eoi] [eos]                        docs/architecture.md 5.3
-    edit                    [bos] [boi] span [eoi] instruction [boi] span(target) [eoi] [eos]   5.6
-    caption vqa video_*     <|im_start|>user \\n [boi] span [eoi] \\n question <|im_end|> \\n
-                            <|im_start|>assistant \\n answer <|im_end|>        loss on: answer <|im_end|>   5.4
-    text                    the same conversation without a span                                5.5
+    t2i t2v              [bos] caption [boi] span(target) [eoi] [eos]
+    edit                 [bos] [boi] span [eoi] instruction [boi] span(target) [eoi] [eos]
+    caption vqa video_*  <|im_start|>user \\n [boi] span [eoi] \\n question <|im_end|> \\n
+                         <|im_start|>assistant \\n answer <|im_end|>    loss on: answer <|im_end|>
+    text                 the same conversation without a span
 
 To add a task, write one function below `@task(...)`; everything else (reading records, checks,
 metrics per task, mixtures) asks `TASKS`. Media are uint8 [F, H, W, 3] or [H, W, 3]. A conversation
@@ -57,7 +57,7 @@ class TaskConfig:
 
 
 def generation(tokenizer: Tokenizer, text: str, target: Image | Video) -> Plan:
-  """Text, then what it describes. An empty text is the null prompt of guidance: `[bos] [boi] span`."""
+  """Text, then what it describes. An empty text is guidance's null prompt: `[bos] [boi] span`."""
   return [Text((tokenizer.bos, *tokenizer.encode(text))), target, Text((tokenizer.eos,))]
 
 
@@ -65,13 +65,8 @@ def editing(
   tokenizer: Tokenizer, sources: Sequence[Image | Video], text: str, target: Image | Video
 ) -> Plan:
   """Any number of clean sources, the instruction, then the result."""
-  return [
-    Text((tokenizer.bos,)),
-    *sources,
-    Text(tokenizer.encode(text)),
-    target,
-    Text((tokenizer.eos,)),
-  ]
+  before, after = Text((tokenizer.bos,)), Text((tokenizer.eos,))
+  return [before, *sources, Text(tokenizer.encode(text)), target, after]
 
 
 def conversation(
@@ -89,7 +84,7 @@ def conversation(
   turns: (role, text), role one of user, assistant, system. system: inserted in front if the first
   turn is not one. marked: the roles whose marks are pictures; with 'assistant', what was drawn
   earlier in a conversation. header: ends with an open assistant turn, for generation. Raises
-  ValueError where marks and pictures do not agree.
+  UserError where marks and pictures do not agree.
   """
   turns = list(turns)
   marks = sum(text.count(PLACEHOLDER) for role, text in turns if role in marked)
@@ -104,21 +99,16 @@ def conversation(
     turns.insert(0, ('system', system))
 
   plan, visuals, newline = [], iter(visuals), tokenizer.encode('\n')
-  rest = learn == 'everything'
+  opened = lambda role, *before: (*before, tokenizer.bos, *tokenizer.encode(role + '\n'))
   for n, (role, text) in enumerate(turns):
-    plan.append(
-      Text((*(newline if n else ()), tokenizer.bos, *tokenizer.encode(role + '\n')), rest)
-    )
-    pieces = text.split(PLACEHOLDER) if role in marked else [text]
-    for k, piece in enumerate(pieces):
-      if k:
-        plan.append(next(visuals))
-      if piece:
-        plan.append(Text(tokenizer.encode(piece), rest or role == 'assistant'))
-    plan.append(Text((tokenizer.eos,), rest or role == 'assistant'))
-  if header:
-    plan.append(Text((*newline, tokenizer.bos, *tokenizer.encode('assistant\n'))))
-  return plan
+    all_learned = learn == 'everything'
+    loss = all_learned or role == 'assistant'
+    plan.append(Text(opened(role, *(newline if n else ())), all_learned))
+    for k, piece in enumerate(text.split(PLACEHOLDER) if role in marked else [text]):
+      plan += [next(visuals)] if k else []
+      plan += [Text(tokenizer.encode(piece), loss)] if piece else []
+    plan.append(Text((tokenizer.eos,), loss))
+  return [*plan, Text(opened('assistant', *newline))] if header else plan
 
 
 # ---- tasks
@@ -219,19 +209,16 @@ def video_caption(record, ctx, rng) -> Plan:
 @task(video='clip', conversations='turns')
 def video_vqa(record, ctx, rng) -> Plan:
   """A conversation about a clip; its mark may also be written `<video>`."""
-  turns = [
-    (role, text.replace('<video>', PLACEHOLDER) if role == 'user' else text)
-    for role, text in turns_of(record)
-  ]
+  mark = lambda role, text: text.replace('<video>', PLACEHOLDER) if role == 'user' else text
+  turns = [(role, mark(role, text)) for role, text in turns_of(record)]
   return ctx.chat(turns, [Video(record['video'])])
 
 
 def check_task(name: str) -> str:
   """Returns `name`; raises UserError with the nearest task if there is no such task."""
   if name not in TASKS:
-    raise UserError(
-      f'unknown task {name!r}: expected one of {", ".join(TASKS)}{nearest(name, TASKS)}'
-    )
+    known = ', '.join(TASKS)
+    raise UserError(f'unknown task {name!r}: expected one of {known}{nearest(name, TASKS)}')
   return name
 
 
@@ -241,14 +228,10 @@ def turns_of(record: Mapping) -> list[tuple[str, str]]:
   """
   turns = []
   for n, turn in enumerate(record['conversations']):
-    if (
-      not isinstance(turn, Mapping)
-      or not isinstance(turn.get('value'), str)
-      or turn.get('from') not in _ROLES
-    ):
-      raise UserError(
-        f"conversations[{n}]: expected {{'from': 'human' or 'gpt', 'value': text}}, found {turn!r}"
-      )
+    given = turn if isinstance(turn, Mapping) else {}
+    if not isinstance(given.get('value'), str) or given.get('from') not in _ROLES:
+      wanted = "{'from': 'human' or 'gpt', 'value': text}"
+      raise UserError(f'conversations[{n}]: expected {wanted}, found {turn!r}')
     turns.append((_ROLES[turn['from']], turn['value']))
   if not any(role == 'assistant' and value.strip() for role, value in turns):
     raise UserError('conversations: no answer of gpt to learn from')
