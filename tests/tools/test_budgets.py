@@ -67,7 +67,8 @@ def test_memory_and_collectives_stay_in_their_budget(row):
 def test_every_remat_policy_compiles_for_a_tpu(remat):
   result = measure({
     'stage': 'stage2', 'size': 'tiny', 'topology': 'v5e:2x2',
-    'config': {'model.remat': remat, 'model.dtype': 'bfloat16', 'rows': 4, 'length': 512, 'visual': 256},
+    'config': {'model.remat': remat, 'model.dtype': 'bfloat16', 'rows': 4, 'length': 512,
+               'visual': 256},
   })  # fmt: skip
   assert result.fits, result.reason
   assert (result.host_offload_bytes > 0) == (remat == 'offload')
@@ -76,8 +77,8 @@ def test_every_remat_policy_compiles_for_a_tpu(remat):
 def test_what_does_not_fit_exits_3_and_says_what_to_change(tmp_path):
   done = subprocess.run(
     [
-      sys.executable, '-m', 'tuna_jax.cli.plan', '--config=configs/stage2.py:7b', '--config.rows=64',
-      '--topology=v5e-16', f'--json={tmp_path}/plan.json',
+      sys.executable, '-m', 'tuna_jax.cli.plan', '--config=configs/stage2.py:7b',
+      '--config.rows=64', '--topology=v5e-16', f'--json={tmp_path}/plan.json',
     ],
     cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
   )  # fmt: skip

@@ -61,7 +61,7 @@ ENTRY %main (p: f32[8,16]) -> f32[16,16] {
   %s = (f32[8,16]{1,0}, f32[16,16]{1,0:T(8,128)}) all-gather-start(%p), channel_id=1, replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={0}, use_global_device_ids=true
   ROOT %d = f32[16,16]{1,0} all-gather-done(%s)
 }
-"""
+"""  # noqa: E501
   mesh = sharding.make_mesh(**MESH)
   assert hlo.collectives(text, mesh) == [
     hlo.Collective('all-gather', ('fsdp',), 1, 16 * 16 * 4 // 2)
@@ -69,7 +69,10 @@ ENTRY %main (p: f32[8,16]) -> f32[16,16] {
 
 
 def test_a_fusion_that_a_gather_runs_beside_does_not_count_it_again():
-  gather = "f32[16,16]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['a'=4,'b'=2] {'b'}, dimensions={0}"
+  gather = (
+    'f32[16,16]{1,0} all-gather(%p), channel_id=7, '
+    "replica_groups=mesh['a'=4,'b'=2] {'b'}, dimensions={0}"
+  )
   text = f"""HloModule m
 
 %first (p: f32[8,16]) -> f32[16,16] {{
@@ -108,7 +111,7 @@ ENTRY %main (p: f32[16,16]) -> f32[8,16] {
   %p = f32[16,16]{1,0} parameter(0)
   ROOT %f = f32[8,16]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
 }
-"""
+"""  # noqa: E501
   mesh = sharding.make_mesh(**MESH)
   assert hlo.collectives(text, mesh) == [
     hlo.Collective('reduce-scatter', ('fsdp',), 1, 16 * 16 * 4 // 2)
@@ -117,7 +120,8 @@ ENTRY %main (p: f32[16,16]) -> f32[8,16] {
 
 def test_what_hosts_exchange_between_slices_lies_along_data():
   attributes = (
-    'channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    'channel_id=1, is_host_transfer=true, '
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
     '_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",'
     '_xla_megascale_transfer_type="ALL_REDUCE"}'
   )
@@ -162,7 +166,7 @@ ENTRY %main (p: (u32[], f32[8,16])) -> (u32[], f32[8,16]) {
   %p = (u32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
   ROOT %w = (u32[]{:T(128)}, f32[8,16]{1,0}) while(%p), condition=%condition, body=%body
 }
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize('step,times', [('copy(%j)', 7), ('add(%j, %one)', 4)])

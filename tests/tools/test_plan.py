@@ -64,7 +64,10 @@ def test_accumulation_leaves_the_work_of_a_step():
 
 
 def test_refusals_give_the_bytes_needed_and_available():
-  message = 'Ran out of memory in memory space hbm. Used 33.10G of 15.75G hbm. Exceeded hbm capacity by 17.35G.'
+  message = (
+    'Ran out of memory in memory space hbm. Used 33.10G of 15.75G hbm. '
+    'Exceeded hbm capacity by 17.35G.'
+  )
   assert plan._sizes_in(message) == (int(33.10 * 2**30), int(15.75 * 2**30))
 
 
