@@ -240,7 +240,8 @@ def test_two_local_processes_train_two_steps_as_one_process_does(tmp_path):
       [
         'bash', str(LAUNCH / 'local.sh'), f'--name=by-{processes}', f'--out={tmp_path}',
         f'--port={port}', f'--processes={processes}', '--retries=0', '--',
-        sys.executable, '-m', 'tuna_jax.cli.train', '--config=configs/stage1.py:tiny', *shrink.overrides(config, shrink.real('stage1')),
+        sys.executable, '-m', 'tuna_jax.cli.train', '--config=configs/stage1.py:tiny',
+        *shrink.overrides(config, shrink.real('stage1')),
       ],
       capture_output=True, text=True, check=False, timeout=300, env=os.environ | environment,
     )  # fmt: skip
