@@ -3,11 +3,15 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from tests.test_doors import STAIRS
 from tuna_jax.cli.main import verbs
+from tuna_jax.data.segments import Image, Text, layout, pack
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.data.tokenizer import Letters
+from tuna_jax.models.attention import visible
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'launch' / 'README.md']
@@ -104,6 +108,20 @@ def test_the_design_lists_the_layers_that_the_imports_are_held_to():
   text = (ROOT / 'docs' / 'design.md').read_text().partition('### 2.1 ')[2].partition('\n### ')[0]
   listed = re.findall(r'^\d+\. (.+?)(?:;|$)', text, re.MULTILINE)
   assert [tuple(re.findall(r'`(\w+)`', line)) for line in listed] == list(STAIRS)
+
+
+def test_the_drawing_of_the_mask_is_what_the_code_computes():
+  drawing = (ROOT / 'docs' / 'design.md').read_text().partition('### 3.1 ')[2].split('```')[1]
+  lines = [line.split() for line in drawing.splitlines() if line]
+  tokens, *rows = lines[1][1:], *lines[5:]
+  given = {line[0]: [int(x) for x in line[1 : 1 + len(tokens)]] for line in lines[2:5]}
+  plan = [Text((0, 1)), Image(np.zeros((1, 3, 1, 4), np.float32)), Text((2,))]
+  example = pack([[layout(plan, Letters(), (4, 16))]], (1, len(tokens), 3, 1, 4)).batch
+  for field, values in given.items():
+    assert getattr(example, field)[0].tolist() == values, field
+  mask = visible(example.kv_limit, example.segment, example.segment)[0]
+  drawn = [row[1 : 1 + len(tokens)] for row in rows if row[0] in tokens]
+  assert [[x == '#' for x in row] for row in drawn] == np.asarray(mask).tolist()
 
 
 def test_the_data_page_lists_every_task_and_its_fields():
