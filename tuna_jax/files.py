@@ -16,6 +16,19 @@ from etils import epath
 
 from tuna_jax.config import UserError
 
+# What a file that is no picture, clip or tokenizer often begins with, and what it is then.
+_IMPOSTORS = (
+  (b'version https://git-lfs', 'a pointer of Git LFS, so run `git lfs pull` for the file itself'),
+  (b'<!doctype html', 'a web page, so the download failed'),
+  (b'<html', 'a web page, so the download failed'),
+  (b'<?xml', 'XML; save a drawing as PNG'),
+  (b'<svg', 'an SVG drawing; save it as PNG'),
+  (b'%pdf', 'a PDF; save its pages as PNG'),
+  (b'%!ps', 'EPS, which only another program can read; save it as PNG'),
+  (b'\xc5\xd0\xd3\xc6', 'EPS, which only another program can read; save it as PNG'),
+  (b'\xd7\xcd\xc6\x9a', 'WMF, which only another program can read; save it as PNG'),
+)
+
 
 def path(text: str | os.PathLike) -> epath.Path:
   """The path that `text` names: `~` is the home folder, every other character stands for itself."""
@@ -42,9 +55,18 @@ def read_json(where: str | os.PathLike):
   try:
     return json.loads(where.read_bytes().decode('utf-8-sig'))
   except json.JSONDecodeError as error:
-    raise UserError(f'{where}:{error.lineno}: not JSON ({error.msg})') from None
+    what = impostor(error.doc.encode()) or error.msg
+    raise UserError(f'{where}:{error.lineno}: not JSON ({what})') from None
+  except RecursionError:
+    raise UserError(f'{where}: brackets are nested too deeply') from None
   except UnicodeDecodeError as error:
     raise UserError(f'{where}: not JSON (byte {error.start} is not UTF-8)') from None
+
+
+def impostor(data: bytes) -> str:
+  """What a file is that is not what its name says, or ''."""
+  head = data[:64].lstrip(b'\xef\xbb\xbf \r\n\t').lower()
+  return next((f'it is {what}' for magic, what in _IMPOSTORS if head.startswith(magic)), '')
 
 
 def write_json(where: str | os.PathLike, value) -> None:

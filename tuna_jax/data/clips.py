@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tuna_jax import files
-from tuna_jax.data.limits import Limits, MediaError, impostor, is_url, locate, open_local, read
+from tuna_jax.data.limits import Limits, MediaError, is_url, locate, open_local, read
 from tuna_jax.data.pictures import Picture, open_image, open_picture, turn_of
 
 _PICTURES = (
@@ -116,8 +116,8 @@ def _file(source, count, limits) -> Shown:
     head = file.read(4096)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if not head or impostor(head):
-      raise MediaError(impostor(head) or 'an empty file')
+    if not head or files.impostor(head):
+      raise MediaError(files.impostor(head) or 'an empty file')
     if _announced(head) > size:
       raise MediaError(f'the file is cut off: {size} of {_announced(head)} bytes')
     if _ANIMATED.match(head):

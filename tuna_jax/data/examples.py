@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tuna_jax.data.records import BadRecord
+from tuna_jax.data.records import BadRecord, guard
 from tuna_jax.data.segments import Example, layout
 from tuna_jax.data.sources import Source
 from tuna_jax.data.tasks import TASKS, Context
@@ -30,12 +30,9 @@ def example(
   if it cannot be used.
   """
   task = TASKS[source.task]
-  try:
+  with guard(source, index):
     plan = task.plan(source[index], context, rng)
     return layout(plan, context.tokenizer, strides, task.number)
-  except ValueError as e:
-    where = source.where(index)
-    raise BadRecord(str(e) if str(e).startswith(where) else f'{where}: {e}') from e
 
 
 @dataclasses.dataclass

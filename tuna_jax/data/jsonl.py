@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import numpy as np
 
 from tuna_jax import files
 from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import BadRecord, load
+from tuna_jax.data.records import load, named
 from tuna_jax.data.sources import SourceConfig
 
 
@@ -41,18 +42,25 @@ class JsonlSource:
   def __len__(self):
     return len(self._lines)
 
+  @named
   def __getitem__(self, index):
-    return load(self.raw(index), self.task, self._root, self._media, self.where(index))
+    return load(self.raw(index), self.task, self._root, self._media)
 
+  @named
   def raw(self, index):
     """The JSON object of a line. Raises BadRecord for anything else."""
-    where, line = self.where(index), self._data[self._starts[index] : self._ends[index]]
+    line, limits = self._data[self._starts[index] : self._ends[index]], self._media.limits
+    if len(line) > limits.text:
+      raise UserError(f'a line of {len(line)} bytes, more than limits.text={limits.text}')
+    line = line.tobytes()
+    if nesting(line) > limits.nesting:
+      raise UserError(f'brackets nested more than limits.nesting={limits.nesting} deep')
     try:
-      record = json.loads(line.tobytes().decode('utf-8'))
+      record = json.loads(line.decode('utf-8-sig'))
     except ValueError as e:
-      raise BadRecord(f'{where}: not JSON ({e})') from e
+      raise UserError(f'not JSON ({e})') from e
     if not isinstance(record, dict):
-      raise BadRecord(f'{where}: expected a JSON object, found {type(record).__name__}')
+      raise UserError(f'expected a JSON object, found {type(record).__name__}')
     return record
 
   def where(self, index):
@@ -64,3 +72,13 @@ def line_breaks(data: np.ndarray, chunk: int = 1 << 26) -> np.ndarray:
   """The indices of the line feeds in uint8 `data`, found a chunk at a time to bound memory."""
   found = [np.flatnonzero(data[i : i + chunk] == ord('\n')) + i for i in range(0, len(data), chunk)]
   return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def nesting(line: bytes) -> int:
+  """How deep brackets stand inside brackets in a line of JSON, those in strings not counted."""
+  deepest = line.count(b'[') + line.count(b'{')
+  if deepest > 8:  # otherwise it is a bound that passes any sensible limit
+    bare = np.frombuffer(re.sub(rb'"(?:[^"\\]|\\.)*"', b'', line), np.uint8)
+    steps = np.isin(bare, list(b'[{')).astype(int) - np.isin(bare, list(b']}'))
+    deepest = int(np.cumsum(steps).max(initial=0))
+  return deepest

@@ -13,19 +13,6 @@ import fsspec
 
 from tuna_jax.config import UserError
 
-# What a file that is no picture, clip or tokenizer often begins with, and what it is then.
-_IMPOSTORS = (
-  (b'version https://git-lfs', 'a pointer of Git LFS, so run `git lfs pull` for the file itself'),
-  (b'<!doctype html', 'a web page, so the download failed'),
-  (b'<html', 'a web page, so the download failed'),
-  (b'<?xml', 'XML; save a drawing as PNG'),
-  (b'<svg', 'an SVG drawing; save it as PNG'),
-  (b'%pdf', 'a PDF; save its pages as PNG'),
-  (b'%!ps', 'EPS, which only another program can read; save it as PNG'),
-  (b'\xc5\xd0\xd3\xc6', 'EPS, which only another program can read; save it as PNG'),
-  (b'\xd7\xcd\xc6\x9a', 'WMF, which only another program can read; save it as PNG'),
-)
-
 
 class MediaError(UserError):
   """A picture or clip that cannot be used; the message names the file and the reason."""
@@ -102,7 +89,7 @@ def locate(path: str, root: str) -> str:
   itself. Raises MediaError for what lies outside of the root.
   """
   if not isinstance(path, str) or not path:
-    raise MediaError(f'expected a path, found {str(path)[:80]!r}')
+    raise MediaError(f'expected a path, found {path!r:.80}')
   if is_url(root):
     below = path.removeprefix(root.rstrip('/') + '/')
     if below.startswith('/') or '..' in below.split('/') or is_url(below):
@@ -155,9 +142,3 @@ def read(source, limits: Limits) -> bytes:
   if not data:
     raise MediaError('an empty file')
   return data
-
-
-def impostor(data: bytes) -> str:
-  """What a file is that is not what its name says, or ''."""
-  head = data[:64].lstrip(b'\xef\xbb\xbf \r\n\t').lower()
-  return next((f'it is {what}' for magic, what in _IMPOSTORS if head.startswith(magic)), '')

@@ -13,7 +13,7 @@ import numpy as np
 
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import texts_of
+from tuna_jax.data.records import texts_of, usable
 from tuna_jax.data.sources import WORLD, Source, SourceConfig, open_source, opener, read_mixture
 from tuna_jax.data.tasks import TaskConfig, check_task
 
@@ -89,12 +89,9 @@ def texts(config: DataConfig, limit: int = 2000) -> list[str]:
   out = ['user\n', 'assistant\n', '\n', *tasks.questions, *tasks.video_questions]
   out += ['system\n', tasks.system] if tasks.system else []
   for source in open_sources(config):
-    for i in range(min(limit, len(source))):
-      try:
-        out += texts_of(source.raw(i), source.task)
-      except (ValueError, KeyError):
-        continue
-  return [t for t in out if isinstance(t, str)]
+    for record in usable(source, limit):
+      out += texts_of(record, source.task)
+  return out
 
 
 class Phase:

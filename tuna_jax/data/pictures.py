@@ -19,7 +19,8 @@ import math
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from tuna_jax.data.limits import LIMITS, Limits, MediaError, impostor, read
+from tuna_jax import files
+from tuna_jax.data.limits import LIMITS, Limits, MediaError, read
 
 Size = tuple[int, int]  # (height, width)
 
@@ -106,7 +107,7 @@ def open_image(data: bytes) -> Image.Image:
   try:
     return Image.open(io.BytesIO(data), formats=_formats())
   except UnidentifiedImageError:
-    what = impostor(data)
+    what = files.impostor(data)
     if not what and data[4:8] == b'ftyp' and data[8:12] in (b'heic', b'heix', b'mif1', b'msf1'):
       what = "HEIC needs the package 'pillow-heif'"
     raise MediaError(f'not a readable picture ({what or "of no known format"})') from None

@@ -1,16 +1,21 @@
-"""Raw records become usable ones: `TASKS` says which fields are checked and which are media."""
+"""Raw records become usable ones: `TASKS` says which fields are checked and which are media.
+
+A record is what people put in, so whatever it makes a library raise names it (`guard`).
+"""
 
 from __future__ import annotations
 
-import os
+import collections
+import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tuna_jax import files
 from tuna_jax.config import UserError
 from tuna_jax.data import media
+from tuna_jax.data.limits import LIMITS, Limits, locate, reason
 from tuna_jax.data.tasks import PLACEHOLDER, TASKS, turns_of
 
 PICTURES = ('picture', 'pictures')
@@ -20,41 +25,69 @@ class BadRecord(UserError):
   """One record that cannot be used; the message starts with where it is."""
 
 
-def load(
-  record: dict[str, Any], task: str, root: str, config: media.MediaConfig, where: str
-) -> dict[str, Any]:
+@contextlib.contextmanager
+def guard(source, index: int):
+  """Turns whatever is raised inside into a BadRecord: 'file:line: what', in one printable line."""
+  try:
+    yield
+  except Exception as e:  # JSON, codecs and tokenizers raise anything for what people put in
+    where = source.where(index)
+    why = ' '.join((str(e) if isinstance(e, UserError) else reason(e)).split())
+    why = why if why.startswith(where) else f'{where}: {why}'
+    why = why if len(why) <= 1000 else f'{why[:600]} ... {why[-300:]}'
+    raise BadRecord(why.encode('utf-8', 'backslashreplace').decode()) from e
+
+
+def named(method):
+  """A method (source, index) under `guard`."""
+
+  @functools.wraps(method)
+  def call(self, index):
+    with guard(self, index):
+      return method(self, index)
+
+  return call
+
+
+def usable(source, limit: int) -> Iterator[dict[str, Any]]:
+  """The raw records among the first `limit` of a source whose fields and texts can be used."""
+  for index in range(min(limit, len(source))):
+    try:
+      with guard(source, index):
+        record = source.raw(index)
+        collections.deque(texts_of(record, source.task), maxlen=0)
+    except BadRecord:  # named and counted where records are trained on
+      continue
+    yield record
+
+
+def load(record: dict[str, Any], task: str, root: str, config: media.MediaConfig) -> dict[str, Any]:
   """Checks one record and reads its media: uint8 arrays, or a list of them where a list stands.
 
   Pictures of several fields (the two sides of an edit) all take the size of the first. root: where
-  media paths start. Raises BadRecord starting with `where`.
+  media paths start. Raises UserError for what is wrong with the record.
   """
   fields, out = TASKS[task].fields, dict(record)
-  for field in fields:
-    if field not in record:
-      raise BadRecord(f'{where}: no field {field!r}; a record of {task} has {", ".join(fields)}')
+  collections.deque(texts_of(record, task, config.limits), maxlen=0)
   one_size, size = sum(kind in PICTURES for kind in fields.values()) > 1, None
-  try:
-    for field, kind in fields.items():
-      value = record[field]
-      listed = isinstance(value, list)
-      if kind == 'turns':
-        turns_of(record)
-      elif kind == 'text':
-        if not isinstance(value, str) or not value.strip():
-          raise UserError(f'{field} is empty')
-      elif listed and (not value or kind == 'picture'):
-        wanted = 'one path' if kind == 'picture' else 'one or more paths'
-        raise UserError(f'{field}: expected {wanted}, found {value}')
-      elif kind == 'clip':
-        out[field] = media.read_video(_locate(value, root), config.video_size, config.frames)
-      else:
-        read = []
-        for one in value if listed else [value]:
-          read.append(media.read_image(_locate(one, root), config.image_size, size))
-          size = read[0].shape[:2] if one_size and size is None else size
-        out[field] = read if listed else read[0]
-  except ValueError as e:
-    raise BadRecord(f'{where}: {e}') from e
+  for field, kind in fields.items():
+    value = record[field]
+    listed = isinstance(value, list)
+    if kind in ('text', 'turns'):
+      continue
+    if listed and (not value or kind == 'picture'):
+      wanted = 'one path' if kind == 'picture' else 'one or more paths'
+      raise UserError(f'{field}: expected {wanted}, found {str(value)[:80]}')
+    found = [_locate(one, root) for one in value] if listed else _locate(value, root)
+    if kind == 'clip':
+      video = config.video_size, config.frames, config.limits
+      out[field] = media.read_video(found, *video, root=root)
+    else:
+      read = []
+      for one in found if listed else [found]:
+        read.append(media.read_image(one, config.image_size, size, config.limits))
+        size = read[0].shape[:2] if one_size and size is None else size
+      out[field] = read if listed else read[0]
   return out
 
 
@@ -67,31 +100,29 @@ def media_of(record: Mapping, task: str, kinds=(*PICTURES, 'clip')) -> list[np.n
   return found
 
 
-def texts_of(record: Mapping, task: str) -> Iterator[str]:
-  """The texts of a raw record, marks of pictures left out. Raises UserError for malformed turns."""
-  for field, kind in TASKS[task].fields.items():
-    if kind == 'text':
-      yield record[field]
-    elif kind == 'turns':
-      for _, text in turns_of(record):
-        yield from filter(None, text.split(PLACEHOLDER))
+def texts_of(record: Mapping, task: str, limits: Limits = LIMITS) -> Iterator[str]:
+  """The texts of a raw record, marks of pictures left out. Raises UserError for a missing field, a
+  text that is empty, too long or no Unicode, and malformed turns.
+  """
+  fields = TASKS[task].fields
+  for field, kind in fields.items():
+    if field not in record:
+      raise UserError(f'no field {field!r}; a record of {task} has {", ".join(fields)}')
+    texts = [record[field]] if kind == 'text' else []
+    if kind == 'turns':
+      texts = [text for _, text in turns_of(record)]
+    for text in texts:
+      if kind == 'text' and (not isinstance(text, str) or not text.strip()):
+        raise UserError(f'{field} is empty')
+      if len(text) > limits.text:
+        raise UserError(f'{field}: {len(text)} letters, more than limits.text={limits.text}')
+      try:
+        text.encode()
+      except UnicodeEncodeError as e:
+        raise UserError(f'{field}: letter {e.start} is half of a surrogate pair') from e
+      yield from [text] if kind == 'text' else filter(None, text.split(PLACEHOLDER))
 
 
 def _locate(value, root: str):
-  """A media path (or list of them) below `root`; arrays and encoded bytes as they are. Raises
-  UserError outside.
-  """
-  if isinstance(value, (list, tuple)) and value:
-    return [_locate(v, root) for v in value]
-  if isinstance(value, (np.ndarray, bytes)):
-    return value
-  if not isinstance(value, str) or not value:
-    raise UserError(f'expected a path, found {value!r}')
-  if files.is_remote(root):
-    if value.startswith('/') or '..' in value.split('/') or '://' in value:
-      raise UserError(f'{value!r} leaves the root {root}')
-    return str(files.path(root) / value)
-  base, path = os.path.abspath(root), os.path.abspath(os.path.join(root, value))
-  if os.path.commonpath([base, path]) != base:
-    raise UserError(f'{value!r} leaves the root {root}')
-  return path
+  """A media path below `root`; arrays and encoded bytes as they are."""
+  return value if isinstance(value, (np.ndarray, bytes)) else locate(value, root)

@@ -226,13 +226,16 @@ def turns_of(record: Mapping) -> list[tuple[str, str]]:
   """(role, text) of `record['conversations']`, `[{from: human|gpt, value}]`; raises UserError
   where it is malformed.
   """
-  turns = []
-  for n, turn in enumerate(record['conversations']):
+  talk, turns = record['conversations'], []
+  if not isinstance(talk, (list, tuple)):
+    raise UserError(f'conversations: expected a list of turns, found {str(talk)[:80]!r}')
+  for n, turn in enumerate(talk):
     given = turn if isinstance(turn, Mapping) else {}
-    if not isinstance(given.get('value'), str) or given.get('from') not in _ROLES:
+    role, text = given.get('from'), given.get('value')
+    if not isinstance(role, str) or role not in _ROLES or not isinstance(text, str):
       wanted = "{'from': 'human' or 'gpt', 'value': text}"
-      raise UserError(f'conversations[{n}]: expected {wanted}, found {turn!r}')
-    turns.append((_ROLES[turn['from']], turn['value']))
+      raise UserError(f'conversations[{n}]: expected {wanted}, found {str(turn)[:80]}')
+    turns.append((_ROLES[role], text))
   if not any(role == 'assistant' and value.strip() for role, value in turns):
     raise UserError('conversations: no answer of gpt to learn from')
   return turns

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import tensorflow_datasets as tfds
 
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import load
+from tuna_jax.data.records import load, named
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.data.tasks import TASKS
 
@@ -25,9 +25,11 @@ class TfdsSource:
   def __len__(self):
     return len(self._data)
 
+  @named
   def __getitem__(self, index):
-    return load(self.raw(index), self.task, '', self._media, self.where(index))
+    return load(self.raw(index), self.task, '', self._media)
 
+  @named
   def raw(self, index):
     """The record with its texts as str and its conversations as JSONL has them."""
     record = dict(self._data[int(index)])

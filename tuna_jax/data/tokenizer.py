@@ -120,9 +120,15 @@ class Tokenizer:
         return cls.from_tiktoken(folder / 'qwen.tiktoken')
       raise FileNotFoundError(f'{folder}: no tokenizer.json (a Qwen2.5 model directory has one)')
     spec = files.read_json(path)
-    specials = {t['content']: t['id'] for t in spec['added_tokens']}
-    spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    core = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    try:
+      specials = {str(t['content']): int(t['id']) for t in spec['added_tokens']}
+      spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+      core = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as e:  # the library raises Exception itself
+      what = f'{type(e).__name__}: {e}'[:200]
+      raise UserError(f'{path}: not a tokenizer of the `tokenizers` library ({what})') from e
+    if not all(0 <= i < 1 << 24 for i in specials.values()):
+      raise UserError(f'{path}: the ids of added tokens must be 0 to 2**24')
     end = max([core.get_vocab_size(), *(i + 1 for i in specials.values())])
     for token in TUNA_SPECIALS:
       if token not in specials:

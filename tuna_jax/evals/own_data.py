@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import BadRecord
+from tuna_jax.data.records import BadRecord, usable
 from tuna_jax.data.sources import Source, open_source, read_mixture
 from tuna_jax.data.tasks import PLACEHOLDER, turns_of
 from tuna_jax.evals import results
@@ -89,7 +89,7 @@ def captions(
   said = generator.text(
     [question] * len(records), [r['image'] for r in records], max_new_tokens=CAPTION_TOKENS
   )
-  seen = collections.Counter(known.raw(i)['caption'] for i in range(min(len(known), KNOWN)))
+  seen = collections.Counter(record['caption'] for record in usable(known, KNOWN))
   usual = seen.most_common(1)[0][0]
   common = max(
     (text for text, _ in seen.most_common(50)),
@@ -121,8 +121,8 @@ def questions(
   """
   del how
   usual: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-  for i in range(min(len(known), KNOWN)):
-    for asked, answer in _pairs(known.raw(i)):
+  for record in usable(known, KNOWN):
+    for asked, answer in _pairs(record):
       usual[asked][answer] += 1
   anything = sum(usual.values(), collections.Counter()).most_common(1)[0][0]
   pairs = [_pairs(r) for r in records]
