@@ -59,8 +59,8 @@ def test_shapes_writes_mixtures_that_check_and_preview(tmp_path):
   'arguments, words',
   [
     (('check', 'gone.json'), 'gone.json: no such file'),
-    (('check',), 'expected 1 files (MIXTURE.json), found 0'),
-    (('shapes',), '--out is missing'),
+    (('check',), 'missing argument MIXTURE.json'),
+    (('shapes',), '--out is required'),
     (('chek', 'x'), "nearest is 'check'"),
   ],
 )

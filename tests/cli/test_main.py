@@ -45,7 +45,12 @@ def main(argv):
 
 import pathlib
 if __name__ == '__main__':
-  app.run(main, positional=('one|two', 'PATH?'))
+  app.run(
+    main,
+    actions={'one': 'Greets once.', 'two': 'Greets twice.'},
+    positional=('PATH?',),
+    only={'loud': ('two',)},
+  )
 '''
 
 CONFIG = """\
@@ -149,12 +154,12 @@ def test_help_of_a_verb_shows_its_own_flags_only(room):
   done = command(room, 'greet', '--help')
   assert done.returncode == 0
   for text in (
-    'usage: tuna-jax greet one|two [PATH?] [--flags]',
+    'usage: tuna-jax greet one|two [PATH] [--flags]',
     'A longer explanation.',
     '--times=<int>',
     'How often, in greetings. (default: 3)',
     '--[no]loud',
-    '(default: false)',
+    '(for two; default: false)',
     '--colour=<red|green>',
     'Whom to greet. (required)',
     '--config=<config.py[:argument]>',
@@ -162,6 +167,38 @@ def test_help_of_a_verb_shows_its_own_flags_only(room):
     assert text in done.stdout, done.stdout
   for noise in ('--verbosity', '--logtostderr', '--pdb', '--only_check_args', '--help:', 'jax_'):
     assert noise not in done.stdout
+
+
+def test_help_of_an_action_says_what_it_does_and_lists_its_flags_only(room):
+  one, two = (command(room, 'greet', action, '--help').stdout for action in ('one', 'two'))
+  assert 'usage: tuna-jax greet one [PATH] [--flags]' in one and 'Greets once.' in one
+  assert 'A longer explanation.' not in one and 'Greets twice.' not in one
+  assert '--[no]loud' in two and '--[no]loud' not in one and '--times=<int>' in one
+
+
+def test_a_flag_of_another_action_is_refused(room):
+  assert greet(room, '--loud') == 'tuna-jax greet: one: takes no --loud, which is for two'
+
+
+def test_text_that_begins_with_a_dash_is_an_argument_if_it_cannot_be_a_flag(room):
+  done = command(room, 'greet', 'one', '-5 degrees', '--name=you', '--times', '-3')
+  assert done.stdout == "['one', '-5 degrees'] -3 False red you\n", done.stderr
+  assert greet(room, '-xyzzy').endswith(
+    'unknown flag --xyzzy; text that begins with a dash goes after --'
+  )
+  assert "'-xyzzy'" in command(room, 'greet', '--name=you', '--', 'one', '-xyzzy').stdout
+
+
+@pytest.mark.parametrize(
+  'arguments', ['--help', 'greet --help', 'greet --helpfull', 'greet one --name=you']
+)
+def test_a_reader_that_leaves_early_ends_the_command_without_a_word(room, arguments):
+  verb = f"{sys.executable} -c '{WITH_SCRATCH}' {room / 'verbs'} {arguments}"
+  done = subprocess.run(
+    ['bash', '-c', f'{verb} | true'], cwd=room, text=True, capture_output=True, check=False,
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+  )  # fmt: skip
+  assert not done.stderr
 
 
 def test_helpfull_shows_the_libraries_flags_too(room):

@@ -47,6 +47,7 @@ def test_the_vae_is_a_weights_directory(tmp_path):
   'arguments, message',
   [
     (['--workdir=x'], '--component=vae|decoder and --workdir=DIR are needed'),
+    (['--component', 'vae', '--workdir=x', '--config.stepz=1'], "nearest is 'steps'"),
     (['--component=decodr', '--workdir=x'], "expected one of vae|decoder; nearest is 'decoder'"),
   ],
 )

@@ -1,7 +1,9 @@
-"""What a run says, in lines that scripts read and files that tools open."""
+"""What a run reports, in lines that scripts read and files that tools open."""
 
+import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -88,3 +90,18 @@ def test_a_continued_run_appends(log):
   again.step(3, metrics(), 0.5, 4096)
   again.close()
   assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 3
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_on_a_terminal_the_lines_become_a_bar_that_counts_on_after_a_stop(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'stdout', terminal := Terminal())
+  log = Log(str(tmp_path), steps=10, devices=1)
+  log.step(9, metrics(), 0.5, 4096)
+  log.step(10, metrics(), 0.5, 4096)
+  log.close()
+  shown = terminal.getvalue()
+  assert '10/10' in shown and 'loss=1.5000' in shown and 'completed step' not in shown

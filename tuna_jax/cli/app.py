@@ -3,19 +3,19 @@
 A verb is a module that defines absl flags and `main(argv)`, and ends with
 
     if __name__ == '__main__':
-      app.run(main, positional=('t2i|edit', 'PATH?'))
+      app.run(main, actions={'t2i': 'Draws a prompt.'}, positional=('PROMPT*',))
 
 Its docstring's first line is its summary in `tuna-jax --help`, the whole docstring its own
-`--help`. This module imports neither jax nor numpy, so that help and errors come at once.
+`--help`. This module imports neither jax nor numpy, so help and errors come at once.
 """
 
-import functools
+import contextlib
 import os
 import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app as absl_app
 from absl import flags
@@ -28,16 +28,16 @@ from tuna_jax.config import UserError, nearest
 flags.disclaim_key_flags()  # flags that a function of this module defines are the calling verb's
 
 EXIT_USAGE = 2  # the person must change something: never worth a retry
-EXIT_RETRY = (
-  75  # EX_TEMPFAIL: saved after a preemption; the launch scripts run the same command again
-)
+EXIT_RETRY = 75  # EX_TEMPFAIL: saved after a preemption; the launch scripts run the command again
 TRACEBACK = 'TUNA_JAX_TRACEBACK'  # set to 1, errors of the user's making keep their traceback
-
 # Mistakes of the person at the keyboard: one line. All else is a fault of ours, with a traceback.
 USERS = (
   UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError
 )  # fmt: skip
-
+# The flags of `define_distributed`.
+DISTRIBUTED = (
+  'coordinator', 'num_processes', 'process_id', 'init_timeout_s', 'expect_processes'
+)  # fmt: skip
 PLAIN_TYPES = {'int': 'an integer', 'float': 'a number', 'bool': 'true or false'}
 
 
@@ -47,78 +47,109 @@ def fail(program: str, message: str):
   sys.exit(EXIT_USAGE)
 
 
-def run(main: Callable[[Sequence[str]], object], *, positional: Sequence[str] = ()):
+@contextlib.contextmanager
+def plain_errors(program: str):
+  """Within the block a mistake of the user is one line and exit code 2, and a reader of our output
+  that leaves early, as `head` does, is exit code 1 without a word."""
+  try:
+    yield
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except USERS as error:
+    if os.environ.get(TRACEBACK) == '1':
+      raise
+    fail(program, str(error))
+
+
+def run(
+  main: Callable[[Sequence[str]], object],
+  *,
+  positional: Sequence[str] = (),
+  actions: Mapping[str, str] | None = None,
+  only: Mapping[str, Sequence[str]] | None = None,
+):
   """Parses sys.argv and exits with what `main([program, *positional arguments])` returns.
 
   Args:
     main: the verb. Raises UserError for what the user must change.
     positional: what may stand beside the flags, in order. 'a|b' is a choice, 'PATH' anything; a
       trailing '?' makes it optional, and a trailing '*' in the last place takes any number.
+    actions: {name: what it does} of a verb whose first argument is one of these.
+    only: {flag: the actions that take it} of the flags that not every action takes.
 
   Exits 2 with one line on stderr if a flag, an argument, a config file or a config field is wrong.
   """
   module = sys.modules[main.__module__]
   program = f'tuna-jax {pathlib.Path(module.__file__).stem}'
+  actions, only = actions or {}, only or {}
+  if actions:
+    positional = ('|'.join(actions), *positional)
 
   def parse(argv):
-    if any(a in ('--help', '-h', '-help', '--helpshort') for a in config_files.before_dashes(argv)):
-      print(_help(module, program, positional, argv))
+    asked = config_files.before_dashes(argv)
+    if any(a in ('--help', '-h', '-help', '--helpshort') for a in asked):
+      action = asked[0] if asked[0] in actions else ''
+      print(_help(module, program, positional, actions, only, action, argv), flush=True)
       sys.exit(0)
-    if any(a in ('--helpfull', '-helpfull') for a in config_files.before_dashes(argv)):
-      print(flags.FLAGS.get_help())
+    if any(a in ('--helpfull', '-helpfull') for a in asked):
+      print(flags.FLAGS.get_help(), flush=True)
       sys.exit(0)
-    try:
-      argv = config_files.resolve(argv, _config_flags())
-      sys.argv = argv  # ml_collections reads the overrides from here
-      program_and_rest = _parse_flags(argv)
-      _check_positional(program_and_rest[1:], positional)
-    except UserError as error:
-      fail(program, str(error))
-    return program_and_rest
+    argv = config_files.resolve(argv, _config_flags())
+    sys.argv = argv  # ml_collections reads the overrides from here
+    arguments = _parse_flags(argv)
+    _check_positional(arguments[1:], positional)
+    for name, takers in only.items():
+      if flags.FLAGS[name].present and arguments[1] not in takers:
+        raise UserError(f'{arguments[1]}: takes no --{name}, which is for {" and ".join(takers)}')
+    return arguments
 
-  absl_app.run(functools.partial(_guard, main, program), flags_parser=parse)
+  def quietly(argv):
+    if not flags.FLAGS['verbosity'].present:
+      # absl.app says INFO by default, and libraries log a page about every checkpoint.
+      absl_logging.set_verbosity(absl_logging.WARNING)
+    code = main(argv)
+    sys.stdout.flush()
+    return code
+
+  with plain_errors(program):
+    absl_app.run(quietly, flags_parser=parse)
 
 
 def define_distributed():
-  """Defines the flags by which a verb joins the other processes of its run.
+  """Defines the flags by which a verb joins the other processes of its run, and returns the
+  function that joins it, which `main` calls first.
 
-  --coordinator, --num_processes, --process_id, --init_timeout_s and --expect_processes; each may
-  also come from the environment (TUNA_COORDINATOR, ...), which is how the launch scripts pass them
-  to every host with one command line; the flag wins. Returns the function that joins the run, which
-  `main` calls first.
+  Each flag may also come from the environment (TUNA_COORDINATOR, ...), which is how the launch
+  scripts give every host one command line. The flag wins.
   """
-  env = os.environ.get
-  flags.DEFINE_string(
-    'coordinator',
-    env('TUNA_COORDINATOR'),
-    'host:port of process 0. Not needed on Cloud TPU, GKE '
-    'and Slurm, which know their processes. Environment: TUNA_COORDINATOR.',
-  )
-  flags.DEFINE_integer(
-    'num_processes',
-    env('TUNA_NUM_PROCESSES'),
-    'Processes in the run, with --coordinator. Environment: TUNA_NUM_PROCESSES.',
+
+  def define(kind, name, default, text, **more):
+    variable = f'TUNA_{name.upper()}'
+    text = f'{text} It may also come from the environment variable {variable}.'
+    kind(name, os.environ.get(variable, default), text, **more)
+
+  define(
+    flags.DEFINE_string, 'coordinator', None,
+    'The host:port of process 0. Cloud TPU, GKE and Slurm know their processes and need none.',
+  )  # fmt: skip
+  define(
+    flags.DEFINE_integer, 'num_processes', None,
+    'How many processes the run has; it goes with --coordinator.', lower_bound=1,
+  )  # fmt: skip
+  define(
+    flags.DEFINE_integer, 'process_id', None,
+    'The number of this process, from 0; it goes with --coordinator.', lower_bound=0,
+  )  # fmt: skip
+  define(
+    flags.DEFINE_float, 'init_timeout_s', '1800',
+    'How many seconds to wait for the other processes.', lower_bound=0.0,
+  )  # fmt: skip
+  define(
+    flags.DEFINE_integer, 'expect_processes', None,
+    'The run refuses to start with another number of processes than this, and names those missing.',
     lower_bound=1,
-  )
-  flags.DEFINE_integer(
-    'process_id',
-    env('TUNA_PROCESS_ID'),
-    'The number of this process, from 0, with --coordinator. Environment: TUNA_PROCESS_ID.',
-    lower_bound=0,
-  )
-  flags.DEFINE_float(
-    'init_timeout_s',
-    env('TUNA_INIT_TIMEOUT_S', '1800'),
-    'Seconds to wait for the other processes. Environment: TUNA_INIT_TIMEOUT_S.',
-    lower_bound=0.0,
-  )
-  flags.DEFINE_integer(
-    'expect_processes',
-    env('TUNA_EXPECT_PROCESSES'),
-    'Refuse to start with another number of '
-    'processes, and name those missing. Environment: TUNA_EXPECT_PROCESSES.',
-    lower_bound=1,
-  )
+  )  # fmt: skip
   return _join
 
 
@@ -136,51 +167,47 @@ def _join():
     sys.exit(EXIT_RETRY)
 
 
-def _guard(main, program, argv):
-  if not flags.FLAGS['verbosity'].present:
-    # absl.app says INFO by default, and libraries beneath us talk a page about every checkpoint.
-    absl_logging.set_verbosity(absl_logging.WARNING)
-  try:
-    return main(argv)
-  except BrokenPipeError:  # the reader of our output has left, as `head` does
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
-  except USERS as error:
-    if os.environ.get(TRACEBACK) == '1':
-      raise
-    fail(program, str(error))
-
-
 # ---- flags
+
+_TEXT = '\0'  # stands before an argument that begins with a dash and is no flag, as '-5 degrees'
 
 
 def _parse_flags(argv):
   try:
-    return flags.FLAGS(argv)
+    marked = [_TEXT + a if _is_text(a, argv[i]) else a for i, a in enumerate(argv[1:])]
+    arguments = flags.FLAGS([argv[0], *marked])
   except flags.UnrecognizedFlagError as error:
+    near = nearest(error.flagname, _all_names())
     raise UserError(
-      f'unknown flag --{error.flagname}{nearest(error.flagname, _all_names())}'
+      f'unknown flag --{error.flagname}{near or "; text that begins with a dash goes after --"}'
     ) from None
   except flags.IllegalFlagValueError as error:
     raise UserError(_illegal_value(str(error))) from None
   except (flags.Error, TypeError, ValueError) as error:
     raise UserError(str(error)) from None
+  return [a.removeprefix(_TEXT) for a in arguments]
+
+
+def _is_text(argument: str, before: str) -> bool:
+  """Whether an argument cannot be a flag although it begins with a dash, nor the value of one."""
+  if not argument.startswith('-') or re.match(r'--?[A-Za-z_][\w.\-\[\]]*(=|$)|--?$', argument):
+    return False
+  name = before.lstrip('-')
+  return not (before.startswith('-') and name in flags.FLAGS and not flags.FLAGS[name].boolean)
 
 
 def _all_names():
   own = {flag.name for flag in _own_flags()}
-  return [
-    *own,
-    *(f'no{n}' for n in own if flags.FLAGS[n].boolean),
-    'help',
-    'helpfull',
-    'flagfile',
-    'verbosity',
-  ]
+  negated = [f'no{name}' for name in own if flags.FLAGS[name].boolean]
+  return [*own, *negated, 'help', 'helpfull', 'flagfile', 'verbosity']
 
 
 def _own_flags():
   return flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+
+
+def _config_flags():
+  return [flag for flag in _own_flags() if config_flags.is_config_flag(flag)]
 
 
 def _illegal_value(message: str) -> str:
@@ -202,24 +229,18 @@ def _illegal_value(message: str) -> str:
   return f'--{name}={value}: {reason}'
 
 
-def _config_flags():
-  return [flag for flag in _own_flags() if config_flags.is_config_flag(flag)]
-
-
 def _check_positional(arguments, wanted):
   usage = ' '.join(wanted)
   for i, argument in enumerate(arguments):
     spec = wanted[min(i, len(wanted) - 1)] if wanted else ''
     if not wanted or (i >= len(wanted) and not spec.endswith('*')):
       hint = f'; did you mean --{argument}?' if argument.partition('=')[0] in flags.FLAGS else ''
-      raise UserError(
-        f'unexpected argument {argument!r}{hint or (f"; expected {usage}" if usage else "")}'
-      )
+      expected = hint or (f'; expected {usage}' if usage else '')
+      raise UserError(f'unexpected argument {argument!r}{expected}')
     choices = spec.rstrip('?*').split('|')
     if spec == spec.lower() and argument not in choices:
-      raise UserError(
-        f'unknown argument {argument!r}{nearest(argument, choices)}; expected {"|".join(choices)}'
-      )
+      near = nearest(argument, choices)
+      raise UserError(f'unknown argument {argument!r}{near}; expected {"|".join(choices)}')
   missing = [spec for spec in wanted[len(arguments) :] if not spec.endswith(('?', '*'))]
   if missing:
     raise UserError(f'missing argument {missing[0]}')
@@ -228,59 +249,44 @@ def _check_positional(arguments, wanted):
 # ---- help
 
 
-def _help(module, program, positional, argv) -> str:
-  usage = ' '.join(
-    ['usage:', program, *(f'[{p}]' if p[-1] in '?*' else p for p in positional), '[--flags]']
-  )
-  lines = [usage, '', (module.__doc__ or '').strip(), '', 'flags:']
+def _help(module, program, positional, actions, only, action, argv) -> str:
+  """Of the verb, or of one of its actions: then what the action does, and the flags it takes."""
+  shown = {'?': '[{}]', '*': '[{} ...]'}
+  places = [shown.get(p[-1], '{}').format(p.rstrip('?*')) for p in positional]
+  if action:
+    text = [actions[action]]
+    places[0] = action
+  else:
+    text = [(module.__doc__ or '').strip()]
+    if actions:
+      width = max(map(len, actions))
+      text += ['', 'actions:', *(f'  {name:{width}}  {what}' for name, what in actions.items())]
+      text += ['', f'`{program} ACTION --help` lists the flags that an action takes.']
+  lines = [' '.join(['usage:', program, *places, '[--flags]']), '', *text, '', 'flags:']
   for flag in sorted(_own_flags(), key=lambda flag: flag.name):
-    lines += _flag_help(flag)
+    takers = only.get(flag.name, actions)
+    if not action or action in takers:
+      lines += _flag_help(flag, '' if action or flag.name not in only else ' and '.join(takers))
   for flag in _config_flags():
-    lines += _config_help(flag, argv)
-  lines += [
-    '',
-    '--helpfull lists the flags of every library as well; --flagfile=FILE reads flags from a file.',
-  ]
+    if action and action not in only.get(flag.name, actions):
+      continue
+    lines += config_files.help_of(flag, argv)
+  lines += ['', '--helpfull lists the flags of every library as well.']
   return '\n'.join(lines)
 
 
-def _flag_help(flag):
+def _flag_help(flag, takers: str):
   kind = 'config.py[:argument]' if config_flags.is_config_flag(flag) else flag.flag_type()
   if isinstance(flag, flags.EnumFlag):
     kind = '|'.join(flag.parser.enum_values)
   head = f'  --[no]{flag.name}' if flag.boolean else f'  --{flag.name}=<{kind}>'
   required = any(
-    name == flag.name
+    flag.name in validator.get_flags_names() and 'other than None' in str(validator.message)
     for validator in flag.validators
-    for name in validator.get_flags_names()
-    if 'must have a value other than None' in str(validator.message)
   )
-  if required:
-    tail = 'required'
-  elif flag.default is None:
-    tail = 'default: none'
-  else:
-    tail = f'default: {str(flag.default).lower() if flag.boolean else flag.default}'
-  body = textwrap.wrap(f'{" ".join((flag.help or "").split())} ({tail})', 90)
+  default = str(flag.default).lower() if flag.boolean else flag.default
+  tail = 'required' if required else f'default: {"none" if default in (None, "") else default}'
+  tail = f'for {takers}; {tail}' if takers else tail
+  text = re.sub(r'^<[^>]*>: ', '', flag.help)  # absl puts the choices of an enum before its help
+  body = textwrap.wrap(f'{" ".join(text.split())} ({tail})', 90)
   return [head, *(f'      {line}' for line in body)]
-
-
-def _config_help(flag, argv):
-  where = config_files.index_of(argv, flag.name)
-  if where is None or '=' not in argv[where]:
-    return [
-      '',
-      (
-        f'--{flag.name}.FIELD=VALUE overrides one field of the config; '
-        f'`--{flag.name}=FILE --help` lists the fields of FILE.'
-      ),
-    ]
-  try:
-    config = config_files.load(flag, argv[where].partition('=')[2])
-  except UserError as error:
-    return ['', str(error)]
-  return [
-    '',
-    f'fields of {argv[where]}:',
-    *(f'  --{flag.name}.{n}={v!r}' for n, v in config_files.fields(config).items()),
-  ]

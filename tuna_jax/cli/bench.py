@@ -5,15 +5,12 @@
   tuna-jax bench decode [--new_tokens=64]
   tuna-jax bench train --config=configs/stage2.py:2b [--steps=5] [--peak_tflops=989]
 
-sample  one picture three ways in one process, same weights and noise: naive (the padded sequence and
-        the language head at every step, as the official code does), trimmed (nothing after the
-        target, no language head), cached (prompt and sources once, then the target alone).
-decode  greedy text with and without the key/value cache.
-train   steps of a stage on every device of the run, full rows of random data: tokens/s, TFLOP/s a device
-        and MFU = useful FLOPs / (seconds x devices x peak); remat and padding are not useful.
-
-FLOPs of sample and decode: 2 for a multiply-add, matrix products and attention only; every query
-times every key it is given; without the VAE. Weights are random.
+FLOPs of sample and decode: 2 for a multiply-add; matrix products and attention only, in which every
+query meets every key it is given; without the VAE. Weights are random. The three forms of sampling
+are naive (the padded sequence and the language head at every step, as the official code does),
+trimmed (nothing after the target, no language head) and cached (prompt and sources once, then the
+target alone). MFU = useful FLOPs / (seconds x devices x peak), where remat and padding are not
+useful.
 """
 
 from absl import flags
@@ -24,26 +21,45 @@ from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
+ACTIONS = {
+  'sample': 'Draws one picture in three ways, in one process with the same weights and noise.',
+  'decode': 'Decodes greedy text with and without the key/value cache.',
+  'train': 'Times steps of a stage on every device of the run, on full rows of random data.',
+}
+
 _SIZE = flags.DEFINE_enum(
-  'size', 'small', ['small', *sorted(configs.SIZES)], 'The model; small is two layers a tower.'
+  'size',
+  'small',
+  ['small', *sorted(configs.SIZES)],
+  'The size of the model; small has two layers per tower.',
 )
-_TASK = flags.DEFINE_list('task', 't2i,edit', 'sample: what to draw, of t2i and edit.')
-_SIDE = flags.DEFINE_integer('side', 512, 'sample: pixels of a side.', lower_bound=16)
-_POINTS = flags.DEFINE_integer('points', 5, 'sample: points of the time grid; points - 1 steps.', 2)
+_TASK = flags.DEFINE_list('task', 't2i,edit', 'What to draw: t2i, edit, or both.')
+_SIDE = flags.DEFINE_integer('side', 512, 'The pixels of a side of the picture.', lower_bound=16)
+_POINTS = flags.DEFINE_integer(
+  'points', 5, 'The points of the time grid; the sampler takes one step fewer.', 2
+)
 _PADDED = flags.DEFINE_integer(
-  'padded', None, 'sample: padded length of the naive form (default 8192 for t2i, 3072 for edit).'
+  'padded', None, 'The padded length of the naive form; 8192 for t2i and 3072 for edit by default.'
 )
-_PROMPT = flags.DEFINE_integer('prompt_tokens', 64, 'Tokens of the prompt.', lower_bound=1)
-_NEW = flags.DEFINE_integer('new_tokens', 64, 'decode: tokens to decode.', lower_bound=1)
-_ROWS = flags.DEFINE_integer('rows', 4, 'decode: conversations at once.', lower_bound=1)
-_RUN = flags.DEFINE_bool('run', True, 'sample: run it; --norun counts FLOPs only.')
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'train: stage and size, FILE:SIZE.')
-_STEPS = flags.DEFINE_integer('steps', 5, 'train: steps to time, after two that are not.', 1)
+_PROMPT = flags.DEFINE_integer('prompt_tokens', 64, 'How many tokens the prompt has.', 1)
+_NEW = flags.DEFINE_integer('new_tokens', 64, 'How many tokens to decode.', lower_bound=1)
+_ROWS = flags.DEFINE_integer('rows', 4, 'How many conversations are decoded at once.', 1)
+_RUN = flags.DEFINE_bool('run', True, 'Whether to run it; --norun only counts FLOPs.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The stage and size, FILE:SIZE.')
+_STEPS = flags.DEFINE_integer('steps', 5, 'How many steps to time, after two that are not.', 1)
 _PEAK = flags.DEFINE_float(
-  'peak_tflops', None, 'train: bf16 TFLOP/s of a device; default: its data sheet, where known.'
+  'peak_tflops', None, 'The bf16 TFLOP/s of one device; those of its data sheet by default.'
 )
-_JSON = flags.DEFINE_string('json', None, 'Write all numbers to this file as well.')
+_JSON = flags.DEFINE_string('json', None, 'All numbers are also written to this file.')
 _join = app.define_distributed()
+
+ONLY = {
+  **dict.fromkeys(('task', 'side', 'points', 'padded', 'run'), ('sample',)),
+  **dict.fromkeys(('new_tokens', 'rows'), ('decode',)),
+  **dict.fromkeys(('size', 'prompt_tokens'), ('sample', 'decode')),
+  **dict.fromkeys(('steps', 'peak_tflops', 'config'), ('train',)),
+  **dict.fromkeys(app.DISTRIBUTED, ('train',)),
+}
 
 
 def main(argv):
@@ -83,7 +99,7 @@ def main(argv):
 def train():
   """`bench train`, in every process of the run."""
   if _CONFIG.value is None:
-    raise UserError('bench train: --config=FILE:SIZE is needed')
+    raise UserError('bench train: --config=FILE:SIZE is required')
   _join()
   import jax
 
@@ -103,7 +119,7 @@ def _write(found):
 
 
 def sample_table(result, size: str) -> str:
-  """What `bench sample` prints of one task."""
+  """What `bench sample` prints for one task."""
   what = f'{size} {result["task"]} {result["side"]}x{result["side"]}'
   steps = f'{result["points"]} points ({result["evaluations"]} evaluations)'
   lines = [
@@ -136,4 +152,4 @@ def decode_table(result, size: str) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main, positional=('sample|decode|train',))
+  app.run(main, actions=ACTIONS, only=ONLY)

@@ -24,15 +24,11 @@ def resolve(argv, config_flags):
   argv = list(argv)
   for flag in config_flags:
     where = index_of(argv, flag.name)
-    if where is None:
-      value = flag.default
-    elif '=' in argv[where]:
-      value = argv[where].partition('=')[2]
-    elif where + 1 < len(argv):
-      value = argv[where + 1]
-      argv[where : where + 2] = [f'{argv[where]}={value}']
-    else:
+    value = flag.default if where is None else value_of(argv, flag.name)
+    if where is not None and value is None:
       raise UserError(f'--{flag.name} needs a value, as in --{flag.name}=configs/stage1.py:tiny')
+    if where is not None and '=' not in argv[where]:
+      argv[where : where + 2] = [f'{argv[where]}={value}']
     overrides = [
       _flag_name(a) for a in before_dashes(argv) if re.match(rf'--?(no)?{flag.name}\.', a)
     ]
@@ -61,18 +57,11 @@ def _find_file(name: str, value: str) -> str:
   for candidate in (pathlib.Path(path), ROOT / path):
     if candidate.is_file():
       return f'{candidate}{colon}{argument}'
-  folders = {pathlib.Path(path).parent, pathlib.Path('configs'), ROOT / pathlib.Path(path).parent}
-  names = sorted(
-    {
-      os.path.join(os.path.dirname(path) or '.', p.name)
-      if folder != pathlib.Path('configs')
-      else str(p)
-      for folder in folders
-      if folder.is_dir()
-      for p in folder.glob('*.py')
-    }
-  )
-  raise UserError(f'--{name}={value}: there is no file {path!r}{nearest(path, names)}')
+  folder = os.path.dirname(path) or '.'
+  names = {str(p) for p in pathlib.Path('configs').glob('*.py')}
+  for place in (pathlib.Path(folder), ROOT / folder):
+    names |= {os.path.join(folder, p.name) for p in place.glob('*.py')}
+  raise UserError(f'--{name}={value}: there is no file {path!r}{nearest(path, sorted(names))}')
 
 
 def load(flag, path: str):
@@ -132,6 +121,29 @@ def fields(config, prefix: str = '') -> dict[str, object]:
     else:
       found[f'{prefix}{key}'] = value
   return found
+
+
+def help_of(flag, argv) -> list[str]:
+  """What --help says of the fields of a config: all of them, if argv names its file."""
+  value = value_of(argv, flag.name)
+  if value is None:
+    return [
+      '',
+      f'--{flag.name}.FIELD=VALUE overrides one field of the config; '
+      f'`--{flag.name}=FILE --help` lists the fields of FILE.',
+    ]
+  found = fields(load(flag, value))
+  lines = [f'  --{flag.name}.{name}={value!r}' for name, value in found.items()]
+  return ['', f'fields of --{flag.name}={value}:', *lines]
+
+
+def value_of(argv, name: str) -> str | None:
+  """The value that argv gives the flag `name`, as --name=value or --name value."""
+  where = index_of(argv, name)
+  if where is None:
+    return None
+  _, equals, value = argv[where].partition('=')
+  return value if equals else argv[where + 1] if where + 1 < len(argv) else None
 
 
 def before_dashes(argv) -> list[str]:

@@ -1,15 +1,9 @@
-"""Makes data sets and checks them: shapes, emoji, check, preview.
+"""Makes data sets and checks them.
 
   tuna-jax data shapes --out=DIR
   tuna-jax data emoji --out=DIR [--cache=DIR] [--tones] [--all]
   tuna-jax data check MIXTURE.json [--limit=N]
   tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--count=N]
-
-shapes    mixture files of the rendered world, one row a task; its records are made when they are read.
-emoji     pictures with captions of three makers, fetched by package name with npm; train and held-out concepts.
-check     reads every record and names each one that cannot be used, with file and line; exit code 1 if more of them
-          than --max_skip_share allows.
-preview   a page of what the model sees: tokens, spans, what is learned, pictures.
 
 A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa,
 text, edit, t2v, video_caption or video_vqa; a path is a JSONL file, "shapes", or "tfds:DIR".
@@ -26,36 +20,55 @@ from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
-_OUT = flags.DEFINE_string(
-  'out', None, 'shapes, emoji: the folder to write. preview: the page to write.'
-)
+ACTIONS = {
+  'shapes': 'Writes mixture files of the rendered world, whose records are made when they are read.',
+  'emoji': 'Makes captioned pictures of three emoji makers, fetched by package name with npm.',
+  'check': 'Reads every record and names each unusable one; exits 1 above --max_skip_share.',
+  'preview': 'Writes a page of what the model sees: tokens, spans, what is learned, pictures.',
+}
+
+_OUT = flags.DEFINE_string('out', None, 'The folder to write; for preview, the page to write.')
 _CACHE = flags.DEFINE_string(
-  'cache', os.path.join('~', '.cache', 'tuna_jax'), 'emoji: where fetched packages are kept.'
+  'cache', os.path.join('~', '.cache', 'tuna_jax'), 'The folder that keeps fetched packages.'
 )
-_TONES = flags.DEFINE_bool('tones', False, 'emoji: variants of skin tone too.')
-_ALL = flags.DEFINE_bool('all', False, 'emoji: styles under a share-alike licence (CC-BY-SA) too.')
-_LIMIT = flags.DEFINE_integer('limit', 0, 'check: records to read of each source; 0 reads all.')
+_TONES = flags.DEFINE_bool('tones', False, 'Whether to include variants of skin tone.')
+_ALL = flags.DEFINE_bool(
+  'all', False, 'Whether to include styles under a share-alike licence (CC-BY-SA).'
+)
+_LIMIT = flags.DEFINE_integer('limit', 0, 'How many records to read per source; 0 reads all.')
 _SHARE = flags.DEFINE_float(
-  'max_skip_share', 0.01, 'check: share of unusable records that is still fine.'
+  'max_skip_share', 0.01, 'The check fails if more than this share of a source is unusable.'
 )
 _TOKENIZER = flags.DEFINE_string(
-  'tokenizer', None, 'preview: a tokenizer folder; without it one is trained on the texts.'
+  'tokenizer', None, 'The tokenizer folder; without one, a tokenizer is trained on the texts.'
 )
-_COUNT = flags.DEFINE_integer('count', 5, 'preview: examples of each source.')
-_IMAGE = flags.DEFINE_string('image_size', '512', "check, preview: '512', '1024', 'N' or 'HxW'.")
-_VIDEO = flags.DEFINE_string('video_size', 'video', "check, preview: 'video', 'N' or 'HxW'.")
-_FRAMES = flags.DEFINE_integer('frames', 13, 'check, preview: frames of a clip, 4k + 1.')
+_COUNT = flags.DEFINE_integer('count', 5, 'How many examples to show per source.')
+_IMAGE = flags.DEFINE_string(
+  'image_size', '512', "The size that pictures are brought to: '512', '1024', 'N' or 'HxW'."
+)
+_VIDEO = flags.DEFINE_string(
+  'video_size', 'video', "The size that clips are brought to: 'video', 'N' or 'HxW'."
+)
+_FRAMES = flags.DEFINE_integer('frames', 13, 'How many frames of a clip are read, 4k + 1.')
+
+READERS = ('check', 'preview')
+ONLY = {
+  'out': ('shapes', 'emoji', 'preview'),
+  **dict.fromkeys(('cache', 'tones', 'all'), ('emoji',)),
+  **dict.fromkeys(('limit', 'max_skip_share'), ('check',)),
+  **dict.fromkeys(('tokenizer', 'count'), ('preview',)),
+  **dict.fromkeys(('image_size', 'video_size', 'frames'), READERS),
+}
 
 
 def main(argv):
   action, *paths = argv[1:]
-  wanted = 1 if action in ('check', 'preview') else 0
-  if len(paths) != wanted:
-    raise UserError(
-      f'data {action}: expected {wanted} files{" (MIXTURE.json)" if wanted else ""}, found {len(paths)}'
-    )
+  if action in READERS and not paths:
+    raise UserError(f'data {action}: missing argument MIXTURE.json')
+  if action not in READERS and paths:
+    raise UserError(f'data {action}: unexpected argument {paths[0]!r}')
   if action != 'check' and not _OUT.value:
-    raise UserError(f'data {action}: --out is missing')
+    raise UserError(f'data {action}: --out is required')
   return {'shapes': shapes, 'emoji': emoji, 'check': check, 'preview': preview}[action](*paths)
 
 
@@ -69,16 +82,8 @@ def shapes():
   out = files.path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   for split, name in (('train', 'mixture.json'), ('test', 'mixture_test.json')):
-    rows = [
-      {
-        'path': 'shapes',
-        'task': task,
-        'weight': 1.0,
-        'split': split,
-        'size': _CLIPS.get(task, 1_000_000),
-      }
-      for task in TASKS
-    ]
+    row = {'path': 'shapes', 'task': '', 'weight': 1.0, 'split': split}
+    rows = [{**row, 'task': task, 'size': _CLIPS.get(task, 1_000_000)} for task in TASKS]
     files.write_json(out / name, rows)
     print(f'{out / name}: {len(rows)} tasks of the rendered world, {split} compositions')
 
@@ -86,10 +91,8 @@ def shapes():
 def emoji():
   from tuna_jax.tools import emoji as data
 
-  out, cache = (
-    pathlib.Path(_OUT.value).expanduser(),
-    pathlib.Path(_CACHE.value).expanduser(),
-  )  # npm writes local folders only
+  # npm writes local folders only.
+  out, cache = (pathlib.Path(flag.value).expanduser() for flag in (_OUT, _CACHE))
   try:
     counts = data.build(out, cache, tones=_TONES.value, everything=_ALL.value)
   except data.EmojiUnavailable as e:
@@ -113,10 +116,8 @@ def check(path):
       f'media: {sizes}'
     )
   if failed:
-    print(
-      f'more than --max_skip_share={_SHARE.value:g} of the records are unusable: {", ".join(failed)}',
-      file=sys.stderr,
-    )
+    share = f'--max_skip_share={_SHARE.value:g}'
+    print(f'more than {share} of the records are unusable: {", ".join(failed)}', file=sys.stderr)
   return int(bool(failed))
 
 
@@ -148,11 +149,8 @@ def _sources(path):
   from tuna_jax.data import media, sources
 
   config = media.MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value)
-  try:
-    return [sources.open_source(row, config) for row in sources.read_mixture(path)]
-  except FileNotFoundError as e:
-    raise UserError(str(e)) from e
+  return [sources.open_source(row, config) for row in sources.read_mixture(path)]
 
 
 if __name__ == '__main__':
-  app.run(main, positional=('shapes|emoji|check|preview', 'PATH?'))
+  app.run(main, actions=ACTIONS, positional=('MIXTURE.json?',), only=ONLY)

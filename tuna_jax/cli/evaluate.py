@@ -8,7 +8,6 @@ a mixture file of your own is judged on that file and on --test_mixture, by defa
 mixture_test.json beside it. --report writes a page to look at, index.html, and report.json.
 """
 
-import dataclasses
 import os
 import sys
 import time
@@ -18,21 +17,35 @@ from absl import flags
 from tuna_jax.cli import app
 from tuna_jax.config import UserError, nearest
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the runs, or one run.')
-_STAGE = flags.DEFINE_string('stage', '', 'Which run of --workdir; default the last stage trained.')
-_REPORT = flags.DEFINE_string('report', '', 'Directory for index.html and report.json.')
-_N = flags.DEFINE_integer('n', 200, 'Items a row.', lower_bound=1)
-_TARGETS = flags.DEFINE_enum(
-  'targets', 'tiny', ['tiny', 'fast'], 'Targets of the quickstart, or of the quickstart --fast.'
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the runs, or of one run.')
+_STAGE = flags.DEFINE_string(
+  'stage', '', 'The run below --workdir to evaluate; the last stage trained by default.'
 )
-_TEST = flags.DEFINE_string('test_mixture', '', 'Mixture file of held-out records of your own.')
-_STEP = flags.DEFINE_integer('step', None, 'The step of the run; default the latest.')
-_EMA = flags.DEFINE_bool('ema', True, 'Use the averages of the run.')
-_POINTS = flags.DEFINE_integer('points', 16, 'Points of the time grid: points - 1 steps.')
-_GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'Scale of guidance by text; 1 is none.')
-_SHIFT = flags.DEFINE_float('shift', 3.0, 'Shift of the time grid towards noise; 1 is none.')
-_SOLVER = flags.DEFINE_string('solver', 'euler', 'euler or heun.')
-_BATCH = flags.DEFINE_integer('batch_size', 50, 'Pictures or answers at once.', lower_bound=1)
+_REPORT = flags.DEFINE_string(
+  'report', '', 'The directory that index.html and report.json are written to.'
+)
+_N = flags.DEFINE_integer('n', 200, 'How many items to judge per row of the table.', lower_bound=1)
+_TARGETS = flags.DEFINE_enum(
+  'targets', 'tiny', ['tiny', 'fast'], 'Whose targets to hold: the quickstart, or --fast of it.'
+)
+_TEST = flags.DEFINE_string(
+  'test_mixture', '', 'The mixture file of your own records that were held out from training.'
+)
+_STEP = flags.DEFINE_integer('step', None, 'The step of the run to use; the latest by default.')
+_EMA = flags.DEFINE_bool('ema', True, 'Whether to use the averaged weights of the run.')
+_POINTS = flags.DEFINE_integer(
+  'points', 16, 'The points of the time grid; the sampler takes one step fewer.'
+)
+_GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'The scale of guidance by the text; 1 is none.')
+_SHIFT = flags.DEFINE_float(
+  'shift', 3.0, 'How far the time grid is shifted towards noise; 1 leaves it as it is.'
+)
+_SOLVER = flags.DEFINE_enum(
+  'solver', 'euler', ['euler', 'heun'], 'The ODE solver; heun evaluates the model twice per step.'
+)
+_BATCH = flags.DEFINE_integer(
+  'batch_size', 50, 'How many pictures or answers are made at once.', lower_bound=1
+)
 
 STAGES = ('stage3', 'stage2', 'stage1')
 
@@ -56,9 +69,8 @@ def main(argv):
   began = time.perf_counter()
   config = checkpoint.read_config(run)
   how = Drawing(Guidance(_GUIDANCE.value), _POINTS.value, _SHIFT.value, _SOLVER.value)
-  mesh = sharding.make_mesh(
-    data=-1, fsdp=1
-  )  # whole weights on every device, the rows of a batch spread over them
+  # Whole weights on every device; the rows of a batch are spread over the devices.
+  mesh = sharding.make_mesh(data=-1, fsdp=1)
   generator = open_generator(
     run, step=_STEP.value, ema=_EMA.value, mesh=mesh, batch_size=_BATCH.value
   )
@@ -74,18 +86,20 @@ def main(argv):
       title = f'A tiny Tuna learns from {config.data.mixture}'
   print(table(result.rows, result.titles))
   if _REPORT.value:
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    model, optimizer = config.model, config.optimizer
     facts = {
       'run': run,
       'data': config.data.mixture,
-      'parameters': f'{sum(x.size for x in jax.tree.leaves(generator.params)):,} and '
-      f'{sum(x.size for x in jax.tree.leaves(generator.vae_params)):,} of the VAE',
-      'sampler': f'{how.solver}, {how.points - 1} steps, guidance {how.guidance.scale:g}, shift {how.shift:g}',
+      'parameters': f'{count(generator.params):,} and {count(generator.vae_params):,} of the VAE',
+      'sampler': f'{how.solver}, {how.points - 1} steps, guidance {how.guidance.scale:g}, '
+      f'shift {how.shift:g}',
       'weights': 'averaged (EMA)' if _EMA.value else 'as trained',
       'stage': f'{config.stage}: {config.steps} steps of {config.rows} rows of {config.length} tokens',
-      'learning rate': f'{config.optimizer.lr:g}, {config.optimizer.schedule}, warm-up {config.optimizer.warmup}',
-      'decoder': describe(config.model.decoder),
-      'vision tower': describe(config.model.vision),
-      'flow head': describe(config.model.flow_head),
+      'learning rate': f'{optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}',
+      'decoder': describe(model.decoder),
+      'vision tower': describe(model.vision),
+      'flow head': describe(model.flow_head),
       'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}, {os.cpu_count()} cores',
       'jax': jax.__version__,
     }
@@ -127,15 +141,9 @@ def is_world(mixture: str) -> bool:
 
 def describe(tower) -> str:
   """A tower in words."""
-  known = dataclasses.asdict(tower)
-  return ', '.join(
-    f'{known[name]} {what}'
-    for name, what in (
-      ('num_layers', 'layers'),
-      ('dim', 'wide'),
-      ('num_heads', 'heads'),
-      ('num_kv_heads', 'key/value heads'),
-    )
+  return (
+    f'{tower.num_layers} layers, {tower.dim} wide, {tower.num_heads} heads, '
+    f'{tower.num_kv_heads} key/value heads'
   )
 
 

@@ -5,76 +5,108 @@
   tuna-jax generate t2v 'a ball rolls' --frames=13 --checkpoint=RUN --output=ball.mp4
   tuna-jax generate ask 'What is this?' --image=ball.png --checkpoint=RUN
 
-Several prompts run in batches; each is a word of the shell, so quote it. '' is an empty prompt.
-Files remember prompt, seed and settings (`tuna-jax generate info FILE` prints them). Weights
-without a VAE or a tokenizer beside them need --vae and --tokenizer.
+Several prompts run in batches; each is one word of the shell, so quote it. '' is an empty prompt.
+Files remember prompt, seed and settings. Weights that have no VAE or tokenizer beside them need
+--vae and --tokenizer.
 """
 
 import json
 import os
-import sys
 
+import tqdm
 from absl import flags
 
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run or a weights directory.')
-_VAE = flags.DEFINE_string('vae', '', 'Directory of the VAE, where the checkpoint does not say.')
-_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Directory of the tokenizer, likewise.')
-_STEP = flags.DEFINE_integer('step', None, 'The step of a run; default the latest.')
-_EMA = flags.DEFINE_bool('ema', True, 'Use the averages of a run.')
+ACTIONS = {
+  't2i': 'Draws a picture of each PROMPT.',
+  'edit': 'Changes the pictures of --image as each PROMPT says.',
+  't2v': 'Films a clip of each PROMPT.',
+  'ask': 'Answers each PROMPT, about the pictures or clips of --image if there are any.',
+  'info': 'Prints the prompt, seed and settings that each named file remembers.',
+}
+
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'The directory of a run or of weights that the model is read from.'
+)
+_VAE = flags.DEFINE_string(
+  'vae', '', 'The directory of the VAE, if the checkpoint does not say where it is.'
+)
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', '', 'The directory of the tokenizer, if the checkpoint does not say where it is.'
+)
+_STEP = flags.DEFINE_integer('step', None, 'The step of the run to use; the latest by default.')
+_EMA = flags.DEFINE_bool('ema', True, 'Whether to use the averaged weights of a run.')
+_BATCH = flags.DEFINE_integer('batch_size', 16, 'How many results are made at once.', lower_bound=1)
+_COUNT = flags.DEFINE_integer(
+  'count', 1, 'How many results to make per prompt; result i uses the seed --seed + i.', 1
+)
+_SEED = flags.DEFINE_integer('seed', 42, 'The random seed of the first result.')
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'File to write: .png, .mp4 or .gif, out.png or out.mp4 where none is given; with several results a number is added.',
+  'The file to write: .png, or .mp4 or .gif for a clip. It is out.png or out.mp4 by default, and '
+  'several results have a number added to the name.',
 )
 _IMAGE = flags.DEFINE_multi_string(
-  'image', [], 'edit, ask: a picture (ask: or a clip); may be given several times.'
+  'image', [], 'A picture (or clip, for ask) that the prompt is about; repeat it for several.'
 )
 _SIZE = flags.DEFINE_string(
   'size',
   None,
-  "'HxW' or 'N', multiples of 16, or a class. Default: as trained; edit: the last source's, "
-  'rounded to 16 and no larger than trained.',
+  "The size of the result: 'HxW' or 'N', multiples of 16, or a class such as '512'. By default it "
+  'is that of training, or for edits that of the last source, rounded to 16 and no larger.',
 )
-_FRAMES = flags.DEFINE_integer('frames', None, 't2v: pictures of the clip, 4k + 1.')
-_FPS = flags.DEFINE_integer('fps', 16, 't2v: pictures a second.', lower_bound=1)
-_COUNT = flags.DEFINE_integer('count', 1, 'Results a prompt; result i has seed + i.', 1)
-_NEGATIVE = flags.DEFINE_string('negative', '', 'What guidance moves away from.')
-_SEED = flags.DEFINE_integer('seed', 42, 'Of the first result.')
+_FRAMES = flags.DEFINE_integer('frames', None, 'The number of frames of the clip, 4k + 1.')
+_FPS = flags.DEFINE_integer('fps', 16, 'How many frames of the clip are shown per second.', 1)
+_NEGATIVE = flags.DEFINE_string('negative', '', 'The text that guidance moves away from.')
 _GUIDANCE = flags.DEFINE_float(
-  'guidance', None, 'Scale of guidance by text; 1 is none. Default: 7.5, of t2v 6.'
-)
-_IMAGE_GUIDANCE = flags.DEFINE_float('image_guidance', None, 'edit: guidance by the sources, too.')
-_INTERVAL = flags.DEFINE_list('guidance_interval', '0,1', 'Times from 0 to 1 that are guided.')
-_RESCALE = flags.DEFINE_float('guidance_rescale', 0.0, 'Against over-saturation: 0 to 1.')
-_POINTS = flags.DEFINE_integer('points', 50, 'Points of the time grid: points - 1 steps.')
-_SHIFT = flags.DEFINE_float('shift', 3.0, 'Shift of the time grid towards noise; 1 is none.')
-_SOLVER = flags.DEFINE_string('solver', 'euler', 'euler or heun.')
-_BATCH = flags.DEFINE_integer('batch_size', 16, 'Results at once.', lower_bound=1)
-_MAX_NEW = flags.DEFINE_integer('max_new_tokens', 512, 'ask: the longest answer.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'ask: 0 takes the best token.')
-_TOP_K = flags.DEFINE_integer('top_k', 0, 'ask: draw from the best k; 0 is all.')
-_TOP_P = flags.DEFINE_float('top_p', 1.0, 'ask: draw from the best with this share.')
-
-_ENDINGS = {'t2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif')}  # of the verbs that draw
-_SAMPLER = (
-  'negative',
   'guidance',
-  'guidance_interval',
-  'guidance_rescale',
-  'points',
-  'shift',
-  'solver',
+  None,
+  'The scale of guidance by the text; 1 is none. It is 7.5 by default, and 6 for clips.',
 )
-_WRITING = ('max_new_tokens', 'temperature', 'top_k', 'top_p')
-_FOR = {  # flags that only some verbs take
+_IMAGE_GUIDANCE = flags.DEFINE_float(
+  'image_guidance', None, 'The scale of guidance by the source pictures, which adds a branch.'
+)
+_INTERVAL = flags.DEFINE_list(
+  'guidance_interval', '0,1', 'Guidance is used between these two times, from 0 to 1.'
+)
+_RESCALE = flags.DEFINE_float(
+  'guidance_rescale', 0.0, 'How far, from 0 to 1, guidance is held back from over-saturation.'
+)
+_POINTS = flags.DEFINE_integer(
+  'points', 50, 'The points of the time grid; the sampler takes one step fewer.'
+)
+_SHIFT = flags.DEFINE_float(
+  'shift', 3.0, 'How far the time grid is shifted towards noise; 1 leaves it as it is.'
+)
+_SOLVER = flags.DEFINE_enum(
+  'solver', 'euler', ['euler', 'heun'], 'The ODE solver; heun evaluates the model twice per step.'
+)
+_MAX_NEW = flags.DEFINE_integer(
+  'max_new_tokens', 512, 'An answer ends after this many tokens at the latest.'
+)
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.0, 'The temperature that tokens are drawn at; 0 takes the best one.'
+)
+_TOP_K = flags.DEFINE_integer('top_k', 0, 'Tokens are drawn from the best k; 0 allows all.')
+_TOP_P = flags.DEFINE_float(
+  'top_p', 1.0, 'Tokens are drawn from the fewest best ones that have this share of probability.'
+)
+
+_ENDINGS = {'t2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif')}  # of what is drawn
+_DRAWN = (
+  'size output negative guidance guidance_interval guidance_rescale points shift solver'
+).split()
+_MODEL = 'checkpoint vae tokenizer step ema batch_size count seed'.split()
+ONLY = {  # flags that not every action takes
   'image': ('edit', 'ask'),
   'image_guidance': ('edit',),
   **dict.fromkeys(('frames', 'fps'), ('t2v',)),
-  **dict.fromkeys(('size', 'output', *_SAMPLER), tuple(_ENDINGS)),
-  **dict.fromkeys(_WRITING, ('ask',)),
+  **dict.fromkeys(_DRAWN, tuple(_ENDINGS)),
+  **dict.fromkeys(('max_new_tokens', 'temperature', 'top_k', 'top_p'), ('ask',)),
+  **dict.fromkeys(_MODEL, ('t2i', 'edit', 't2v', 'ask')),
 }
 
 
@@ -83,25 +115,22 @@ def main(argv):
   if action == 'info':
     return info(prompts)
   if not prompts:
-    raise UserError(f"generate {action}: missing argument PROMPT ('' for an empty one)")
+    raise UserError(f"{action}: missing argument PROMPT; '' is an empty one")
   if not _CHECKPOINT.value:
-    raise UserError('--checkpoint is required: a run or a weights directory')
+    raise UserError('--checkpoint is required: the directory of a run or of weights')
   if action == 'edit' and not _IMAGE.value:
     raise UserError('edit: --image is required: the picture to edit')
-  for name, verbs in _FOR.items():
-    if flags.FLAGS[name].present and action not in verbs:
-      raise UserError(f'{action}: takes no --{name}, which is for {" and ".join(verbs)}')
   if action == 'ask':
     return ask(prompts)
   draw(action, prompts)
 
 
 def info(paths):
-  """Prints what files written here remember."""
+  """Prints what files remember."""
   from tuna_jax.sample.output import read_info
 
   if not paths:
-    raise UserError('info: missing argument FILE')
+    raise UserError('info: missing argument FILE, a picture or clip')
   for path in paths:
     print(json.dumps(read_info(path), indent=1, ensure_ascii=False))
 
@@ -118,7 +147,7 @@ def draw(action, prompts):
   if os.path.splitext(output)[1].lower() not in ending:
     raise UserError(f'--output={output}: expected a name that ends in {" or ".join(ending)}')
   if not os.path.isdir(os.path.dirname(output) or '.'):
-    raise UserError(f'--output={output}: no directory {os.path.dirname(output)}')
+    raise UserError(f'--output={output}: there is no directory {os.path.dirname(output)}')
   how = {
     'size': _SIZE.value,
     'negative': _NEGATIVE.value,
@@ -127,16 +156,22 @@ def draw(action, prompts):
     'shift': _SHIFT.value,
     'solver': _SOLVER.value,
     'seed': _SEED.value,
-    'report': _bar,
   }
   generator = _open()
   prompts = [prompt for prompt in prompts for _ in range(_COUNT.value)]
-  if action == 't2i':
-    results = generator.image(prompts, **how)
-  elif action == 't2v':
-    results = generator.video(prompts, _FRAMES.value, fps=_FPS.value, **how)
-  else:
-    results = generator.edit([list(_IMAGE.value)] * len(prompts), prompts, **how)
+  with tqdm.tqdm(desc=action, unit='evaluation', disable=None) as bar:
+
+    def report(done, total):
+      bar.total = total
+      bar.update(done - bar.n)
+
+    if action == 't2i':
+      results = generator.image(prompts, **how, report=report)
+    elif action == 't2v':
+      results = generator.video(prompts, _FRAMES.value, fps=_FPS.value, **how, report=report)
+    else:
+      sources = [list(_IMAGE.value)] * len(prompts)
+      results = generator.edit(sources, prompts, **how, report=report)
   stem, suffix = os.path.splitext(output)
   for n, result in enumerate(results):
     path = output if len(results) == 1 else f'{stem}-{n}{suffix}'
@@ -145,7 +180,7 @@ def draw(action, prompts):
 
 
 def ask(questions):
-  """Answers on stdout: one as it is decoded, several a line each."""
+  """Answers on stdout: one as it is decoded, several as one line each."""
   how = {
     'max_new_tokens': _MAX_NEW.value,
     'temperature': _TEMPERATURE.value,
@@ -186,18 +221,5 @@ def _interval() -> tuple[float, float]:
   return low, high
 
 
-def _bar(done: int, total: int):
-  """A progress bar, on a terminal only."""
-  if sys.stderr.isatty():
-    filled = 30 * done // total
-    end = '\n' if done == total else ''
-    print(
-      f'\r[{"#" * filled}{"." * (30 - filled)}] {done}/{total}',
-      end=end,
-      file=sys.stderr,
-      flush=True,
-    )
-
-
 if __name__ == '__main__':
-  app.run(main, positional=('t2i|edit|t2v|ask|info', 'PROMPT*'))
+  app.run(main, actions=ACTIONS, positional=('PROMPT*',), only=ONLY)

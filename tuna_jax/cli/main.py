@@ -45,13 +45,18 @@ def help_text() -> str:
 
 def main():
   """The console command. Exits 2, with one line on stderr, on anything the user got wrong."""
+  with app.plain_errors('tuna-jax'):
+    _main()
+
+
+def _main():
   arguments = sys.argv[1:]
   if not arguments:
     print(help_text(), file=sys.stderr)
     sys.exit(app.EXIT_USAGE)
   verb = arguments[0]
   if verb in ('--help', '-h', '-help', 'help'):
-    print(help_text())
+    print(help_text(), flush=True)
     return
   if verb == '--version':
     print(importlib.metadata.version('tuna_jax'))

@@ -1,4 +1,4 @@
-"""Compiles a train step for a TPU pod that is not at hand: does it fit, what does it cost.
+"""Compiles a train step for a TPU pod without having one: whether it fits, and what it costs.
 
   tuna-jax plan --config=configs/stage2.py:7b --topology=v6e:16x16 [--slices=2] [--json=FILE]
 
@@ -25,12 +25,14 @@ EXIT_UNFIT = 3
 # large blocks outside it that go back when they are freed, take less of this machine's memory.
 _ONE_HEAP = {-8: 1, -3: 2**16, -1: 2**17}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage and size: FILE:SIZE.')
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'CHIP:DIMS or CHIP-COUNT of one slice.')
-_SLICES = flags.DEFINE_integer(
-  'slices', None, 'Slices of it; default: mesh.slices of the config.', 1
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The stage and size to plan, FILE:SIZE.')
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'The slice, as CHIP:DIMS (v6e:16x16) or CHIP-COUNT (v6e-256).'
 )
-_JSON = flags.DEFINE_string('json', None, 'Also write the plan here.')
+_SLICES = flags.DEFINE_integer(
+  'slices', None, 'How many slices the pod has; mesh.slices of the config by default.', 1
+)
+_JSON = flags.DEFINE_string('json', None, 'The plan is also written to this file.')
 
 
 def main(argv):

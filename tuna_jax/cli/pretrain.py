@@ -1,5 +1,4 @@
-"""Trains the small parts that stand in for the public ones: a VAE, a text-only decoder with its
-tokenizer.
+"""Trains a small VAE, or a text-only decoder with its tokenizer, instead of the public ones.
 
   tuna-jax pretrain --component=vae --workdir=DIR
   tuna-jax pretrain --component=decoder --workdir=DIR
@@ -14,13 +13,17 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import EXIT_RETRY, app
+from tuna_jax.cli import EXIT_RETRY, app, config_files
 from tuna_jax.config import UserError
 
-_COMPONENT = flags.DEFINE_enum('component', None, ['vae', 'decoder'], 'Which part to train.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the part is written; a local path or gs://.')
+_COMPONENT = flags.DEFINE_enum('component', None, ['vae', 'decoder'], 'The part to train.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'The directory that the part is written to, a local path or gs://.'
+)
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'FILE:SIZE; default configs/vae.py:tiny or configs/decoder.py:tiny.'
+  'config',
+  None,
+  'The config, FILE:SIZE; configs/vae.py:tiny or configs/decoder.py:tiny by default.',
 )
 
 
@@ -46,7 +49,7 @@ def main(argv):
 
 if __name__ == '__main__':
   # The component names its own config file, before the flags are read.
-  for part in ('vae', 'decoder'):
-    if f'--component={part}' in sys.argv and not any(a.startswith('--config=') for a in sys.argv):
-      sys.argv.insert(1, f'--config=configs/{part}.py:tiny')
+  part = config_files.value_of(sys.argv, 'component')
+  if part in ('vae', 'decoder') and config_files.value_of(sys.argv, 'config') is None:
+    sys.argv.insert(1, f'--config=configs/{part}.py:tiny')
   app.run(main)

@@ -17,10 +17,10 @@ from tuna_jax.cli import EXIT_RETRY, app
 from tuna_jax.config import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Stage and size: FILE:SIZE, for example configs/stage1.py:tiny.'
+  'config', None, 'The stage and size to train, FILE:SIZE, for example configs/stage1.py:tiny.'
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where checkpoints and logs go; a local path or gs://.'
+  'workdir', None, 'The run directory for checkpoints and logs, a local path or gs://.'
 )
 _join = app.define_distributed()
 

@@ -41,24 +41,16 @@ Report = Callable[[int, int], None]
 class Generator:
   """A trained model with its VAE and tokenizer.
 
-  config, params: of `Tuna`. vae_params: of `WanVae`; vae_config where it is not config.vae. tasks:
-  how prompts are laid out, as in training. media: the default sizes. batch_size: pictures, clips or
-  answers at once. max_length: positions of a prompt and what follows it.
+  config, params: of `Tuna`. vae_params: of `WanVae`. vae_config: if it is not config.vae. tasks:
+  how prompts are laid out, as in training. media: the default sizes. batch_size: how many pictures,
+  clips or answers are made at once. max_length: positions of a prompt and its result together.
   """
 
   def __init__(
-    self,
-    config: TunaConfig,
-    params,
-    vae_params,
-    tokenizer: Tokenizer,
-    *,
-    vae_config: VaeConfig | None = None,
-    tasks: TaskConfig | None = None,
-    media: MediaConfig | None = None,
-    batch_size: int = 16,
-    max_length: int = 32_768,
-  ):
+    self, config: TunaConfig, params, vae_params, tokenizer: Tokenizer, *,
+    vae_config: VaeConfig | None = None, tasks: TaskConfig | None = None,
+    media: MediaConfig | None = None, batch_size: int = 16, max_length: int = 32_768,
+  ):  # fmt: skip
     if batch_size < 1:
       raise UserError(f'batch_size={batch_size}: must be at least 1')
     self.config, self.params, self.tokenizer = config, jax.device_put(params), tokenizer
@@ -69,26 +61,17 @@ class Generator:
   # ---- text
 
   def text(
-    self,
-    messages,
-    images=(),
-    *,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int | Sequence[int] = 42,
-  ):
+    self, messages, images=(), *, max_new_tokens: int = 512, temperature: float = 0.0,
+    top_k: int = 0, top_p: float = 1.0, seed: int | Sequence[int] = 42,
+  ):  # fmt: skip
     """Answers -> a string, or a list of them for a list of requests.
 
     messages: a question; a conversation, [(role, content), ...] or [{'role', 'content'}, ...]; or a
-    list of either.
-      content: text, or a list of texts and pictures in the order they are seen. A str in it is
-      text, never a path.
-    images: of one request, the pictures or clips it is about (they stand first, or at `<image>`
-    marks); of a list of
-      requests, one entry each: a picture or a list of them.
-    seed: with temperature; request i of a list uses seed + i, or seed[i].
+    list of either. A content is text, or a list of texts and pictures in the order in which they
+    are seen; a str in it is text, never a path.
+    images: the pictures or clips of one request, which stand first or at its `<image>` marks; of a
+    list of requests, one entry each: a picture or a list of them.
+    seed: used with a temperature; request i of a list uses seed + i, or seed[i].
     """
     choice = Choice(temperature, top_k, top_p)
     asked, many = requests.conversations(messages)
@@ -114,16 +97,9 @@ class Generator:
     return out if many else out[0]
 
   def stream(
-    self,
-    messages,
-    images=(),
-    *,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 42,
-  ) -> Iterator[str]:
+    self, messages, images=(), *, max_new_tokens: int = 512, temperature: float = 0.0,
+    top_k: int = 0, top_p: float = 1.0, seed: int = 42,
+  ) -> Iterator[str]:  # fmt: skip
     """The answer to one request, in pieces as they are decoded."""
     asked, many = requests.conversations(messages)
     if many:
@@ -140,9 +116,8 @@ class Generator:
       seeds=[seed],
     ):
       now = self.tokenizer.decode(ids[0])
-      if len(now) > len(shown) and not now.endswith(
-        '\N{REPLACEMENT CHARACTER}'
-      ):  # half a letter waits for the rest
+      half = now.endswith('\N{REPLACEMENT CHARACTER}')  # a letter whose other bytes are to come
+      if len(now) > len(shown) and not half:
         yield now[len(shown) :]
         shown = now
     if len(now) > len(shown):
@@ -151,28 +126,19 @@ class Generator:
   # ---- pictures and clips
 
   def image(
-    self,
-    prompt,
-    *,
-    size=None,
-    negative: str | Sequence[str] = '',
-    seed: int | Sequence[int] = 42,
-    guidance: float | Guidance = SCALE,
-    points: int = 50,
-    shift: float = flow.SAMPLE_SHIFT,
-    solver: str = 'euler',
-    report: Report | None = None,
-  ):
+    self, prompt, *, size=None, negative: str | Sequence[str] = '',
+    seed: int | Sequence[int] = 42, guidance: float | Guidance = SCALE, points: int = 50,
+    shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report: Report | None = None,
+  ):  # fmt: skip
     """Draws a prompt -> Picture, or a list of them for a list of prompts.
 
-    prompt: what to draw; or a conversation as in `text`, whose next assistant turn becomes the
-    picture (a `Picture` may
-      stand in its turns); or a list of either. Guidance then changes the text of the last user turn
-      alone.
+    prompt: what to draw; or a conversation as in `text` (a `Picture` may stand in its turns), whose
+    next assistant turn becomes the picture; or a list of either. Guidance changes the text of the
+    last user turn of a conversation and nothing else.
     size: 'HxW', 'N' or (height, width), multiples of 16; or a class of `media.BUCKETS`, whose first
-    bucket is taken. negative: what guidance moves away from; one for all or one each. seed: picture
-    i uses seed + i, or seed[i]. guidance: its scale, or a whole `Guidance`. points: of the official
-    grid, points - 1 steps. report: called with (velocity evaluations done, how many there are).
+    bucket is taken. negative: what guidance moves away from; one for all, or one each. seed:
+    picture i uses seed + i, or seed[i]. guidance: its scale, or a whole `Guidance`. points, shift,
+    solver: of `Drawing`. report: called with (velocity evaluations done, how many there are).
     """
     prompts, many = requests.conversations(prompt)
     how = Drawing.of(guidance, points, shift, solver)
@@ -181,53 +147,31 @@ class Generator:
     return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
 
   def video(
-    self,
-    prompt,
-    frames: int | None = None,
-    *,
-    size=None,
-    negative: str | Sequence[str] = '',
-    seed: int | Sequence[int] = 42,
-    guidance: float | Guidance = FILM_SCALE,
-    points: int = 50,
-    shift: float = flow.SAMPLE_SHIFT,
-    solver: str = 'euler',
-    fps: int = 16,
+    self, prompt, frames: int | None = None, *, size=None, negative: str | Sequence[str] = '',
+    seed: int | Sequence[int] = 42, guidance: float | Guidance = FILM_SCALE, points: int = 50,
+    shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', fps: int = 16,
     report: Report | None = None,
-  ):
-    """Films a prompt -> Clip of `frames` = 4k + 1 pictures, or a list of them. The rest as in
-    `image`.
-    """
+  ):  # fmt: skip
+    """Films a prompt -> Clip of `frames` = 4k + 1 pictures at `fps` frames per second, or a list of
+    them. The rest as in `image`."""
     prompts, many = requests.strings(prompt, 'prompt')
     how = Drawing.of(guidance, points, shift, solver)
-    target = self._target(
-      Video, size or self.media.video_size, self.media.frames if frames is None else frames
-    )
+    frames = self.media.frames if frames is None else frames
+    target = self._target(Video, size or self.media.video_size, frames)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
     return _one_or_all([Clip(pixels, fps, info) for pixels, info in zip(drawn, infos)], many)
 
   def edit(
-    self,
-    images,
-    instruction,
-    *,
-    size=None,
-    negative: str | Sequence[str] = '',
-    seed: int | Sequence[int] = 42,
-    guidance: float | Guidance = SCALE,
-    points: int = 50,
-    shift: float = flow.SAMPLE_SHIFT,
-    solver: str = 'euler',
-    report: Report | None = None,
-  ):
+    self, images, instruction, *, size=None, negative: str | Sequence[str] = '',
+    seed: int | Sequence[int] = 42, guidance: float | Guidance = SCALE, points: int = 50,
+    shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report: Report | None = None,
+  ):  # fmt: skip
     """Changes pictures as instructed -> Picture, or a list of them for a list of instructions.
 
-    images: of one instruction, a picture or several; of a list, one entry each. The result has the
-    size of its last
-      source: that source's own, each side rounded to a multiple of 16, scaled down to the area of
-      `media.image_size` where it is larger.
-    size: all sources and the result in the nearest bucket of this size instead. The rest as in
-    `image`.
+    images: of one instruction, a picture or several; of a list, one entry each.
+    size: of all sources and the result, their nearest bucket. By default the result has the size of
+    its last source: each side rounded to a multiple of 16, and scaled down to the area of
+    `media.image_size` if it is larger. The rest as in `image`.
     """
     texts, many = requests.strings(instruction, 'instruction')
     how = Drawing.of(guidance, points, shift, solver)
@@ -236,9 +180,8 @@ class Generator:
       raise UserError('edit: no source picture')
     size = None if size is None else requests.size_name(size)
     stride = self.vae_config.spatial_stride
-    latents = iter(
-      self.encode([requests.read_source(s, self.media, size, stride) for e in entries for s in e])
-    )
+    sources = [requests.read_source(s, self.media, size, stride) for e in entries for s in e]
+    latents = iter(self.encode(sources))
     plans = []
     for entry, text, other in zip(entries, texts, requests.each(negative, len(texts), 'negative')):
       sources = [Image(next(latents)) for _ in entry]
@@ -256,19 +199,13 @@ class Generator:
   # ---- latents
 
   def draw(
-    self,
-    plans: Sequence[Sequence[Plan]],
-    seeds: Sequence[int],
-    how: Drawing,
+    self, plans: Sequence[Sequence[Plan]], seeds: Sequence[int], how: Drawing,
     report: Report | None = None,
-  ) -> list[np.ndarray]:
-    """Latents float32 [T, h, w, C] of each target.
-
-    plans: for each picture one plan a branch of `how.guidance`, all with the same target.
-    """
-    split_plans = [
-      [split(plan, self.tokenizer, strides(self.config)) for plan in branches] for branches in plans
-    ]
+  ) -> list[np.ndarray]:  # fmt: skip
+    """Latents float32 [T, h, w, C] of each target. plans: of each picture, one plan per branch of
+    `how.guidance`, all with the same target."""
+    part = lambda plan: split(plan, self.tokenizer, strides(self.config))
+    split_plans = [[part(plan) for plan in branches] for branches in plans]
     grids = [branches[0][1] for branches in split_plans]
     prompts = [[example for example, _ in branches] for branches in split_plans]
     cells = [frames * height * width for frames, height, width in grids]
@@ -339,12 +276,10 @@ class Generator:
 
   def _chat(self, turns, pieces, marked, *reply) -> Plan:
     """A conversation with an open assistant turn, in which `reply` stands."""
-    return [
-      *tasks_lib.conversation(
-        self.tokenizer, turns, pieces, system=self.tasks.system, header=True, marked=marked
-      ),
-      *reply,
-    ]
+    plan = tasks_lib.conversation(
+      self.tokenizer, turns, pieces, system=self.tasks.system, header=True, marked=marked
+    )
+    return [*plan, *reply]
 
   def _media(self, visuals) -> list[Image | Video]:
     """Pictures and clips in their nearest buckets, as clean latents."""
@@ -355,20 +290,19 @@ class Generator:
   def _conversations(self, asked, images, room: int) -> list[Example]:
     parsed = [requests.turns_of(request, entry) for request, entry in zip(asked, images)]
     media = iter(self._media([v for _, visuals, _ in parsed for v in visuals]))
-    plans = [
-      self._chat(turns, [next(media) for _ in visuals], marked) for turns, visuals, marked in parsed
-    ]
-    return [
-      self._check_length(layout(plan, self.tokenizer, strides(self.config)), room) for plan in plans
-    ]
+    examples = []
+    for turns, visuals, marked in parsed:
+      plan = self._chat(turns, [next(media) for _ in visuals], marked)
+      examples.append(layout(plan, self.tokenizer, strides(self.config)))
+      self._check_length(examples[-1], room)
+    return examples
 
-  def _check_length(self, example: Example, room: int) -> Example:
+  def _check_length(self, example: Example, room: int) -> None:
     if example.length + room > self.max_length:
       raise UserError(
-        f'a prompt of {example.length} tokens ({example.cells} of them pictures) and {room} for the '
-        f'result: max_length is {self.max_length}'
+        f'the prompt has {example.length} tokens, {example.cells} of them of pictures, and the '
+        f'result needs {room} more; max_length={self.max_length} allows fewer'
       )
-    return example
 
   def _collate(self, examples, length=None):
     return collate(examples, self.config.vae.latent_channels, length)
@@ -376,15 +310,11 @@ class Generator:
 
 def _infos(prompts, negative, seeds, how: Drawing) -> list[dict[str, Any]]:
   """What the file of each picture remembers."""
+  texts = [p if isinstance(p, str) else requests.transcript(p) for p in prompts]
   negatives = requests.each(negative, len(prompts), 'negative')
   return [
-    {
-      'prompt': p if isinstance(p, str) else requests.transcript(p),
-      'negative': n,
-      'seed': s,
-      **dataclasses.asdict(how),
-    }
-    for p, n, s in zip(prompts, negatives, seeds)
+    {'prompt': p, 'negative': n, 'seed': s, **dataclasses.asdict(how)}
+    for p, n, s in zip(texts, negatives, seeds)
   ]
 
 

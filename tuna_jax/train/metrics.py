@@ -1,35 +1,31 @@
-"""What a run says: one line a step, TensorBoard scalars, a progress bar, loss curves on disk."""
+"""What a run reports: one line per step, TensorBoard scalars, a progress bar, metrics on disk."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 
 import jax
 import numpy as np
+import tensorboardX
+import tqdm
 from etils import epath
 
 from tuna_jax.data.tasks import TASKS
 
 
 class Log:
-  """Writes `log.txt` (a line a step), `metrics.jsonl` and TensorBoard scalars under `workdir`, from
-  process 0.
+  """Writes `log.txt` (one line per step), `metrics.jsonl` and TensorBoard scalars under `workdir`,
+  from process 0.
 
-  On a terminal the lines become one progress bar; elsewhere every line is printed too. Compile time
-  is told apart: call `compiled(seconds)` once it is known.
+  On a terminal the lines become one progress bar; elsewhere every line is printed too. The time of
+  compilation is reported apart from the steps.
   """
 
   def __init__(self, workdir: str, steps: int, devices: int):
     self._on = jax.process_index() == 0
-    self._steps, self._devices = steps, devices
-    self._bar = sys.stdout.isatty()
-    self._began = None
-    self._compile = 0.0
+    self._steps, self._devices, self._bar = steps, devices, None
     if self._on:
-      import tensorboardX
-
       root = epath.Path(workdir)
       root.mkdir(parents=True, exist_ok=True)
       self._lines = (root / 'log.txt').open('a')
@@ -37,9 +33,7 @@ class Log:
       self._board = tensorboardX.SummaryWriter(str(root / 'tensorboard'))
 
   def compiled(self, seconds: float) -> None:
-    """Says how long the first step took to compile, and starts the clock of the others."""
-    self._compile = seconds
-    self._began = time.perf_counter()
+    """Prints how long the first step took to compile."""
     if self._on:
       print(f'compiled in {seconds:.1f} s', flush=True)
 
@@ -50,32 +44,25 @@ class Log:
     included.
     """
     values = scalars(metrics)
-    values |= {
-      'seconds': seconds,
-      'tokens_per_second_per_device': tokens / max(seconds, 1e-9) / self._devices,
-    }
+    speed = tokens / max(seconds, 1e-9) / self._devices
+    values |= {'seconds': seconds, 'tokens_per_second_per_device': speed}
     if not self._on:
       return values
-    line = (
-      f'completed step: {step}, seconds: {seconds:.3f}, '
-      f'Tokens/s/device: {values["tokens_per_second_per_device"]:.0f}, '
-      + ', '.join(
-        f'{n}: {v:.4f}' for n, v in values.items() if '/' in n or n in ('loss', 'grad_norm')
-      )
-    )
+    shown = {n: v for n, v in values.items() if '/' in n or n in ('loss', 'grad_norm')}
+    line = f'completed step: {step}, seconds: {seconds:.3f}, Tokens/s/device: {speed:.0f}, '
+    line += ', '.join(f'{n}: {v:.4f}' for n, v in shown.items())
+    record = {'step': step, **{n: round(v, 6) for n, v in values.items()}}
     self._lines.write(line + '\n')
-    self._records.write(
-      json.dumps({'step': step, **{n: round(v, 6) for n, v in values.items()}}) + '\n'
-    )
+    self._records.write(json.dumps(record) + '\n')
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
-    if self._bar:
-      print(
-        f'\r{self._progress(step)} loss {values["loss"]:.4f} ',
-        end='' if step < self._steps else '\n',
-        flush=True,
+    if self._bar is None:  # a continued run counts on from where it stopped
+      self._bar = tqdm.tqdm(
+        total=self._steps, initial=step - 1, unit='step', file=sys.stdout, disable=None
       )
-    else:
+    self._bar.set_postfix(loss=f'{values["loss"]:.4f}', refresh=False)
+    self._bar.update()
+    if self._bar.disable:
       print(line, flush=True)
     if step % 50 == 0:
       self._lines.flush()
@@ -84,16 +71,11 @@ class Log:
 
   def close(self) -> None:
     """Writes out what is buffered."""
+    if self._bar is not None:
+      self._bar.close()
     if self._on:
       for file in (self._lines, self._records, self._board):
         file.close()
-
-  def _progress(self, step: int) -> str:
-    done = step / self._steps
-    spent = time.perf_counter() - (self._began or time.perf_counter())
-    left = spent / max(done, 1e-9) * (1 - done) if done else 0.0
-    bar = '#' * int(24 * done)
-    return f'[{bar:24}] {step}/{self._steps} {spent:.0f} s + {left:.0f} s (compile {self._compile:.0f} s apart)'
 
 
 def scalars(metrics) -> dict[str, float]:
