@@ -13,8 +13,8 @@ import ml_collections
 from tuna_jax.configs import tiny
 
 from tuna_jax.config import from_dict, to_dict
-from tuna_jax.config import size as named_size
 from tuna_jax.data.mixture import DataConfig
+from tuna_jax.sizes import size as named_size
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 

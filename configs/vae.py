@@ -4,9 +4,9 @@ import ml_collections
 from tuna_jax.configs import mixtures
 
 from tuna_jax.config import UserError, from_dict, to_dict
-from tuna_jax.config import size as named_size
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
+from tuna_jax.sizes import size as named_size
 from tuna_jax.toy.train_vae import VaeTrainConfig
 
 

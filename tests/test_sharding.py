@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import shrink
 from tests.models import small
-from tuna_jax import config, sharding, tree
+from tuna_jax import sharding, sizes, tree
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.tools import plan
 from tuna_jax.train import state as state_lib
@@ -27,7 +27,7 @@ EQUAL = 1e-5  # relative to the largest entry: float32 sums in another order
 
 def abstract(size):
   """Parameters of a named size as ShapeDtypeStructs."""
-  return tuna_shapes(config.size(size))
+  return tuna_shapes(sizes.size(size))
 
 
 def pod(*sizes):

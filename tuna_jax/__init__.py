@@ -27,7 +27,7 @@ _WHERE = {
   'Clip': 'sample.output',
   'evaluate': 'evals.own_data',
   'TunaConfig': 'config',
-  'SIZES': 'config',
+  'SIZES': 'sizes',
 }
 
 __all__ = [*_WHERE, 'train', '__version__']  # noqa: PLE0604

@@ -1,7 +1,7 @@
-"""Every size of the model as frozen dataclasses, and the one strict way in from a mapping.
+"""The model's configuration as frozen dataclasses, and the one strict way in from a mapping.
 
-A size is a constant (`TINY`, `TUNA_2B`, `TUNA_7B`); a stage is a file in `configs/`; their product
-is never written down. Dataclasses are hashable, so a config is a static argument of `jax.jit`.
+Dataclasses are hashable, so a config is a static argument of `jax.jit`. The named sizes are in
+`sizes.py`.
 """
 
 from __future__ import annotations
@@ -14,106 +14,22 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 # Per-channel latent statistics published with the Wan 2.2 VAE (docs/architecture.md 2.5).
+# fmt: off
 WAN_MEAN = (
-  -0.2289,
-  -0.0052,
-  -0.1323,
-  -0.2339,
-  -0.2799,
-  0.0174,
-  0.1838,
-  0.1557,
-  -0.1382,
-  0.0542,
-  0.2813,
-  0.0891,
-  0.1570,
-  -0.0098,
-  0.0375,
-  -0.1825,
-  -0.2246,
-  -0.1207,
-  -0.0698,
-  0.5109,
-  0.2665,
-  -0.2108,
-  -0.2158,
-  0.2502,
-  -0.2055,
-  -0.0322,
-  0.1109,
-  0.1567,
-  -0.0729,
-  0.0899,
-  -0.2799,
-  -0.1230,
-  -0.0313,
-  -0.1649,
-  0.0117,
-  0.0723,
-  -0.2839,
-  -0.2083,
-  -0.0520,
-  0.3748,
-  0.0152,
-  0.1957,
-  0.1433,
-  -0.2944,
-  0.3573,
-  -0.0548,
-  -0.1681,
-  -0.0667,
+  -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542,
+  0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109,
+  0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899,
+  -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748,
+  0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
 )
 WAN_STD = (
-  0.4765,
-  1.0364,
-  0.4514,
-  1.1677,
-  0.5313,
-  0.4990,
-  0.4818,
-  0.5013,
-  0.8158,
-  1.0344,
-  0.5894,
-  1.0901,
-  0.6885,
-  0.6165,
-  0.8454,
-  0.4978,
-  0.5759,
-  0.3523,
-  0.7135,
-  0.6804,
-  0.5833,
-  1.4146,
-  0.8986,
-  0.5659,
-  0.7069,
-  0.5338,
-  0.4889,
-  0.4917,
-  0.4069,
-  0.4999,
-  0.6866,
-  0.4093,
-  0.5709,
-  0.6065,
-  0.6415,
-  0.4944,
-  0.5726,
-  1.2042,
-  0.5458,
-  1.6887,
-  0.3971,
-  1.0600,
-  0.3943,
-  0.5537,
-  0.5444,
-  0.4089,
-  0.7468,
-  0.7744,
+  0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344,
+  0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804,
+  0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999,
+  0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887,
+  0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 )
+# fmt: on
 
 
 class UserError(ValueError):
@@ -136,9 +52,7 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TowerConfig):
-  """SigLIP-2 on latents. `grid` is the side of the learned position table (32 in the published
-  models).
-  """
+  """SigLIP-2 on latents. grid: side of the learned position table, 32 in the published models."""
 
   grid: int = 32
 
@@ -162,8 +76,8 @@ class DecoderConfig(TowerConfig):
 class FlowHeadConfig(TowerConfig):
   """The flow-matching head. Where its width is not the decoder's, two small maps join them.
 
-  rotary: 'grid' turns a visual token by its (frame, row, column), text by its index and a time token
-  not at all (docs/architecture.md 7.3); 'index' turns every token by its index.
+  rotary: 'grid' turns a visual token by its (frame, row, column), text by its index and a time
+  token not at all (docs/architecture.md 7.3); 'index' turns every token by its index.
   """
 
   norm_eps: float = 1e-5
@@ -184,11 +98,10 @@ class VaeConfig:
   """The causal video VAE: Wan 2.2 (16x in space, 4x in time) or, without `residual`, Wan 2.1 (8x).
 
   residual: pixels are folded 2x2 into channels, and every level has a shortcut. Without it there is
-    neither, and each doubling of the decoder halves the channels.
-  latent_mean, latent_std: per-channel constants that normalise latents; empty means none. The
-  default is Wan 2.2's;
-    official Tuna checkpoints were trained with the std list in both places: `latent_mean=WAN_STD`.
-    A VAE trained here stores the statistics measured on its own data.
+  neither, and each doubling of the decoder halves the channels.
+  latent_mean, latent_std: per-channel constants that normalise latents; empty means none. Official
+  Tuna checkpoints were trained with the std list in both places: `latent_mean=WAN_STD`. A VAE
+  trained here stores the statistics measured on its own data.
   """
 
   latent_channels: int = 48
@@ -211,9 +124,7 @@ class VaeConfig:
 
   @property
   def spatial_stride(self) -> int:
-    return 2 ** (
-      len(self.dim_mult) - 1 + self.residual
-    )  # a halving between levels, and the folding
+    return 2 ** (len(self.dim_mult) - 1 + self.residual)  # halvings between levels, and the folding
 
   @property
   def temporal_stride(self) -> int:
@@ -224,8 +135,8 @@ class Design(NamedTuple):
   """What turns a picture into visual tokens.
 
   paths: the modules that each see the patch of a token; their features are concatenated.
-  connector: whether a two-layer map to the decoder's width follows. pixels: a token holds a patch of
-  the picture itself, and there is no VAE.
+  connector: whether a two-layer map to the decoder's width follows. pixels: a token holds a patch
+  of the picture itself, and there is no VAE.
   """
 
   paths: tuple[str, ...]
@@ -233,14 +144,12 @@ class Design(NamedTuple):
   pixels: bool
 
 
-DESIGNS = types.MappingProxyType(
-  {
-    'cascade': Design(('vision',), True, False),  # Tuna
-    'late_fusion': Design(('vision', 'projector'), True, False),  # Show-o2
-    'pixel_encoder': Design(('vision',), True, True),  # Tuna-R
-    'pixel': Design(('patches',), False, True),  # Tuna-2
-  }
-)
+DESIGNS = {
+  'cascade': Design(('vision',), True, False),  # Tuna
+  'late_fusion': Design(('vision', 'projector'), True, False),  # Show-o2
+  'pixel_encoder': Design(('vision',), True, True),  # Tuna-R
+  'pixel': Design(('patches',), False, True),  # Tuna-2
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,8 +157,8 @@ class PathConfig:
   """The path from noise to a picture, x_t = t x + (1 - t) noise (docs/architecture.md 8).
 
   predicts: 'velocity', or 'clean': the flow head gives the picture itself, and the velocity follows
-  from it. noise: the standard deviation at t = 0. mean, std: of the normal whose sigmoid is the t of
-  training, before any shift.
+  from it. noise: the standard deviation at t = 0. mean, std: of the normal whose sigmoid is the t
+  of training, before any shift.
   """
 
   predicts: str = 'velocity'
@@ -301,9 +210,8 @@ class TunaConfig:
     row = DESIGNS[self.design]
     for field, wanted in (('vae', not row.pixels), ('vision', 'vision' in row.paths)):
       if (getattr(self, field) is not None) != wanted:
-        raise UserError(
-          f'{field}: the design {self.design!r} {"needs one" if wanted else "has none; expected null"}'
-        )
+        must = 'needs one' if wanted else 'has none; expected null'
+        raise UserError(f'{field}: the design {self.design!r} {must}')
 
   @property
   def channels(self) -> int:
@@ -322,125 +230,17 @@ class TunaConfig:
     return temporal, spatial * self.patch
 
 
-TINY = TunaConfig(
-  vision=VisionConfig(
-    num_layers=2, dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, grid=4
-  ),
-  decoder=DecoderConfig(
-    num_layers=4,
-    dim=128,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    mlp_dim=256,
-    vocab_size=384,
-    rope_theta=1e4,
-  ),
-  flow_head=FlowHeadConfig(
-    num_layers=4, dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=256
-  ),
-  vae=VaeConfig(
-    latent_channels=16,
-    encoder_dim=16,
-    decoder_dim=16,
-    encoder_blocks=1,
-    decoder_blocks=1,
-    latent_mean=(),
-    latent_std=(),
-  ),
-  dtype='float32',
-)
-
-_SO400M = VisionConfig(
-  num_layers=26, dim=1152, num_heads=16, num_kv_heads=16, head_dim=72, mlp_dim=4304
-)
-
-TUNA_2B = TunaConfig(
-  vision=_SO400M,
-  decoder=DecoderConfig(
-    num_layers=28, dim=1536, num_heads=12, num_kv_heads=2, head_dim=128, mlp_dim=8960, tied=True
-  ),
-  flow_head=FlowHeadConfig(
-    num_layers=40, dim=1536, num_heads=24, num_kv_heads=8, head_dim=64, mlp_dim=8960
-  ),
-)
-
-TUNA_7B = TunaConfig(
-  vision=_SO400M,
-  decoder=DecoderConfig(
-    num_layers=28, dim=3584, num_heads=28, num_kv_heads=4, head_dim=128, mlp_dim=18944, tied=False
-  ),
-  flow_head=FlowHeadConfig(
-    num_layers=16, dim=3584, num_heads=56, num_kv_heads=14, head_dim=64, mlp_dim=18944
-  ),
-)
-
-# Published with the Wan 2.1 VAE.
-# fmt: off
-_WAN21_MEAN = (
-  -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-  0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)
-_WAN21_STD = (
-  2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-  3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)
-# fmt: on
-WAN21_VAE = VaeConfig(16, 96, 96, latent_mean=_WAN21_MEAN, latent_std=_WAN21_STD, residual=False)
-
-SHOWO2_1_5B = TunaConfig(
-  vision=dataclasses.replace(_SO400M, grid=27),
-  decoder=TUNA_2B.decoder,
-  flow_head=FlowHeadConfig(10, 2048, 32, 8, 64, 8192, rotary='index'),
-  vae=WAN21_VAE,
-  design='late_fusion',
-  patch=2,
-  layout='raster',
-)
-SHOWO2_7B = dataclasses.replace(SHOWO2_1_5B, decoder=TUNA_7B.decoder)
-
-TUNA_R_7B = dataclasses.replace(
-  TUNA_7B,
-  vae=None,
-  design='pixel_encoder',
-  patch=16,
-  layout='raster',
-  path=PathConfig('clean', noise=2.0, mean=-0.8, std=0.8),
-)
-TUNA_2_7B = dataclasses.replace(TUNA_R_7B, vision=None, design='pixel')
-
-SIZES = types.MappingProxyType(
-  {
-    'tiny': TINY,
-    '2b': TUNA_2B,
-    '7b': TUNA_7B,
-    'showo2-1.5b': SHOWO2_1_5B,
-    'showo2-7b': SHOWO2_7B,
-    'tuna-r-7b': TUNA_R_7B,
-    'tuna-2-7b': TUNA_2_7B,
-  }
-)
-
-
 def nearest(name: str, names) -> str:
   """'; nearest is X', or nothing when no name is near. For error messages."""
   found = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
   return f'; nearest is {found[0]!r}' if found else ''
 
 
-def size(name: str) -> TunaConfig:
-  """The named size. Raises ValueError with the known names."""
-  if name not in SIZES:
-    raise UserError(f'unknown size {name!r}: expected one of {sorted(SIZES)}{nearest(name, SIZES)}')
-  return SIZES[name]
-
-
 def from_dict(cls, mapping: Mapping, path: str = ''):
   """Builds the frozen dataclass `cls` from a (nested) mapping.
 
-  Raises ValueError naming the full path of an unknown field (with the nearest right name) or a
-  missing one, and TypeError for a value of another type. Integers are accepted where floats are
-  asked, lists where tuples are.
+  Raises UserError with the full path of an unknown field (and the nearest right name), a missing
+  one or a value of another type. An integer may stand for a float, and a list for a tuple.
   """
   where = path or cls.__name__
   if not isinstance(mapping, Mapping):
@@ -468,7 +268,7 @@ def to_dict(config) -> dict:
 
 
 def _convert(hint, value, path):
-  """`value` as type `hint`, or TypeError with the path."""
+  """`value` as type `hint`; UserError with the path if it has another type."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in args:

@@ -7,13 +7,14 @@ import numpy as np
 
 from tests import shrink
 from tuna_jax.batch import Batch
-from tuna_jax.config import TINY, TunaConfig
+from tuna_jax.config import TunaConfig
 from tuna_jax.data.latents import fill_latents
 from tuna_jax.data.segments import Example, Image, Text, Video, layout, pack
 from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.parity.sizes import quick_jit
+from tuna_jax.toy.sizes import TINY
 
 CONFIG = dataclasses.replace(shrink.model(TINY), remat='none')
 C = CONFIG.vae.latent_channels

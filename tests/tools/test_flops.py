@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from tests.sample import small
-from tuna_jax.config import TUNA_2B, TUNA_7B
 from tuna_jax.data.segments import Image, Text, layout
 from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna, init_cache
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample.prompt import collate, split, strides
+from tuna_jax.sizes import TUNA_2B, TUNA_7B
 from tuna_jax.tools import bench_sample, flops
 
 # The compiler counts norms, rotations and softmax too; at this width they are a few per cent.

@@ -5,14 +5,14 @@ import dataclasses
 import jax
 import pytest
 
-from tuna_jax import config, sharding
+from tuna_jax import sharding, sizes
 from tuna_jax.tools import chips, flops, plan
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 
 def run(size='7b', **changes):
   defaults = {'stage': 'stage2', 'steps': 1, 'rows': 1, 'length': 2048, 'visual': 1024, 'images': 1}
-  return TrainConfig(**{'model': config.size(size), **defaults, **changes})
+  return TrainConfig(**{'model': sizes.size(size), **defaults, **changes})
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_frozen_weights_cost_no_gradient_of_their_own():
 
 
 def test_remat_adds_work_but_nothing_useful():
-  none = run(model=dataclasses.replace(config.TUNA_7B, remat='none'))
+  none = run(model=dataclasses.replace(sizes.TUNA_7B, remat='none'))
   assert flops.train_flops(none).useful == flops.train_flops(run()).useful
   assert flops.train_flops(none).executed < flops.train_flops(run()).executed
 

@@ -5,8 +5,9 @@ import pytest
 
 from tests.models import designs
 from tests.weights.small import random_leaves, shapes_only
-from tuna_jax.config import DESIGNS, size
+from tuna_jax.config import DESIGNS
 from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.sizes import size
 from tuna_jax.weights.convert import export, plan
 from tuna_jax.weights.designs import official
 from tuna_jax.weights.tensors import lazies

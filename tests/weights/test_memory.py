@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.weights.small import shapes_only
-from tuna_jax.config import TUNA_2B
 from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.sizes import TUNA_2B
 from tuna_jax.weights import safetensors, tables
 from tuna_jax.weights.convert import export
 from tuna_jax.weights.tensors import Lazy, cast, index_shape

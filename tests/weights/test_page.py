@@ -10,8 +10,8 @@ import pytest
 
 from tests.weights import public
 from tests.weights.small import random_leaves
-from tuna_jax.config import TINY
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
+from tuna_jax.toy.sizes import TINY
 from tuna_jax.train.checkpoint import load_vae, load_weights, read_config
 from tuna_jax.weights import parts, store
 from tuna_jax.weights.open import open_checkpoint

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.weights.small import random_leaves, shapes_only, small_config
-from tuna_jax.config import TUNA_2B, TUNA_7B, VaeConfig
+from tuna_jax.config import VaeConfig
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
+from tuna_jax.sizes import TUNA_2B, TUNA_7B
 from tuna_jax.weights import tables
 from tuna_jax.weights.convert import export, plan
 from tuna_jax.weights.tensors import lazies

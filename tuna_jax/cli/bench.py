@@ -16,8 +16,7 @@ useful.
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax import config as configs
-from tuna_jax import files
+from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -30,7 +29,7 @@ ACTIONS = {
 _SIZE = flags.DEFINE_enum(
   'size',
   'small',
-  ['small', *sorted(configs.SIZES)],
+  ['small', *sorted(sizes.SIZES)],
   'The size of the model; small has two layers per tower.',
 )
 _TASK = flags.DEFINE_list('task', 't2i,edit', 'What to draw: t2i, edit, or both.')
@@ -70,7 +69,7 @@ def main(argv):
 
   from tuna_jax.tools import bench_sample
 
-  config = bench_sample.SMALL if _SIZE.value == 'small' else configs.size(_SIZE.value)
+  config = bench_sample.SMALL if _SIZE.value == 'small' else sizes.size(_SIZE.value)
   device = jax.devices()[0]
   found = {'size': _SIZE.value, 'device': f'{device.platform} {device.device_kind}'}
   if what == 'sample':

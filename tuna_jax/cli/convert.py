@@ -30,6 +30,7 @@ from absl import flags
 from etils import epath
 
 from tuna_jax import config as configs
+from tuna_jax import sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 from tuna_jax.tools import recover
@@ -37,7 +38,7 @@ from tuna_jax.weights import parts, safetensors, store, torchfile
 from tuna_jax.weights.open import open_checkpoint, verify
 from tuna_jax.weights.tensors import Lazy, cast, row_blocks
 
-_SIZE = flags.DEFINE_enum('size', None, sorted(configs.SIZES), 'The model: a named size.')
+_SIZE = flags.DEFINE_enum('size', None, sorted(sizes.SIZES), 'The model: a named size.')
 _MODEL = flags.DEFINE_string('model', None, 'The model: a config.json of ours, instead of --size.')
 _DECODER = flags.DEFINE_string(
   'decoder', None, 'assemble: Qwen2.5, as a Hugging Face folder or a file.'
@@ -260,7 +261,7 @@ def _config():
   if bool(_SIZE.value) == bool(_MODEL.value):
     raise UserError('give the model as --size or as --model, and not both')
   if _SIZE.value:
-    return configs.size(_SIZE.value)
+    return sizes.size(_SIZE.value)
   text = json.loads(epath.Path(_MODEL.value).read_text())
   return configs.from_dict(configs.TunaConfig, text.get('config', text))
 
