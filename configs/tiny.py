@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.toy import speech
+from tuna_jax.toy import questions
 from tuna_jax.train.config import MeshConfig, TrainConfig
 
 # stage: (steps, lr, warm-up); 'fast' is the five-minute version of the same.
@@ -44,8 +44,8 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
     tasks=dataclasses.replace(
       config.data.tasks,
       system=None,
-      questions=(speech.DESCRIBE,),
-      video_questions=(speech.DESCRIBE_CLIP,),
+      questions=(questions.DESCRIBE,),
+      video_questions=(questions.DESCRIBE_CLIP,),
     ),
   )
   # The decoder finds things by their names sooner at half the rate of what draws.

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tuna_jax.toy import drawing, records, speech
-from tuna_jax.toy import judge as judge
+from tuna_jax.toy import captions, drawing, judge, records
 
 
 @pytest.mark.parametrize('kind', records.PROMPTS)
@@ -20,5 +19,5 @@ def test_what_a_prompt_leaves_open_differs_between_numbers():
 
 def test_a_shuffled_prompt_is_never_the_own_one():
   texts = [records.prompt('count', i)['prompt'] for i in range(100)]  # 42 differ, the rest repeat
-  claims = [speech.parse_caption(t) for t in texts]
+  claims = [captions.parse_caption(t) for t in texts]
   assert all(a != b for a, b in zip(claims, drawing._others(claims)))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tuna_jax.toy import judge as judge
-from tuna_jax.toy import records, speech, world
+from tuna_jax.toy import captions, judge, questions, records, world
 
 COUNT = 60
 CEILING = 0.98
@@ -160,7 +159,7 @@ def test_captions_pass_when_true_and_complete_in_any_order():
       world.Thing('square', 'blue', 'small', 'bottom right'),
     )
   )
-  a, b = map(speech.phrase, scene.things)
+  a, b = map(captions.phrase, scene.things)
   assert judge.score_caption(f'{a} and {b}', scene) and judge.score_caption(f'{b} and {a}.', scene)
   assert judge.score_caption(f'{a} and {b}', scene.to_dict())
 
@@ -209,7 +208,7 @@ def test_answers_pass_by_their_verdict():
 def test_the_floors_are_far_below_the_targets():
   train = [records.record('vqa', 'train', 0, i) for i in range(400)]
   prior = judge.answer_prior(train)
-  assert set(prior) == set(speech.QUESTIONS)
+  assert set(prior) == set(questions.QUESTIONS)
   assert share(judge.score_answer(prior[r['type']], r) for r in held_out('vqa', 200)) < 0.5
   common = judge.most_frequent_caption(
     [records.record('caption', 'train', 0, i) for i in range(200)]

@@ -1,13 +1,12 @@
 """The items of the understanding rows and their floors."""
 
-from tuna_jax.toy import judge as judge
-from tuna_jax.toy import understanding, world
+from tuna_jax.toy import judge, scenes, understanding, world
 
 
 def test_items_are_held_out_and_what_a_floor_knows_is_not():
   held, known = understanding.held_out('vqa', 20), understanding.known('vqa', 20)
-  scenes = lambda records: [world.Scene.from_dict(r['scene']) for r in records]
-  assert all(map(world.held_out, scenes(held))) and not any(map(world.held_out, scenes(known)))
+  shown = lambda records: [world.Scene.from_dict(r['scene']) for r in records]
+  assert all(map(scenes.held_out, shown(held))) and not any(map(scenes.held_out, shown(known)))
 
 
 def test_the_longest_caption_fits_into_its_tokens():

@@ -9,9 +9,8 @@ import numpy as np
 
 from tuna_jax.evals.results import Result, Sample
 from tuna_jax.sample.generate import Drawing, Generator
-from tuna_jax.toy import judge as judge
+from tuna_jax.toy import captions, judge, scenes, world
 from tuna_jax.toy import records as world_data
-from tuna_jax.toy import speech, world
 from tuna_jax.toy.understanding import held_out
 
 
@@ -37,7 +36,7 @@ def pictures(
   for k, kind in enumerate(kinds):
     own = slice(k * n, (k + 1) * n)
     found = [judge.detect(x) for x in drawn[own]]
-    claims = [speech.parse_caption(p) for p in prompts[kind]]
+    claims = [captions.parse_caption(p) for p in prompts[kind]]
     right = [claim.true_of(things) for claim, things in zip(claims, found)]
     results[kind] = Result(
       score=right,
@@ -83,7 +82,7 @@ def clips(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
   prompts = [r['caption'] for r in records]
   filmed = [c.pixels for c in generator.video(prompts, world.FRAMES, seed=seed, **vars(how))]
   rebuilt = generator.decode(generator.encode([r['video'] for r in records]))
-  claims = [speech.parse_caption(p) for p in prompts]
+  claims = [captions.parse_caption(p) for p in prompts]
   found = [judge.detect_clip(x) for x in filmed]
   right = [claim.true_of(things) for claim, things in zip(claims, found)]
   return Result(
@@ -103,21 +102,21 @@ def render(prompt: str, number: int) -> np.ndarray:
   `number`.
   """
   rng = random.Random(f'{prompt}/{number}')
-  meaning = speech.parse_caption(prompt)
+  meaning = captions.parse_caption(prompt)
   while True:
     places = rng.sample(tuple(world.PLACES), len(meaning.phrases))
     sizes = rng.choices(world.SIZES, k=len(meaning.phrases))
     if len(set(meaning.phrases)) == 1:  # things that are counted are all alike
       sizes = sizes[:1] * len(sizes)
     things = tuple(
-      world.random_thing(rng, (p.colour, p.shape), p.size or size, p.place or place)
+      scenes.random_thing(rng, (p.colour, p.shape), p.size or size, p.place or place)
       for p, size, place in zip(meaning.phrases, sizes, places)
     )
     if len({t.place for t in things}) == len(things) and meaning.true_of(things):
       return world.render(world.Scene(things))
 
 
-def _others(claims: Sequence[speech.Meaning]) -> list[speech.Meaning]:
+def _others(claims: Sequence[captions.Meaning]) -> list[captions.Meaning]:
   """For each claim the next one that differs from it, round and round: shuffled prompts."""
   out = []
   for i, claim in enumerate(claims):

@@ -6,7 +6,7 @@ its centre; the best overlap names the thing. Whatever fits no template or no co
 which agrees with nothing, so smears and leftovers count as faults.
 
 The score functions hold pictures, clips and sentences against what a caption claims
-(`speech.Meaning`). They answer True or False for one item; means, floors and ceilings are the
+(`captions.Meaning`). They answer True or False for one item; means, floors and ceilings are the
 caller's.
 """
 
@@ -16,7 +16,7 @@ import functools
 import numpy as np
 from scipy import ndimage
 
-from tuna_jax.toy import speech, world
+from tuna_jax.toy import captions, questions, world
 from tuna_jax.toy.world import COLOURS, FRAMES, MOTIONS, PLACES, SHAPES, SIDE, SIZES, Scene, Thing
 
 BLOB = 'blob'
@@ -191,7 +191,7 @@ def score_caption(text, scene):
 
 def score_t2i(image, record):
   """Whether a picture holds exactly what the `prompt` (or `caption`) of a record asks for."""
-  meaning = speech.parse_caption(record['prompt'] if 'prompt' in record else record['caption'])
+  meaning = captions.parse_caption(record['prompt'] if 'prompt' in record else record['caption'])
   return meaning.true_of(detect(image))
 
 
@@ -213,13 +213,13 @@ def score_edit(image, record):
 def score_clip(video, record):
   """Whether a clip shows exactly the things of the record's `prompt` (or `caption`), moving as it
   says."""
-  meaning = speech.parse_caption(record['prompt'] if 'prompt' in record else record['caption'])
+  meaning = captions.parse_caption(record['prompt'] if 'prompt' in record else record['caption'])
   return meaning.true_of(detect_clip(video))
 
 
 def score_answer(text, record):
   """Whether an answer ends in the record's verdict; case, spaces and a full stop do not matter."""
-  return speech.verdict(_plain(text)) == speech.verdict(record['conversations'][-1]['value'])
+  return questions.verdict(_plain(text)) == questions.verdict(record['conversations'][-1]['value'])
 
 
 def _plain(text):
@@ -228,7 +228,7 @@ def _plain(text):
 
 def _meaning(text):
   try:
-    return speech.parse_caption(_plain(text))
+    return captions.parse_caption(_plain(text))
   except ValueError:  # a model may say anything; what is not a caption is a wrong caption
     return None
 
@@ -249,5 +249,5 @@ def answer_prior(records):
   """{question type: its commonest verdict}: what can be answered without looking."""
   counts = collections.defaultdict(collections.Counter)
   for r in records:
-    counts[r['type']][speech.verdict(r['conversations'][-1]['value'])] += 1
+    counts[r['type']][questions.verdict(r['conversations'][-1]['value'])] += 1
   return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items()}

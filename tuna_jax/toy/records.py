@@ -1,41 +1,30 @@
-"""Records of the rendered world, for every task; the same ones as a TensorFlow Datasets builder.
+"""Records of the rendered world, for every task, and the held-out prompts of its generation rows.
 
 `record(task, split, seed, index)` makes one raw record from its four arguments and nothing else, so
-a source of any length needs no file and no state. `prompt(kind, index)` gives the held-out prompts
-of the generation rows. The scenes, their pictures and the held-out compositions are in `world`, the
-sentences in `speech`; `Shapes` (loaded on first use, it needs tensorflow_datasets but not
-TensorFlow) is in `shapes_builder`.
+a source of any length needs no file and no state.
 """
 
 import dataclasses
 import functools
 import itertools
 
-from tuna_jax.toy import speech, world
-from tuna_jax.toy.world import COLOURS, PLACES, SIZES, check_name, make_rng
+from tuna_jax.toy import captions, edits, questions, scenes, world
+from tuna_jax.toy.scenes import make_rng
+from tuna_jax.toy.world import PLACES, SIZES, check_name
 
-_MORE = {
-  'train': 1,
-  'test': 0,
-}  # a question about a picture before the one that gives the record its type
-# The kinds it is drawn from: what takes a thing's colour and shape together to find is asked more.
-_ALSO = ('colour', 'count', 'count', 'where', 'where', 'where', 'yesno', 'yesno', 'yesno')
-# Scenes to ask about: train sees one thing, or things all alike, less often, for they teach nothing
-# of which is which.
+# Questions about a picture before the one that gives the record its type, and the kinds they are
+# drawn from: questions that need colour and shape together are over-sampled.
+_MORE = {'train': 1, 'test': 0}
+_ALSO = ('colour', *('count',) * 2, *('where',) * 3, *('yesno',) * 3)
+# Scenes to ask about: train has single things, and things all alike, less often, since their
+# questions need no finding.
+_WEIGHTS = (10, 50, 16, 6, 7, 6, 5)
 _ASKED = {
-  'train': (
-    ((1, False), 10),
-    ((2, False), 50),
-    ((3, False), 16),
-    ((4, False), 6),
-    ((2, True), 7),
-    ((3, True), 6),
-    ((4, True), 5),
-  ),
-  'test': world.FAMILIES,
+  'train': tuple((family, weight) for (family, _), weight in zip(scenes.FAMILIES, _WEIGHTS)),
+  'test': scenes.FAMILIES,
 }
 _TOLD = 3  # questions about a scene in words
-_WORDS = 90  # of a conversation, about; what does not fit in is not asked
+_WORDS = 90  # about the length of a conversation; what does not fit in is not asked
 PROMPTS = ('one', 'two', 'count', 'position')
 
 
@@ -47,25 +36,25 @@ def record(task, split, seed, index):
 
       t2i, caption        image uint8 [64, 64, 3], caption. Captions of `caption` are the canonical
                           ones, those of `t2i` are of every style
-      vqa                 image, conversations, type (one of speech.QUESTIONS) of the last question
+      vqa                 image, conversations, type (one of questions.QUESTIONS) of the last question
       text                conversations, type: the language of the other tasks without pictures
-      edit                raw_image, out_image, instruction, type (one of speech.EDITS)
+      edit                raw_image, out_image, instruction, type (one of edits.EDITS)
       t2v, video_caption  video uint8 [9, 64, 64, 3], caption
-      video_vqa           video, conversations, type (one of speech.CLIP_QUESTIONS)
+      video_vqa           video, conversations, type (one of questions.CLIP_QUESTIONS)
 
   Raises ValueError on a task or split that does not exist.
   """
   check_name('task', task, TASKS)
-  check_name('split', split, world.SPLITS)
+  check_name('split', split, scenes.SPLITS)
   return _MAKERS[task](make_rng(task, split, seed, index), split)
 
 
 def _t2i(rng, split):
   while True:
-    scene = world.random_scene(rng, split)
-    caption = speech.describe(scene, 'any', rng)
-    scene = _composed(scene, speech.parse_caption(caption))
-    if world.held_out(scene) == (split == 'test'):
+    scene = scenes.random_scene(rng, split)
+    caption = captions.describe(scene, 'any', rng)
+    scene = _composed(scene, captions.parse_caption(caption))
+    if scenes.held_out(scene) == (split == 'test'):
       return {'image': world.render(scene), 'caption': caption, 'scene': scene.to_dict()}
 
 
@@ -81,17 +70,16 @@ def _composed(scene, meaning):
 
 
 def _caption(rng, split):
-  scene = world.random_scene(rng, split)
-  return {'image': world.render(scene), 'caption': speech.describe(scene), 'scene': scene.to_dict()}
+  scene = scenes.random_scene(rng, split)
+  caption = captions.describe(scene)
+  return {'image': world.render(scene), 'caption': caption, 'scene': scene.to_dict()}
 
 
 def _vqa(rng, split):
-  kind = rng.choice(speech.QUESTIONS)
-  families = [
-    (family, weight) for family, weight in _ASKED[split] if not (family[1] and kind == 'where')
-  ]
-  scene = world.random_scene(rng, split, families)
-  return {'image': world.render(scene), **_asked(scene, speech.ask, _ALSO, kind, rng, split)}
+  kind = rng.choice(questions.QUESTIONS)
+  families = [(f, weight) for f, weight in _ASKED[split] if not (f[1] and kind == 'where')]
+  scene = scenes.random_scene(rng, split, families)
+  return {'image': world.render(scene), **_asked(scene, questions.ask, _ALSO, kind, rng, split)}
 
 
 def _asked(scene, ask, kinds, kind, rng, split):
@@ -101,21 +89,15 @@ def _asked(scene, ask, kinds, kind, rng, split):
 
 
 def _interview(scene, ask, kinds, rng, opening, count, last=()):
-  """At most `count` questions about one scene, then `last`, none twice: a picture is dear and an
-  answer is short.
+  """At most `count` questions about one scene, then `last`, none twice: several questions per
+  picture, since encoding is the cost.
   """
   apart = len({t.kind for t in scene.things}) == len(scene.things)
   kinds = [k for k in kinds if apart or k != 'where']
-  pairs = list(dict([*last, *(ask(scene, rng.choice(kinds), rng) for _ in range(count))]).items())[
-    ::-1
-  ]
-  left = _WORDS - len(opening.split())
-  fits = [
-    *itertools.takewhile(
-      lambda words: words <= left, itertools.accumulate(map(_length, reversed(pairs)))
-    )
-  ]
-  (first, said), *rest = pairs[-max(len(fits), 1) :]
+  asked = dict([*last, *(ask(scene, rng.choice(kinds), rng) for _ in range(count))])  # none twice
+  lengths = itertools.accumulate(map(_length, asked.items()), initial=len(opening.split()))
+  fitting = sum(1 for _ in itertools.takewhile(lambda words: words <= _WORDS, lengths)) - 1
+  (first, said), *rest = list(asked.items())[: max(fitting, 1)][::-1]
   return sum(itertools.starmap(_talk, rest), _talk(opening + first, said))
 
 
@@ -128,23 +110,17 @@ def _talk(human, gpt):
   return [{'from': 'human', 'value': human}, {'from': 'gpt', 'value': gpt}]
 
 
-_EDIT_SIZES = {
-  'recolour': (1, 3),
-  'replace': (1, 3),
-  'remove': (2, 4),
-  'add': (1, 3),
-  'move': (1, 3),
-}
+_EDIT_SIZES = {kind: (2, 4) if kind == 'remove' else (1, 3) for kind in edits.EDITS}
 
 
 def _edited(rng, split):
   """An edit whose two pictures are both of train, or of which at least one is of test."""
-  kind = rng.choice(speech.EDITS)
+  kind = rng.choice(edits.EDITS)
   while True:
-    origin = 'train' if split == 'train' else rng.choice(world.SPLITS)
-    before = world.random_scene(rng, origin, world.distinct_families(*_EDIT_SIZES[kind]))
-    instruction, after = speech.edit(before, kind, rng)
-    if (world.held_out(before) or world.held_out(after)) == (split == 'test'):
+    origin = 'train' if split == 'train' else rng.choice(scenes.SPLITS)
+    before = scenes.random_scene(rng, origin, scenes.distinct_families(*_EDIT_SIZES[kind]))
+    instruction, after = edits.edit(before, kind, rng)
+    if (scenes.held_out(before) or scenes.held_out(after)) == (split == 'test'):
       return before, after, instruction, kind
 
 
@@ -160,37 +136,27 @@ def _edit(rng, split):
 
 
 def _t2v(rng, split):
-  scene = world.random_clip(rng, split)
+  scene = scenes.random_clip(rng, split)
   style = 'full' if split == 'test' or rng.random() < 0.75 else 'any'
-  return {
-    'video': world.render_clip(scene),
-    'caption': speech.describe(scene, style, rng),
-    'scene': scene.to_dict(),
-  }
+  caption = captions.describe(scene, style, rng)
+  return {'video': world.render_clip(scene), 'caption': caption, 'scene': scene.to_dict()}
 
 
 def _video_caption(rng, split):
-  scene = world.random_clip(rng, split)
-  return {
-    'video': world.render_clip(scene),
-    'caption': speech.describe(scene),
-    'scene': scene.to_dict(),
-  }
+  scene = scenes.random_clip(rng, split)
+  caption = captions.describe(scene)
+  return {'video': world.render_clip(scene), 'caption': caption, 'scene': scene.to_dict()}
 
 
 def _video_vqa(rng, split):
-  scene = world.random_clip(rng, split)
-  kind = rng.choice(speech.CLIP_QUESTIONS)
-  return {
-    'video': world.render_clip(scene),
-    **_asked(scene, speech.ask_clip, speech.CLIP_QUESTIONS, kind, rng, split),
-  }
+  scene = scenes.random_clip(rng, split)
+  kind = rng.choice(questions.CLIP_QUESTIONS)
+  talk = _asked(scene, questions.ask_clip, questions.CLIP_QUESTIONS, kind, rng, split)
+  return {'video': world.render_clip(scene), **talk}
 
 
-# What the decoder reads before it has eyes: a scene in words stands where a picture will stand.
+# What the decoder reads before it sees pictures: a scene in words in the place of a picture.
 _TEXT = {'recall': 45, 'question': 20, 'restate': 10, 'edit': 10, 'clip': 5, 'clip_question': 10}
-
-
 _PAIR = (((2, False), 1),)
 
 
@@ -198,49 +164,31 @@ def _text(rng, split):
   (kind,) = rng.choices(list(_TEXT), list(_TEXT.values()))
   if kind == 'edit':
     before, scene, instruction, _ = _edited(rng, split)
-    return {
-      'conversations': _talk(f'{speech.describe(before)}. {instruction}', speech.describe(scene)),
-      'type': kind,
-      'scene': {**scene.to_dict(), 'before': before.to_dict()},
-    }
-  if kind in ('question', 'clip_question'):
-    clip = kind == 'clip_question'
-    ask, kinds = (
-      (speech.ask_clip, speech.CLIP_QUESTIONS) if clip else (speech.ask, speech.QUESTIONS)
-    )
-    scene = world.random_clip(rng, split) if clip else world.random_scene(rng, split)
-    talk = _interview(scene, ask, kinds, rng, f'{_shuffled(scene, rng)}. ', _TOLD)
-  elif kind == 'recall':
-    scene = world.random_scene(rng, split, _PAIR)
-    things = list(scene.things)
-    rng.shuffle(things)
-    told = ' and '.join(speech.phrase(t, size=False) for t in things)
-    talk = _interview(scene, speech.ask, ('what', 'colour', 'where'), rng, f'{told}. ', _TOLD)
-  elif kind == 'restate':
-    scene = world.random_scene(rng, split)
-    talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE}', speech.describe(scene))
+    talk = _talk(f'{captions.describe(before)}. {instruction}', captions.describe(scene))
+    shown = {**scene.to_dict(), 'before': before.to_dict()}
+    return {'conversations': talk, 'type': kind, 'scene': shown}
+  if kind in ('clip', 'clip_question'):
+    scene = scenes.random_clip(rng, split)
+    ask, kinds, describe = questions.ask_clip, questions.CLIP_QUESTIONS, questions.DESCRIBE_CLIP
   else:
-    scene = world.random_clip(rng, split)
-    talk = _talk(f'{_shuffled(scene, rng)}. {speech.DESCRIBE_CLIP}', speech.describe(scene))
+    scene = scenes.random_scene(rng, split, *([_PAIR] if kind == 'recall' else []))
+    ask, kinds, describe = questions.ask, questions.QUESTIONS, questions.DESCRIBE
+  things = list(scene.things)
+  rng.shuffle(things)
+  if kind == 'recall':
+    told = ' and '.join(captions.phrase(t, size=False) for t in things)
+    kinds = ('what', 'colour', 'where')
+  else:
+    told = captions.describe(world.Scene(tuple(things)))
+  if kind in ('clip', 'restate'):
+    talk = _talk(f'{told}. {describe}', captions.describe(scene))
+  else:
+    talk = _interview(scene, ask, kinds, rng, f'{told}. ', _TOLD)
   return {'conversations': talk, 'type': kind, 'scene': scene.to_dict()}
 
 
-def _shuffled(scene, rng):
-  things = list(scene.things)
-  rng.shuffle(things)
-  return speech.describe(world.Scene(tuple(things)))
-
-
-_MAKERS = {
-  't2i': _t2i,
-  'caption': _caption,
-  'vqa': _vqa,
-  'text': _text,
-  'edit': _edit,
-  't2v': _t2v,
-  'video_caption': _video_caption,
-  'video_vqa': _video_vqa,
-}
+_MAKERS = {'t2i': _t2i, 'caption': _caption, 'vqa': _vqa, 'text': _text, 'edit': _edit}
+_MAKERS |= {'t2v': _t2v, 'video_caption': _video_caption, 'video_vqa': _video_vqa}
 TASKS = tuple(_MAKERS)
 
 
@@ -263,7 +211,7 @@ def prompt(kind, index):
   """
   known = prompts(kind)
   text = known[index % len(known)]
-  meaning = speech.parse_caption(text)
+  meaning = captions.parse_caption(text)
   want = {'things': [dict(vars(p)) for p in meaning.phrases], 'relation': meaning.relation}
   return {'prompt': text, 'kind': kind, 'want': want}
 
@@ -278,50 +226,37 @@ def prompts(kind):
 
 
 def _one():
-  for size, colour, shape in world.UNSEEN_THINGS:
+  for size, colour, shape in scenes.UNSEEN_THINGS:
     for place in PLACES:
       thing = world.Thing(shape, colour, size, place)
-      yield speech.phrase(thing)
-    yield speech.phrase(thing, place=False)
-  for colour, shape, place in world.UNSEEN_PLACES:
+      yield captions.phrase(thing)
+    yield captions.phrase(thing, place=False)
+  for colour, shape, place in scenes.UNSEEN_PLACES:
     for size in SIZES:
       thing = world.Thing(shape, colour, size, place)
-      yield speech.phrase(thing)
-    yield speech.phrase(thing, size=False)
+      yield captions.phrase(thing)
+    yield captions.phrase(thing, size=False)
 
 
 def _two(joints=('and',)):
-  for pair in world.UNSEEN_PAIRS:
+  for pair in scenes.UNSEEN_PAIRS:
     for a, b in (pair, pair[::-1]):
       for joint in joints:
         yield f'{_bare(a)} {joint} {_bare(b)}'
 
 
 def _position():
-  return _two(tuple(speech.RELATIONS))
+  return _two(tuple(captions.RELATIONS))
 
 
 def _bare(kind):
-  return speech.phrase(world.Thing(kind[1], kind[0], 'large', 'top left'), False, False)
+  return captions.phrase(world.Thing(kind[1], kind[0], 'large', 'top left'), False, False)
 
 
 def _count():
-  for n, colour, shape in world.UNSEEN_COUNTS:
-    for size in ('', *(f'{s} ' for s in SIZES if (s, colour, shape) not in world.UNSEEN_THINGS)):
-      yield f'{speech.NUMBERS[n]} {size}{colour} {speech.PLURAL[shape]}'
+  for n, colour, shape in scenes.UNSEEN_COUNTS:
+    for size in ('', *(f'{s} ' for s in SIZES if (s, colour, shape) not in scenes.UNSEEN_THINGS)):
+      yield f'{captions.NUMBERS[n]} {size}{colour} {captions.PLURAL[shape]}'
 
 
 _PROMPTS = {'one': _one, 'two': _two, 'count': _count, 'position': _position}
-
-# Every word of every sentence, for a tokenizer that wants whole words.
-_GRAMMAR = """
-  a an and at the of to is are there that one into what which where how many way does
-  shape shapes colour move moves stays add remove paint turn describe picture clip say may show
-  yes no so nowhere moving
-"""
-WORDS = tuple(
-  sorted(
-    {*COLOURS, *SIZES, *world.SHAPES, *speech.PLURAL.values(), *world.MOTIONS, *speech.NUMBERS}
-    | set(' '.join([*PLACES, *speech.RELATIONS, _GRAMMAR]).split())
-  )
-)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tuna_jax.data.tasks import PLACEHOLDER
 from tuna_jax.evals.results import KNOWN, Result, Sample
 from tuna_jax.sample.generate import Generator
-from tuna_jax.toy import judge as judge
+from tuna_jax.toy import judge
 from tuna_jax.toy import records as world_data
 
 CAPTION_TOKENS = 64  # four things, fully described, are 47 words
