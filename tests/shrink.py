@@ -22,9 +22,9 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig, texts
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import vae_shapes
-from tuna_jax.train import checkpoint
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.tree import name_of
+from tuna_jax.weights import store
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAGES = ('stage1', 'stage2', 'stage3')
@@ -126,7 +126,7 @@ def assets() -> str:
     f'{folder}/tokenizer'
   )
   small = vae(VaeConfig())
-  checkpoint.save_weights(f'{folder}/vae', randomise(vae_shapes(small), 0), small)
+  store.save(f'{folder}/vae', small, randomise(vae_shapes(small), 0))
   return folder
 
 

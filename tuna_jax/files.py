@@ -80,19 +80,28 @@ def write_text(where: str | os.PathLike, text: str) -> None:
 
 
 def write_bytes(where: str | os.PathLike, data: bytes) -> None:
-  """Writes the file; whatever happens meanwhile, it holds all of its old content or all of `data`.
+  """Writes the file, whole or not at all."""
+  with writing(where) as file:
+    file.write(data)
 
-  A device or pipe, such as /dev/stdout, is written to directly.
+
+@contextlib.contextmanager
+def writing(where: str | os.PathLike):
+  """Yields a binary file that becomes `where` if the block ends well.
+
+  Whatever happens meanwhile, `where` holds all of its old content or all of the new. A device or
+  pipe, such as /dev/stdout, is written to directly.
   """
   where = path(where)
   if is_remote(where) or (where.exists() and not os.path.isfile(where)):
-    where.write_bytes(data)
+    with where.open('wb') as file:
+      yield file
     return
   target = os.path.realpath(where)  # a symbolic link stays, the file behind it is replaced
   part = _unused(target)
   try:
     with open(part, 'xb') as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(part, target)
@@ -104,7 +113,7 @@ def write_bytes(where: str | os.PathLike, data: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(where: str | os.PathLike):
-  """Yields an empty folder that becomes `where` if the block ends well, and vanishes if it does not.
+  """Yields an empty folder that becomes `where` if the block ends well; otherwise it vanishes.
 
   Folders of object storage cannot be renamed, so there `where` itself is yielded: write last the
   file without which the rest means nothing (config.json). Raises UserError if `where` exists.

@@ -13,7 +13,7 @@ import pytest
 from tests.sample import small
 from tuna_jax.data.media import read_video
 from tuna_jax.sample.output import Picture, read_info
-from tuna_jax.train import checkpoint
+from tuna_jax.weights import store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -103,8 +103,8 @@ for words, more in (
 
 @pytest.mark.slow
 def test_every_verb_writes_its_file_with_prompt_seed_and_settings_in_it(tmp_path):
-  checkpoint.save_weights(str(tmp_path / 'w'), small.params(), small.CONFIG)
-  checkpoint.save_weights(str(tmp_path / 'w/vae'), small.vae_params(), small.VAE)
+  store.save(str(tmp_path / 'w'), small.CONFIG, small.params())
+  store.save(str(tmp_path / 'w/vae'), small.VAE, small.vae_params())
   small.tokenizer().save(tmp_path / 'w')
   done = subprocess.run(
     [sys.executable, '-c', VERBS, str(tmp_path)],

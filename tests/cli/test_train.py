@@ -14,7 +14,7 @@ import pytest
 
 from tests import shrink
 from tuna_jax.models.shapes import tuna_shapes
-from tuna_jax.train import checkpoint
+from tuna_jax.weights import store
 
 TIMEOUT_S = 300
 STEPS = 30
@@ -66,7 +66,7 @@ def wait_for(process, text):
 
 
 def weights(workdir, config):
-  return checkpoint.load_weights(str(workdir), tuna_shapes(config.model), ema=False)
+  return store.load_weights(str(workdir), tuna_shapes(config.model), ema=False)
 
 
 @pytest.fixture(scope='module')

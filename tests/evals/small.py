@@ -8,7 +8,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample.generate import Drawing, Generator
 from tuna_jax.sample.image import Guidance
-from tuna_jax.train import checkpoint
+from tuna_jax.weights import store
 
 HOW = Drawing(Guidance(1.0), 2, 1.0)
 N = 3
@@ -17,7 +17,7 @@ N = 3
 @functools.cache
 def generator():
   config = shrink.stage('stage3')
-  vae_config, vae_params = checkpoint.load_vae(config.vae)
+  vae_config, vae_params = store.load_vae(config.vae)
   return Generator(
     config.model,
     shrink.randomise(tuna_shapes(config.model), 1),

@@ -8,14 +8,14 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.sample.generate import Generator
 from tuna_jax.sample.open import open_generator
-from tuna_jax.train import checkpoint
+from tuna_jax.weights import store
 
 OPTIONS = {'media': MediaConfig('32', '32', 5), 'tasks': TaskConfig(system=None)}
 
 
 def test_a_weights_directory_draws_what_its_parameters_draw(tmp_path):
-  checkpoint.save_weights(str(tmp_path / 'w'), small.params(), small.CONFIG)
-  checkpoint.save_weights(str(tmp_path / 'w/vae'), small.vae_params(), small.VAE)
+  store.save(str(tmp_path / 'w'), small.CONFIG, small.params())
+  store.save(str(tmp_path / 'w/vae'), small.VAE, small.vae_params())
   small.tokenizer().save(tmp_path / 'w')
   direct = Generator(small.CONFIG, small.params(), small.vae_params(), small.tokenizer(), **OPTIONS)
   how = {'points': 3, 'size': '16'}
@@ -26,10 +26,10 @@ def test_a_weights_directory_draws_what_its_parameters_draw(tmp_path):
 
 
 def test_what_a_weights_directory_lacks_is_named(tmp_path):
-  checkpoint.save_weights(str(tmp_path / 'w'), {'x': np.zeros(1)}, small.CONFIG)
+  store.save(str(tmp_path / 'w'), small.CONFIG, {'x': np.zeros(1)})
   with pytest.raises(ValueError, match='no vae'):
     open_generator(tmp_path / 'w')
-  checkpoint.save_weights(str(tmp_path / 'v'), small.vae_params(), small.VAE)
+  store.save(str(tmp_path / 'v'), small.VAE, small.vae_params())
   with pytest.raises(ValueError, match='VAE alone'):
     open_generator(tmp_path / 'v')
   with pytest.raises(ValueError, match='no tokenizer'):

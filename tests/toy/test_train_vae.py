@@ -16,7 +16,8 @@ from tests import shrink
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.models.vae import encode_pixels
 from tuna_jax.toy import train_vae, world
-from tuna_jax.train import checkpoint, loop
+from tuna_jax.train import loop
+from tuna_jax.weights import store
 
 
 def config(**changes):
@@ -46,7 +47,7 @@ def trained(tmp_path_factory):
 
 def test_it_ends_with_a_directory_that_loads(trained):
   workdir, model, params = trained
-  found, loaded = checkpoint.load_vae(str(workdir))
+  found, loaded = store.load_vae(str(workdir))
   assert found == model
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   assert json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])['step'] == 2

@@ -11,10 +11,11 @@ import pytest
 
 from tests import shrink
 from tuna_jax import sharding, tree
-from tuna_jax.config import VaeConfig, to_dict
+from tuna_jax.config import TunaConfig, VaeConfig, from_dict, to_dict
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import checkpoint, state
 from tuna_jax.train.checkpoint import Checkpoints
+from tuna_jax.weights import store
 
 CONFIG = shrink.shrink(shrink.real('stage1'))
 DATA = {'step': 5, 'seed': 0, 'rows': list(range(8)), 'batch': 8, 'next': [[3, -1]] * 8}
@@ -107,9 +108,9 @@ def test_a_misshapen_checkpoint_is_refused_and_its_leaves_named(run):
     saver.restore(5, placed(other, '1'))
   saver.close()
   lines = str(caught.value).splitlines()
-  assert '3 leaves do not fit' in lines[0]
+  assert lines[0].endswith('/params: 3 faults')
   assert (
-    'flow_head/layers/mlp/gate_proj/kernel: shape (2, 32, 48), this model has (2, 32, 64)'
+    '  flow_head/layers/mlp/gate_proj/kernel: shape [2, 32, 48], this model has [2, 32, 64]'
     in lines[1:]
   )
 
@@ -120,8 +121,7 @@ def test_other_groups_than_the_runs_are_refused_by_name(run):
   )
   saver = Checkpoints(run[0], other)
   with pytest.raises(
-    ValueError,
-    match='/ema: .* leaves do not fit\n(.*\n)*decoder/norm/scale: missing in the checkpoint',
+    ValueError, match='/ema: .* faults\n(.*\n)*  decoder/norm/scale: missing in the checkpoint'
   ):
     saver.restore(5, placed(other, '1'))
   saver.close()
@@ -130,16 +130,16 @@ def test_other_groups_than_the_runs_are_refused_by_name(run):
 def test_weights_of_a_run_are_its_averages_unless_asked_otherwise(run):
   workdir, saved = run
   abstract = tuna_shapes(CONFIG.model)
-  found = checkpoint.load_weights(workdir, abstract)
+  found = store.load_weights(workdir, abstract)
   equal(found, state.weights(saved))
   equal(found['decoder'], saved.params['decoder'])  # frozen: has no average
-  equal(checkpoint.load_weights(workdir, abstract, ema=False), saved.params)
-  equal(checkpoint.load_weights(workdir, abstract, step=3, ema=False), make(step=3, seed=1).params)
+  equal(store.load_weights(workdir, abstract, ema=False), saved.params)
+  equal(store.load_weights(workdir, abstract, step=3, ema=False), make(step=3, seed=1).params)
 
 
 def test_a_step_that_is_not_there_is_named_with_those_that_are(run):
   with pytest.raises(ValueError, match=r'no checkpoint of step 4; it has \[3, 5\]'):
-    checkpoint.load_weights(run[0], tuna_shapes(CONFIG.model), step=4)
+    store.load_weights(run[0], tuna_shapes(CONFIG.model), step=4)
 
 
 def test_a_run_that_never_saved_is_told_so(tmp_path):
@@ -147,17 +147,14 @@ def test_a_run_that_never_saved_is_told_so(tmp_path):
   saver.write_config()
   saver.close()
   with pytest.raises(ValueError, match=r'no checkpoint; it has \[\]'):
-    checkpoint.load_weights(str(tmp_path), tuna_shapes(CONFIG.model))
+    store.load_weights(str(tmp_path), tuna_shapes(CONFIG.model))
 
 
 def test_a_half_written_step_is_passed_over_and_cleared_away(copy):
   half = copy / 'checkpoints' / '7.orbax-checkpoint-tmp'
   shutil.copytree(copy / 'checkpoints' / '5', half)
   abstract = tuna_shapes(CONFIG.model)
-  equal(
-    checkpoint.load_weights(str(copy), abstract),
-    checkpoint.load_weights(str(copy), abstract, step=5),
-  )
+  equal(store.load_weights(str(copy), abstract), store.load_weights(str(copy), abstract, step=5))
   saver = Checkpoints(str(copy), CONFIG)
   assert saver.latest() == 5
   saver.save(make(step=6), DATA)  # waits for the clearing, which runs in the background
@@ -190,19 +187,20 @@ def test_a_missing_leaf_is_named(tmp_path, missing):
   params = shrink.randomise(tuna_shapes(CONFIG.model), 0)
   flat = tree.flatten(params)
   flat['extra/kernel'] = flat.pop(missing)
-  checkpoint.save_weights(str(tmp_path), tree.unflatten(flat), CONFIG.model)
-  with pytest.raises(ValueError, match='2 leaves do not fit') as caught:
-    checkpoint.load_weights(str(tmp_path), tuna_shapes(CONFIG.model))
+  store.save(str(tmp_path), CONFIG.model, tree.unflatten(flat))
+  with pytest.raises(ValueError, match='2 faults') as caught:
+    store.load_weights(str(tmp_path), tuna_shapes(CONFIG.model))
   assert f'{missing}: missing in the checkpoint' in str(caught.value)
   assert 'extra/kernel: not in this model' in str(caught.value)
 
 
 def test_a_weights_directory_knows_its_config(tmp_path):
   params = shrink.randomise(tuna_shapes(CONFIG.model), 0)
-  checkpoint.save_weights(str(tmp_path), params, CONFIG.model, {'from': 'a test'})
-  assert checkpoint.read_config(str(tmp_path)) == CONFIG.model
-  equal(checkpoint.load_weights(str(tmp_path), tuna_shapes(CONFIG.model)), params)
-  assert json.loads((tmp_path / 'config.json').read_text())['notes'] == {'from': 'a test'}
+  store.save(str(tmp_path), CONFIG.model, params, {'from': 'a test'})
+  about = store.read_config(tmp_path)
+  assert about['kind'] == 'tuna' and from_dict(TunaConfig, about['config']) == CONFIG.model
+  equal(store.load_weights(str(tmp_path), tuna_shapes(CONFIG.model)), params)
+  assert about['notes'] == {'from': 'a test'}
 
 
 def test_a_run_directory_knows_its_config(run):
@@ -213,7 +211,7 @@ def test_a_directory_without_a_config_is_one_clear_line(tmp_path):
   with pytest.raises(
     ValueError, match='nothing: no config.json there; expected a run or a weights directory'
   ) as caught:
-    checkpoint.read_config(str(tmp_path / 'nothing'))
+    store.open_stored(tmp_path / 'nothing')
   assert '\n' not in str(caught.value)
 
 
@@ -230,9 +228,9 @@ def test_a_directory_without_a_config_is_one_clear_line(tmp_path):
 def test_a_wrong_config_file_is_named(tmp_path, written, message):
   pathlib.Path(tmp_path / 'config.json').write_text(json.dumps(written))
   with pytest.raises(ValueError, match=message):
-    checkpoint.read_config(str(tmp_path))
+    store.open_stored(tmp_path)
 
 
 def test_a_vae_is_not_taken_for_a_run(run):
-  with pytest.raises(ValueError, match='holds a TrainConfig, not a VAE'):
-    checkpoint.load_vae(run[0])
+  with pytest.raises(ValueError, match="of kind 'run'; expected the weights of a VAE"):
+    store.load_vae(run[0])

@@ -21,6 +21,7 @@ from tests import shrink
 from tuna_jax import tree
 from tuna_jax.sample.open import open_generator
 from tuna_jax.train import checkpoint, loop, state
+from tuna_jax.weights import store
 
 
 def train(config, workdir):
@@ -115,7 +116,7 @@ def test_a_missing_leaf_stops_the_hand_over_and_is_named(chain, tmp_path):
   flat = tree.flatten(before.params)
   del flat['connector/fc1/bias']
   config = chain.config('stage2')
-  checkpoint.save_weights(str(tmp_path / 'holed'), tree.unflatten(flat), config.model)
+  store.save(str(tmp_path / 'holed'), config.model, tree.unflatten(flat))
   with pytest.raises(ValueError, match='connector/fc1/bias: missing in the checkpoint'):
     train(dataclasses.replace(config, init_from=str(tmp_path / 'holed')), tmp_path / 'run')
   assert not (tmp_path / 'run' / 'config.json').exists()  # nothing claims to be a run
@@ -177,7 +178,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(chain, tmp_pa
   params = jax.tree.map(np.asarray, before.params)
   params['connector']['fc2']['bias'] = params['connector']['fc2']['bias'] * np.float32('nan')
   config = chain.config('stage2')
-  checkpoint.save_weights(str(tmp_path / 'bad'), params, config.model)
+  store.save(str(tmp_path / 'bad'), config.model, params)
   with pytest.raises(
     FloatingPointError, match='step 1 has loss nan .* newest checkpoint is of step 0'
   ):

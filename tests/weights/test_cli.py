@@ -11,7 +11,6 @@ from tests.weights.small import random_leaves, small_config
 from tuna_jax import tree
 from tuna_jax.config import to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
-from tuna_jax.train.checkpoint import load_vae, load_weights, read_config, save_weights
 from tuna_jax.weights import parts, safetensors, store, tables, torchfile
 from tuna_jax.weights.convert import export
 from tuna_jax.weights.open import open_checkpoint
@@ -62,14 +61,13 @@ def test_parts_assemble_to_a_directory_that_training_loads(convert, files):
     f'--output={output}',
   )
   assert 'flow_head/final/linear/kernel: no source: initial values' in said
-  config = read_config(output)
-  assert config == CONFIG and (output / 'tokenizer.json').exists()
-  params = tree.flatten(load_weights(str(output), SHAPES))
+  assert store.open_stored(output).config == CONFIG and (output / 'tokenizer.json').exists()
+  params = tree.flatten(store.load_weights(str(output), SHAPES))
   for name, value in params.items():
     if name.startswith(('decoder/layers', 'vision/')):
       np.testing.assert_array_equal(np.asarray(value), LEAVES[name], err_msg=name)
   assert not np.asarray(params['flow_head/layers/adaln/kernel']).any()
-  vae_config, vae = load_vae(str(output / 'vae'))
+  vae_config, vae = store.load_vae(str(output / 'vae'))
   assert vae_config == CONFIG.vae
   for name, value in tree.flatten(vae).items():
     np.testing.assert_array_equal(np.asarray(value), VAE_LEAVES[name], err_msg=name)
@@ -92,13 +90,15 @@ def test_loading_on_a_mesh_gives_every_device_its_share(imported):
     ),
     SHAPES,
   )
-  kernel = load_weights(str(imported), abstract)['decoder']['layers']['mlp']['up_proj']['kernel']
+  kernel = store.load_weights(str(imported), abstract)['decoder']['layers']['mlp']['up_proj'][
+    'kernel'
+  ]
   assert {s.data.shape for s in kernel.addressable_shards} == {(3, 64, 12)}
   np.testing.assert_array_equal(np.asarray(kernel), LEAVES['decoder/layers/mlp/up_proj/kernel'])
 
 
 def test_official_weights_come_in_with_the_latent_statistics_they_were_trained_with(imported):
-  vae = read_config(imported).vae
+  vae = store.open_stored(imported).config.vae
   assert vae.latent_mean == vae.latent_std == CONFIG.vae.latent_std
 
 
@@ -121,9 +121,9 @@ def test_each_part_goes_back_to_its_own_format(convert, imported, files, part, s
 
 def test_what_training_saved_is_exported_too(convert, files):
   params = tree.unflatten(LEAVES)
-  save_weights(str(files / 'orbax'), params, CONFIG)
-  convert('export', f'--input={files}/orbax', f'--output={files}/from_orbax')
-  assert 'equal' in convert('diff', files / 'tuna', files / 'from_orbax')
+  store.save(files / 'trained', CONFIG, params)
+  convert('export', f'--input={files}/trained', f'--output={files}/from_trained')
+  assert 'equal' in convert('diff', files / 'tuna', files / 'from_trained')
 
 
 def test_a_pt_file_gives_what_the_shards_give(convert, imported, files):

@@ -37,10 +37,8 @@ def test_missing_unused_and_misshapen_tensors_are_raised_together_with_the_neare
   official['tuna.model.layers.1.self_attn.qproj.weight'] = official.pop(name)
   official['siglip_proj.1.bias'] = lazy(np.zeros(63, np.float32))
   text = faults(official)
-  assert (
-    f"{name}: missing, wanted for decoder/layers/attn/q_proj/kernel; nearest is 'tuna.model.layers.1.self_attn.qproj"
-    in text
-  )
+  wanted = f'{name}: missing, wanted for decoder/layers/attn/q_proj/kernel'
+  assert f"{wanted}; nearest is 'tuna.model.layers.1.self_attn.qproj" in text
   assert f"qproj.weight: unused: no leaf of the model takes it; nearest is '{name}'" in text
   assert 'siglip_proj.1.bias: misshapen for connector/fc1/bias[64]: found [63], wanted [64]' in text
 

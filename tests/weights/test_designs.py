@@ -1,4 +1,4 @@
-"""Official names and shapes of Show-o2 and the pixel variants: full size by shapes, tiny by values."""
+"""Official names of Show-o2 and the pixel variants: full size by shapes, tiny by values."""
 
 import numpy as np
 import pytest

@@ -7,7 +7,7 @@ import pytest
 
 from tests.weights import public
 from tests.weights.small import small_config
-from tuna_jax import tree
+from tuna_jax import files, tree
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.weights import parts, safetensors, store
 from tuna_jax.weights.open import open_checkpoint
@@ -63,7 +63,7 @@ def test_an_exported_decoder_is_a_model_that_transformers_loads_with_equal_outpu
   tensors, config_json, stem = parts.home('decoder', whole(planned.leaves))
   (tmp_path / 'back').mkdir()
   safetensors.write_folder(tmp_path / 'back', tensors, stem=stem)
-  store.write_json(tmp_path / 'back' / 'config.json', config_json)
+  files.write_json(tmp_path / 'back' / 'config.json', config_json)
   loaded = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / 'back')
   ids = torch.arange(12)[None] % 50
   with torch.no_grad():
@@ -83,7 +83,7 @@ def test_an_exported_vision_tower_is_a_model_that_transformers_loads(tmp_path):
   source = open_checkpoint(tmp_path / 'siglip')
   for name, value in tensors.items():
     assert value[()].tobytes() == source[name][()].tobytes(), name
-  store.write_json(tmp_path / 'back' / 'config.json', config_json)
+  files.write_json(tmp_path / 'back' / 'config.json', config_json)
   loaded = transformers.SiglipVisionModel.from_pretrained(tmp_path / 'back')
   pixels = torch.randn(1, 48, 4, 4)
   with torch.no_grad():

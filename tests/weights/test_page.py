@@ -12,7 +12,6 @@ from tests.weights import public
 from tests.weights.small import random_leaves
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.toy.sizes import TINY
-from tuna_jax.train.checkpoint import load_vae, load_weights, read_config
 from tuna_jax.weights import parts, store
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.tensors import lazies
@@ -83,9 +82,9 @@ def test_each_command_of_the_page_runs_as_written(convert, files):
     )
   )
   assert 'vision/patch_embed/kernel' in said and 'resampled from 3x3 to 4x4' in said
-  config = read_config(files / 'assembled')
-  load_weights(str(files / 'assembled'), tuna_shapes(config))  # as stage 1 does
-  load_vae(str(files / 'assembled' / 'vae'))
+  config = store.open_stored(files / 'assembled').config
+  store.load_weights(str(files / 'assembled'), tuna_shapes(config))  # as stage 1 does
+  store.load_vae(str(files / 'assembled' / 'vae'))
   assert (files / 'assembled' / 'tokenizer.json').exists()
 
   convert(

@@ -1,6 +1,7 @@
 """Directories of ours: read lazily whoever wrote them, written whole or not at all."""
 
 import dataclasses
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 
 from tests.weights.small import random_leaves, small_config
 from tuna_jax import tree
-from tuna_jax.config import to_dict
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train.checkpoint import Checkpoints
 from tuna_jax.train.config import TrainConfig
@@ -33,8 +33,8 @@ def run(tmp_path_factory):
   state = TrainState(jnp.int32(7), tree.unflatten(params), averages, {'count': jnp.int32(7)})
   checkpoints = Checkpoints(str(path), config)
   checkpoints.save(state, {'rows': [0], 'position': 0})
+  checkpoints.write_config()
   checkpoints.close()
-  store.write_json(path / 'config.json', {'kind': 'run', 'config': to_dict(config)})
   return path
 
 
@@ -64,11 +64,45 @@ def test_a_step_that_was_not_saved_is_named_with_those_that_were(run):
     store.open_stored(run, step=3)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
-  with pytest.raises(RuntimeError), store.new_folder(tmp_path / 'out') as folder:
-    (folder / 'half').write_text('x')
-    raise RuntimeError
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+  def read(index):
+    raise OSError('the disk is gone')
+
+  broken = {name: dataclasses.replace(value, read=read) for name, value in lazies(LEAVES).items()}
+  with pytest.raises(OSError):
+    store.write(tmp_path / 'out', CONFIG, broken, None, {})
   assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_again_replaces_the_weights_and_nothing_else(tmp_path):
+  store.save(tmp_path, CONFIG, {'old': np.zeros(3)})
+  (tmp_path / 'metrics.jsonl').write_text('')
+  store.save(tmp_path, CONFIG, {'new': np.ones(2)}, {'from': 'a test'})
+  stored = store.open_stored(tmp_path)
+  assert list(stored.params) == ['new'] and stored.notes == {'from': 'a test'}
+  assert (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_a_tree_comes_back_and_is_the_default_where_there_is_none(tmp_path):
+  value = (3, {'a': jnp.arange(4.0), 'b': (jnp.int32(2), None)})
+  file = tmp_path / 'state.safetensors'
+  assert store.restore_tree(file, value) is value
+  store.save_tree(file, value)
+  step, found = store.restore_tree(file, (0, {'a': jnp.zeros(4), 'b': (jnp.int32(0), None)}))
+  assert list(range(step)) == [0, 1, 2] and int(found['b'][0]) == 2
+  np.testing.assert_array_equal(found['a'], value[1]['a'])
+
+
+def test_a_path_means_its_own_characters(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'a%20b')
+  assert set(store.open_stored(tmp_path / 'a%20b').params) == set(LEAVES)
+
+
+def test_a_step_that_is_not_complete_is_not_read(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  half = tmp_path / 'run' / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  shutil.copytree(tmp_path / 'run' / 'checkpoints' / '7', half)
+  assert store.committed_steps(tmp_path / 'run') == [7]
 
 
 def test_stored_leaves_must_be_exactly_the_models():
@@ -76,10 +110,10 @@ def test_stored_leaves_must_be_exactly_the_models():
   leaves['connector/fc1/kernl'] = leaves.pop('connector/fc1/kernel')
   leaves['decoder/norm/scale'] = dataclasses.replace(leaves['decoder/norm/scale'], shape=(65,))
   with pytest.raises(CheckpointError) as caught:
-    store.check(leaves, SHAPES)
+    store.check('stored weights', leaves, SHAPES)
   for text in (
-    "connector/fc1/kernel: missing; nearest is 'connector/fc1/kernl'",
-    'connector/fc1/kernl: unused',
-    'decoder/norm/scale: misshapen: found [65], wanted [64]',
+    "connector/fc1/kernel: missing in the checkpoint; nearest is 'connector/fc1/kernl'",
+    'connector/fc1/kernl: not in this model',
+    'decoder/norm/scale: shape [65], this model has [64]',
   ):
     assert text in str(caught.value)

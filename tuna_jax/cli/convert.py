@@ -7,72 +7,74 @@ inspect, diff.
   tuna-jax convert inspect PATH
   tuna-jax convert diff A B
 
-assemble  a checkpoint to start stage 1 from: Qwen2.5, SigLIP-2, Wan 2.2 VAE; the rest fresh, and listed as such.
-import    an official Tuna checkpoint (.safetensors, .pt, .pth, .bin or a folder) to ours.
-export    ours to the official names, or one part to its own names: --part=decoder|vision|vae|vae-diffusers.
-inspect   names, shapes, types, bytes and checksums.
-diff      what differs between two checkpoints; exit code 1 if anything does.
+assemble  puts Qwen2.5, SigLIP-2 and the Wan 2.2 VAE together, and lists what is fresh.
+import    reads an official checkpoint (.safetensors, .pt, .pth, .bin or a folder).
+export    writes the official names, or one part (--part) under its own.
+inspect   prints names, shapes, types, bytes and checksums.
+diff      prints what differs between two checkpoints; the exit code is 1 if anything does.
 
 Everything that does not fit is reported together, and nothing is written then. --dry-run shows what
 would be done. --verify=DIR also compares the model with tensors that PyTorch computed from the same
-weights (a golden set with cases of kind 'certificate'; tuna_jax/parity/certificate.py lists them)
-and writes OUTPUT/certificate.json and .md; exit code 1 if a stage of the model disagrees.
+weights (tuna_jax/parity/certificate.py lists them) and writes OUTPUT/certificate.json and .md; the
+exit code is 1 if a stage of the model disagrees.
 """
 
 import dataclasses
 import hashlib
-import json
 import time
 import zlib
 
 import numpy as np
 from absl import flags
-from etils import epath
 
 from tuna_jax import config as configs
-from tuna_jax import sizes
+from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 from tuna_jax.tools import recover
 from tuna_jax.weights import parts, safetensors, store, torchfile
 from tuna_jax.weights.open import open_checkpoint, verify
-from tuna_jax.weights.tensors import Lazy, cast, row_blocks
+from tuna_jax.weights.tensors import Lazy, blocks, cast, row_blocks
 
-_SIZE = flags.DEFINE_enum('size', None, sorted(sizes.SIZES), 'The model: a named size.')
-_MODEL = flags.DEFINE_string('model', None, 'The model: a config.json of ours, instead of --size.')
+_SIZE = flags.DEFINE_enum('size', None, sorted(sizes.SIZES), 'The named size of the model.')
+_MODEL = flags.DEFINE_string(
+  'model', None, 'A config.json of ours that holds the model, instead of --size.'
+)
 _DECODER = flags.DEFINE_string(
-  'decoder', None, 'assemble: Qwen2.5, as a Hugging Face folder or a file.'
+  'decoder', None, 'assemble: the Qwen2.5 to take, a Hugging Face folder or a file.'
 )
-_VISION = flags.DEFINE_string('vision', None, 'assemble: SigLIP-2 of fixed resolution, likewise.')
-_VAE = flags.DEFINE_string('vae', None, 'assemble, import: Wan2.2_VAE.pth, or a diffusers folder.')
+_VISION = flags.DEFINE_string(
+  'vision', None, 'assemble: the SigLIP-2 of fixed resolution to take, a folder or a file.'
+)
+_VAE = flags.DEFINE_string(
+  'vae', None, 'assemble, import: the VAE to take, Wan2.2_VAE.pth or a diffusers folder.'
+)
 _INPUT = flags.DEFINE_string(
-  'input', None, 'import: the official checkpoint. export: a run or weights directory of ours.'
+  'input', None, 'import: the official checkpoint. export: a run or a weights directory of ours.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'The directory to write. It must not exist yet.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The directory to write; it must not exist yet.')
 _PART = flags.DEFINE_enum(
-  'part', 'tuna', parts.HOMES, 'export: what to write, each under its own names.'
+  'part', 'tuna', parts.PARTS, 'export: the part to write, under its own names.'
 )
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'export: the type to write.'
+  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'export: the type of the written values.'
 )
-_STEP = flags.DEFINE_integer('step', None, 'export: of a run; the latest if not given.')
-_EMA = flags.DEFINE_bool('ema', True, 'export: of a run, its averaged weights where it has them.')
-_SEED = flags.DEFINE_integer('seed', 0, 'assemble: of the values that no part supplies.')
-_DRY = flags.DEFINE_bool(
-  'dry-run', False, 'Check everything and print the plan, but write nothing.'
-)
+_STEP = flags.DEFINE_integer('step', None, 'export: the step of a run; the newest by default.')
+_EMA = flags.DEFINE_bool('ema', True, 'export: take the averaged weights where a run has them.')
+_SEED = flags.DEFINE_integer('seed', 0, 'assemble: the seed of the values that no part supplies.')
+_DRY = flags.DEFINE_bool('dry-run', False, 'Check everything and print the plan, write nothing.')
 _RECOVER = flags.DEFINE_bool(
   'recover',
   False,
-  'import: also write recover.json, the layers that look re-initialised, and recover.py, a stage '
-  'that trains those first.',
+  'import: also write recover.json, which lists the layers that look re-initialised, and '
+  'recover.py, a stage that trains those first.',
 )
 _VERIFY = flags.DEFINE_string(
   'verify',
   None,
-  "assemble, import, export: a golden set of PyTorch's tensors; writes a certificate of parity.",
+  'assemble, import, export: a golden set of tensors of PyTorch to compare the result with.',
 )
-_CHECKSUMS = flags.DEFINE_bool('checksums', True, 'inspect: read everything for checksums.')
+_CHECKSUMS = flags.DEFINE_bool('checksums', True, 'inspect: read all values, for checksums.')
 
 
 def main(argv):
@@ -84,7 +86,7 @@ def main(argv):
     return inspect(paths[0])
   if action == 'diff':
     return diff(*paths)
-  if _VERIFY.value:  # known to be readable before minutes of conversion
+  if _VERIFY.value:  # is readable: conversion takes minutes
     from tuna_jax.parity import certificate
 
     certificate.check(_VERIFY.value)
@@ -124,30 +126,26 @@ def export():
   _need('export', input=_INPUT, output=_OUTPUT)
   stored = store.open_stored(_INPUT.value, step=_STEP.value, ema=_EMA.value)
   tensors, config_json, stem = parts.home(_PART.value, stored)
-  dtype = np.dtype(
-    safetensors.DTYPES[{'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}[_DTYPE.value]]
-  )
+  kinds = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
+  dtype = safetensors.DTYPES[kinds[_DTYPE.value]]
   tensors = cast(tensors, dtype)
   print(f'{len(tensors)} tensors, {_bytes(tensors)}, as {_PART.value} in {_DTYPE.value}')
   if _DRY.value:
     for name, value in sorted(tensors.items()):
       print(f'  {name}  {list(value.shape)}')
     return 0
-  with store.new_folder(_OUTPUT.value) as folder:
+  with files.new_folder(_OUTPUT.value) as folder:
+    if _PART.value in ('tuna', 'decoder'):
+      for file in store.tokenizer_files(_INPUT.value):
+        file.copy(folder / file.name)
     if stem == 'Wan2.2_VAE':
       torchfile.write_file(folder / f'{stem}.pth', tensors)
     else:
       safetensors.write_folder(folder, tensors, stem=stem)
-      store.write_json(folder / 'config.json', {**config_json, 'torch_dtype': _DTYPE.value})
-    if _PART.value in ('tuna', 'decoder'):
-      for file in store.tokenizer_files(_INPUT.value):
-        file.copy(folder / file.name)
+      files.write_json(folder / 'config.json', {**config_json, 'torch_dtype': _DTYPE.value})
   print(f'wrote {_OUTPUT.value}')
-  written = {
-    tree: leaves and cast(leaves, dtype)
-    for tree, leaves in (('params', stored.params), ('vae', stored.vae))
-  }
-  return _certify(dataclasses.replace(stored, **written))
+  params, vae = (leaves and cast(leaves, dtype) for leaves in (stored.params, stored.vae))
+  return _certify(dataclasses.replace(stored, params=params, vae=vae))
 
 
 def inspect(path):
@@ -157,8 +155,8 @@ def inspect(path):
     line = f'{name}  {value.dtype}{list(value.shape)}  {value.nbytes}'
     if _CHECKSUMS.value:
       crc = 0
-      for index in row_blocks(value):
-        crc = zlib.crc32(np.ascontiguousarray(value.read(index)).reshape(-1).view(np.uint8), crc)
+      for block in blocks(value):
+        crc = zlib.crc32(block, crc)
       whole.update(f'{name} {value.dtype} {value.shape} {crc:08x}\n'.encode())
       line += f'  {crc:08x}'
     print(line)
@@ -188,9 +186,8 @@ def diff(a, b):
     if x.dtype != y.dtype:
       lines.append(f'{name}: type {x.dtype} and {y.dtype}')
     if not same:
-      lines.append(
-        f'{name}: values differ, max abs {worst:.3g}, relative L2 {(square / max(norm, 1e-300)) ** 0.5:.3g}'
-      )
+      relative = (square / max(norm, 1e-300)) ** 0.5
+      lines.append(f'{name}: values differ, max abs {worst:.3g}, relative L2 {relative:.3g}')
   print('\n'.join(lines) if lines else f'equal: {len(first)} tensors')
   return 1 if lines else 0
 
@@ -201,10 +198,7 @@ def _write(config, planned, sources, record, found=None):
   vae = parts.read_vae(config, given['vae']) if 'vae' in given else None
   record = {'sources': given, **record, **planned.notes()}
   if vae is not None:
-    record['dropped'] = {
-      **record['dropped'],
-      **{f'vae: {name}': why for name, why in vae.dropped.items()},
-    }
+    record['dropped'] |= {f'vae: {name}': why for name, why in vae.dropped.items()}
   if found is not None:
     record['reinitialised'] = found
   for kind in ('fresh', 'adapted', 'dropped'):
@@ -222,19 +216,19 @@ def _write(config, planned, sources, record, found=None):
     return 0
   for path in given.values():
     verify(path)
-  files = store.tokenizer_files(given['decoder']) if 'decoder' in given else ()
-  store.write(_OUTPUT.value, config, planned.leaves, vae and vae.leaves, record, files)
+  copied = store.tokenizer_files(given['decoder']) if 'decoder' in given else ()
+  store.write(_OUTPUT.value, config, planned.leaves, vae and vae.leaves, record, copied)
   if found is not None:
-    store.write_json(epath.Path(_OUTPUT.value) / 'recover.json', found)
-    (epath.Path(_OUTPUT.value) / 'recover.py').write_text(recover.stage(found, _OUTPUT.value))
+    output = files.path(_OUTPUT.value)
+    files.write_json(output / 'recover.json', found)
+    files.write_text(output / 'recover.py', recover.stage(found, _OUTPUT.value))
   print(f'wrote {_OUTPUT.value}')
   return _certify(store.open_stored(_OUTPUT.value))
 
 
 def _certify(stored) -> int:
   """Writes the certificate beside what was written, if it is asked for. Returns 1 if the model
-  disagrees.
-  """
+  disagrees."""
   if not _VERIFY.value:
     return 0
   import jax
@@ -242,18 +236,14 @@ def _certify(stored) -> int:
   from tuna_jax.parity import certificate
 
   rows = certificate.certify(stored, _VERIFY.value)
-  certificate.write(
-    epath.Path(_OUTPUT.value),
-    rows,
-    {
-      'checkpoint': _OUTPUT.value,
-      'golden': _VERIFY.value,
-      'jax': jax.__version__,
-      'device': jax.devices()[0].device_kind,
-      'date': time.strftime('%Y-%m-%d'),
-    },
-  )
-  print((epath.Path(_OUTPUT.value) / 'certificate.md').read_text())
+  about = {
+    'checkpoint': _OUTPUT.value,
+    'golden': _VERIFY.value,
+    'jax': jax.__version__,
+    'device': jax.devices()[0].device_kind,
+    'date': time.strftime('%Y-%m-%d'),
+  }
+  print(certificate.write(files.path(_OUTPUT.value), rows, about))
   return int(not all(row.passed for row in rows))
 
 
@@ -262,7 +252,7 @@ def _config():
     raise UserError('give the model as --size or as --model, and not both')
   if _SIZE.value:
     return sizes.size(_SIZE.value)
-  text = json.loads(epath.Path(_MODEL.value).read_text())
+  text = files.read_json(_MODEL.value)
   return configs.from_dict(configs.TunaConfig, text.get('config', text))
 
 
@@ -277,9 +267,9 @@ def _open(path) -> dict[str, Lazy]:
   if not store.is_stored(path):
     return open_checkpoint(path)
   stored = store.open_stored(path)
-  trees = {'params': stored.params or {}, 'vae': stored.vae or {}}
   return {
-    f'{tree}/{name}': value for tree, leaves in trees.items() for name, value in leaves.items()
+    **{f'params/{name}': value for name, value in (stored.params or {}).items()},
+    **{f'vae/{name}': value for name, value in (stored.vae or {}).items()},
   }
 
 

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from tuna_jax import files
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.models.tuna import Connector, Tuna
 from tuna_jax.models.vae import WanVae, normalize
@@ -190,10 +191,15 @@ def stage(row: Row) -> str:
   return STAGES.get(found[1], '') if found else ''
 
 
-def write(folder, rows: Sequence[Row], about: dict):
-  """Writes certificate.json and certificate.md into the folder. about: what was compared, by what."""
-  store.write_json(folder / 'certificate.json', {**about, **cases.report(rows)})
-  (folder / 'certificate.md').write_text('\n'.join(_markdown(rows, about)) + '\n')
+def write(folder, rows: Sequence[Row], about: dict) -> str:
+  """Writes certificate.json and certificate.md into the folder, and returns the latter's text.
+
+  about: what was compared, by what.
+  """
+  text = '\n'.join(_markdown(rows, about)) + '\n'
+  files.write_json(folder / 'certificate.json', {**about, **cases.report(rows)})
+  files.write_text(folder / 'certificate.md', text)
+  return text
 
 
 def _markdown(rows: Sequence[Row], about: dict) -> Iterator[str]:

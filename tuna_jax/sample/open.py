@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 
 import jax
-from etils import epath
 
-from tuna_jax import sharding
-from tuna_jax.config import TunaConfig, UserError, VaeConfig
+from tuna_jax import files, sharding
+from tuna_jax.config import UserError, from_dict
+from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample.generate import Generator
-from tuna_jax.train import checkpoint as checkpoint_lib
+from tuna_jax.weights import store
 
 
 def open_generator(
@@ -28,44 +29,46 @@ def open_generator(
   """Loads what training or `tuna-jax convert` wrote.
 
   Args:
-    checkpoint: a run directory, or a weights directory. vae, tokenizer: their directories, where
-    the checkpoint does not say (a run remembers both; weights may hold both). step, ema: of a run:
-    which checkpoint (default the latest), and whether its averages. mesh: places the parameters
-    over its devices; call the generator inside `jax.set_mesh(mesh)` then, and rows of a
-      batch are split over `data` and `fsdp`.
+    checkpoint: a run directory, or a weights directory.
+    vae, tokenizer: their directories, where the checkpoint does not say (a run remembers both;
+      weights may hold both).
+    step, ema: of a run: which checkpoint (default the latest), and whether its averages.
+    mesh: places the parameters over its devices; call the generator inside `jax.set_mesh(mesh)`
+      then. Rows of a batch are split over `data` and `fsdp`.
     options: of `Generator`, such as media, tasks and batch_size; a run's own are the default.
 
-  Raises ValueError naming what is missing or does not fit.
+  Raises UserError naming what is missing or does not fit.
   """
-  root = epath.Path(checkpoint)
-  config = checkpoint_lib.read_config(str(root))
-  if isinstance(config, VaeConfig):
+  root = files.path(checkpoint)
+  stored = store.open_stored(root, step=step, ema=ema)
+  if stored.config is None:
     raise UserError(f'{root}: holds a VAE alone; expected a run or the weights of a model')
-  if isinstance(config, TunaConfig):
-    model, defaults = config, {}
-    found = {'vae': root / 'vae', 'tokenizer': root}
+  if stored.run is None:
+    defaults, found = {}, {'vae': root / 'vae', 'tokenizer': root}
   else:
-    model, defaults = config.model, {'tasks': config.data.tasks, 'media': config.data.media}
-    found = {'vae': config.vae, 'tokenizer': root / 'tokenizer'}
-  vae_config, vae_params = checkpoint_lib.load_vae(
+    data = stored.run['data']
+    defaults = {
+      'tasks': from_dict(TaskConfig, data['tasks']),
+      'media': from_dict(MediaConfig, data['media']),
+    }
+    found = {'vae': stored.run['vae'], 'tokenizer': root / 'tokenizer'}
+  vae_config, vae_params = store.load_vae(
     _existing('vae', vae or found['vae'], 'config.json', root)
   )
   words = Tokenizer.from_dir(
     _existing('tokenizer', tokenizer or found['tokenizer'], 'tokenizer.json', root)
   )
+  model = stored.config
   if words.vocab_size > model.decoder.vocab_size:
     raise UserError(
       f'{tokenizer or root}: {words.vocab_size} tokens, the model has {model.decoder.vocab_size}'
     )
   abstract = tuna_shapes(model)
+  placed = None
   if mesh is not None:
-    abstract = jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-      abstract,
-      sharding.shardings(abstract, mesh),
-    )
+    placed = sharding.shardings(abstract, mesh)
     vae_params = jax.device_put(vae_params, jax.NamedSharding(mesh, jax.P()))
-  params = checkpoint_lib.load_weights(str(root), abstract, step=step, ema=ema)
+  params = store.load(stored.params, abstract, placed)
   return Generator(
     model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options}
   )
@@ -73,7 +76,7 @@ def open_generator(
 
 def _existing(what: str, directory, file: str, root) -> str:
   """`directory`, if it holds `file` (a tokenizer may be a qwen.tiktoken)."""
-  folder = epath.Path(directory)
+  folder = files.path(directory)
   if not str(directory) or not any((folder / f).exists() for f in (file, 'qwen.tiktoken')):
     raise UserError(
       f'{root}: no {what} in {str(directory) or "its config"}, seen from {os.getcwd()}; '

@@ -28,9 +28,9 @@ from tuna_jax.data.records import PICTURES, media_of
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
-from tuna_jax.train import checkpoint, loop
+from tuna_jax.train import loop
 from tuna_jax.train.optimizer import scale_by
-from tuna_jax.weights import fresh
+from tuna_jax.weights import fresh, store
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   """
   root = epath.Path(workdir)
   if (root / 'config.json').exists():
-    return checkpoint.load_vae(workdir)
+    return store.load_vae(workdir)
   root.mkdir(parents=True, exist_ok=True)
   media = Media(config.data, config.seed)
   late = round(config.clips_from * config.steps) if media.has_clips else config.steps
@@ -169,9 +169,9 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
     return (params, ema, opt_state), metrics
 
   key = jax.random.key(config.seed)
-  stopped = root / 'stopped'
+  stopped = root / 'stopped.safetensors'
   params = fresh.init(vae_shapes(config.model), config.seed)
-  done, state = checkpoint.restore_tree(stopped, (0, start(params)))
+  done, state = store.restore_tree(stopped, (0, start(params)))
   began = time.perf_counter()
   with loop.StopSignals() as stop, (root / 'metrics.jsonl').open('a' if done else 'w') as records:
     for step in range(done, config.steps):
@@ -193,17 +193,14 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
           flush=True,
         )
       if stop.asked and step + 1 < config.steps:
-        checkpoint.save_tree(stopped, (step + 1, state))
+        store.save_tree(stopped, (step + 1, state))
         raise loop.Stopped(
           f'{workdir}: stopped at step {step + 1} of {config.steps}; the same command continues'
         )
   params = state[1]
   model = measure(config, params, media)
-  checkpoint.save_weights(
-    workdir, params, model, {'trained_steps': config.steps, 'seed': config.seed}
-  )
-  if stopped.exists():
-    stopped.rmtree()
+  store.save(workdir, model, params, {'trained_steps': config.steps, 'seed': config.seed})
+  stopped.unlink(missing_ok=True)
   return model, params
 
 

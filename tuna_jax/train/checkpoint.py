@@ -1,17 +1,14 @@
-"""Checkpoints of runs, and weights directories.
+"""Checkpoints of runs: sharded, saved in the background, with moments and data position.
 
-    RUN/config.json                   kind, the TrainConfig
+    RUN/config.json                   kind 'run', the TrainConfig
     RUN/checkpoints/STEP/params       all parameters
     RUN/checkpoints/STEP/ema          averages of the trainable ones
     RUN/checkpoints/STEP/optimizer    moments and the step
     RUN/checkpoints/STEP/data         data position, by process
 
-    WEIGHTS/config.json               kind 'tuna' or 'vae', the model's config, where it came from
-    WEIGHTS/params                    all parameters; orbax, or safetensors if `tuna-jax convert` wrote them
-
 Restoring always goes to an abstract tree built from the config with this run's shardings; what a
-checkpoint says of shardings is ignored, so it restores on any mesh. `load_weights` reads either
-kind of directory.
+checkpoint says of shardings is ignored, so it restores on any mesh. weights/store.py reads the
+weights of a run without knowing training.
 """
 
 from __future__ import annotations
@@ -22,34 +19,28 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
-from tuna_jax import tree
-from tuna_jax.config import TunaConfig, UserError, VaeConfig, from_dict, nearest, to_dict
+from tuna_jax import files, tree
+from tuna_jax.config import UserError, from_dict, to_dict
 from tuna_jax.data.pipeline import merge_states
-from tuna_jax.models.shapes import vae_shapes
-from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 from tuna_jax.weights import store
 
-# orbax warns so of every item that is read apart from its checkpoint, which is how weights are read
-# here.
+# orbax warns so of every item that is read apart from its checkpoint, as weights are here.
 logging.getLogger('absl').addFilter(
   lambda record: 'Metadata file does not exist' not in record.getMessage()
 )
 
 
 class Checkpoints:
-  """The checkpoints of one run; saving is asynchronous, a failure surfaces at `check`, `save` or
-  `close`.
-  """
+  """The checkpoints of one run. A failure of saving surfaces at `check`, `save` or `close`."""
 
   def __init__(self, workdir: str, config: TrainConfig):
-    self._root, self._config = epath.Path(workdir), config
+    self._root, self._config = files.absolute(workdir), config
     self._root.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
-      (self._root / 'checkpoints').absolute(),
+      self._root / 'checkpoints',
       options=ocp.CheckpointManagerOptions(
         max_to_keep=config.keep,
         create=True,
@@ -62,11 +53,12 @@ class Checkpoints:
   def write_config(self) -> None:
     """Writes RUN/config.json; once the config is known to fit what the run holds."""
     if jax.process_index() == 0:
-      write_json(self._root / 'config.json', {'kind': 'run', 'config': to_dict(self._config)})
+      about = {'kind': 'run', 'config': to_dict(self._config)}
+      files.write_json(self._root / 'config.json', about)
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
-    return self._manager.latest_step()
+    return max(store.committed_steps(self._root), default=None)
 
   def save(self, state: TrainState, data: dict[str, Any]) -> None:
     """Saves in the background; the step is the state's. Does nothing if that step is saved."""
@@ -96,7 +88,8 @@ class Checkpoints:
       'optimizer': {'step': abstract.step, 'opt_state': tree.flatten(abstract.opt_state)},
     }
     for item, leaves in wanted.items():
-      _check_fits(self._root / 'checkpoints' / str(step) / item, leaves)
+      path = self._root / 'checkpoints' / str(step) / item
+      store.check(path, store.read_params(path), leaves)
     got = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -125,128 +118,12 @@ class Checkpoints:
     self._manager.close()
 
 
-def save_tree(path: epath.Path, value) -> None:
-  """Writes a tree of arrays and numbers, whole or not at all."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path.absolute(), tree.flatten(value), force=True)
-
-
-def restore_tree(path: epath.Path, default):
-  """What `save_tree` wrote, with the structure, shapes and types of `default`; `default` itself if
-  nothing is there.
-  """
-  if not path.exists():
-    return default
-  with ocp.StandardCheckpointer() as checkpointer:
-    leaves = checkpointer.restore(path.absolute(), tree.flatten(default))
-  return jax.tree_util.tree_map_with_path(lambda at, _: leaves[tree.name_of(at)], default)
-
-
-def save_weights(
-  directory: str, params, config: TunaConfig | VaeConfig, notes: dict[str, Any] | None = None
-) -> None:
-  """Writes a weights directory; `notes` (JSON-able) says where the weights come from."""
-  root = epath.Path(directory)
-  root.mkdir(parents=True, exist_ok=True)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save((root / 'params').absolute(), params, force=True)
-  kind = 'vae' if isinstance(config, VaeConfig) else 'tuna'
-  if jax.process_index() == 0:
-    write_json(
-      root / 'config.json', {'kind': kind, 'config': to_dict(config), 'notes': notes or {}}
-    )
-
-
-def read_config(directory: str) -> TunaConfig | VaeConfig | TrainConfig:
-  """The config a run or weights directory was written with. ValueError where there is none."""
-  path = epath.Path(directory) / 'config.json'
-  if not path.exists():
-    raise UserError(f'{directory}: no config.json there; expected a run or a weights directory')
-  found = json.loads(path.read_text())
-  kinds = {'run': TrainConfig, 'tuna': TunaConfig, 'vae': VaeConfig}
-  if found.get('kind') not in kinds:
-    raise UserError(
-      f'{path}: kind {found.get("kind")!r}, expected one of {sorted(kinds)}'
-      f'{nearest(found.get("kind"), kinds)}'
-    )
-  return from_dict(kinds[found['kind']], found['config'])
-
-
-def load_weights(directory: str, abstract, *, step: int | None = None, ema: bool = True):
-  """Parameters from a run (its averages, unless `ema` is False) or a weights directory.
-
-  Args:
-    abstract: tree of ShapeDtypeStruct, with shardings where there is a mesh; its names and shapes
-    must be found. step: of a run; default the latest.
-  Raises ValueError listing every leaf that is missing, unexpected or of another shape.
-  """
-  root = epath.Path(directory)
-  if isinstance(read_config(directory), TrainConfig):
-    steps = sorted(ocp.utils.checkpoint_steps(root / 'checkpoints'))  # the complete ones
-    if not steps or (step is not None and step not in steps):
-      raise UserError(
-        f'{directory}: no checkpoint{"" if step is None else f" of step {step}"}; it has {steps}'
-      )
-    here = root / 'checkpoints' / str(steps[-1] if step is None else step)
-    params = _restore_item(here / 'params', abstract)
-    if ema:
-      found = tree.flatten(_metadata(here / 'ema'))
-      flat = tree.flatten(abstract)
-      params = state_lib.merge(
-        params,
-        tree.flatten(
-          _restore_item(here / 'ema', tree.unflatten({name: flat[name] for name in found}))
-        ),
-      )
-    return params
-  return _restore_item(root / 'params', abstract)
-
-
-def load_vae(directory: str):
-  """(VaeConfig, parameters) of a VAE's weights directory, on one local device."""
-  config = read_config(directory)
-  if not isinstance(config, VaeConfig):
-    raise UserError(f'{directory}: holds a {type(config).__name__}, not a VAE')
-  return config, load_weights(directory, vae_shapes(config))
-
-
-def write_json(path: epath.Path, value) -> None:
-  """Writes atomically: a reader sees the old file or the new one."""
-  part = path.parent / (path.name + '.part')
-  part.write_text(json.dumps(value, indent=1))
-  part.replace(path)
-
-
-def _metadata(path: epath.Path):
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.metadata(path.absolute()).item_metadata.tree
-
-
-def _restore_item(path: epath.Path, abstract):
-  if (
-    not (path / '_METADATA').exists() and path.is_dir()
-  ):  # written by `tuna-jax convert`: safetensors
-    return store.load(store.read_params(path), abstract)
-  _check_fits(path, abstract)
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or device), abstract
-  )
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(path.absolute(), abstract)
-
-
-def _check_fits(path: epath.Path, abstract) -> None:
-  found, wanted = tree.flatten(_metadata(path)), tree.flatten(abstract)
-  faults = [f'{n}: missing in the checkpoint{nearest(n, found)}' for n in wanted if n not in found]
-  faults += [f'{n}: not in this model{nearest(n, wanted)}' for n in found if n not in wanted]
-  faults += [
-    f'{n}: shape {tuple(found[n].shape)}, this model has {tuple(wanted[n].shape)}'
-    for n in wanted
-    if n in found and tuple(found[n].shape) != tuple(wanted[n].shape)
-  ]
-  if faults:
-    raise UserError(f'{path}: {len(faults)} leaves do not fit\n' + '\n'.join(faults))
+def read_config(workdir) -> TrainConfig:
+  """The config of a run."""
+  about = store.read_config(workdir)
+  if about['kind'] != 'run':
+    raise UserError(f'{workdir}: is of kind {about["kind"]!r}; expected a run')
+  return from_dict(TrainConfig, about['config'])
 
 
 def _gather(data: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.metrics import Log
 from tuna_jax.train.state import TrainState
 from tuna_jax.train.step import jit_step
+from tuna_jax.weights import store
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _train(config, workdir, mesh, stop, closing):
 def _start(config: TrainConfig, abstract: TrainState, placed) -> TrainState:
   """The state at step 0: fresh, or around the weights of `init_from`."""
   if config.init_from:
-    params = checkpoint.load_weights(config.init_from, abstract.params)
+    params = store.load_weights(config.init_from, abstract.params)
   else:
     params = state_lib.init_params(config, placed.params)
   make = functools.partial(state_lib.from_params, config=config)
@@ -150,7 +151,7 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   if config.visual:
     if not config.vae:
       raise UserError('vae: no directory given, and the run has pictures; --config.vae=DIR')
-    vae, params = checkpoint.load_vae(config.vae)
+    vae, params = store.load_vae(config.vae)
     if vae.latent_channels != config.model.vae.latent_channels:
       raise UserError(
         f'{config.vae}: {vae.latent_channels} latent channels, the model has '

@@ -4,39 +4,32 @@ from __future__ import annotations
 
 from etils import epath
 
+from tuna_jax import files
 from tuna_jax.weights import safetensors, torchfile
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
-STEMS = (
-  'model',
-  'diffusion_pytorch_model',
-  'pytorch_model',
-)  # transformers, diffusers, older transformers
+STEMS = ('model', 'diffusion_pytorch_model', 'pytorch_model')  # transformers, diffusers, both once
+ENDS = ('.safetensors.index.json', '.safetensors', '.bin')
 TORCH = ('.pt', '.pth', '.bin')
 
 
 def find(path) -> epath.Path:
-  """The one file to read: `path` itself, or the index or weights file of the folder. Raises
-  CheckpointError.
-  """
-  path = epath.Path(path)
+  """The one file to read: `path` itself, or the index or weights file of the folder."""
+  path = files.path(path)
   if not path.exists():
     raise CheckpointError(
       f'{path}: no such file or folder (a Hugging Face id must be downloaded first)'
     )
   if not path.is_dir():
     return path
-  files = {p.name: p for p in path.iterdir()}
-  for stem in STEMS:
-    for name in (f'{stem}.safetensors.index.json', f'{stem}.safetensors', f'{stem}.bin'):
-      if name in files:
-        return files[name]
-  weights = sorted(name for name in files if name.endswith(('.safetensors', *TORCH)))
-  if len(weights) == 1:
-    return files[weights[0]]
+  found = {p.name: p for p in path.iterdir()}
+  weights = sorted(name for name in found if name.endswith(('.safetensors', *TORCH)))
+  known = [stem + end for stem in STEMS for end in ENDS if stem + end in found]
+  if known or len(weights) == 1:
+    return found[(known or weights)[0]]
   raise CheckpointError(
     f'{path}: expected model.safetensors, its index, or one weights file; found '
-    + (', '.join(weights or sorted(files)[:20]) or 'an empty folder')
+    + (', '.join(weights or sorted(found)[:20]) or 'an empty folder')
   )
 
 
@@ -60,9 +53,7 @@ def open_checkpoint(path) -> dict[str, Lazy]:
 
 
 def verify(path):
-  """Reads a checkpoint's recorded checksums against its data. Only torch zip files record any;
-  others pass.
-  """
+  """Compares a checkpoint with the checksums it records: torch's zip files do, others pass."""
   file = find(path)
   if file.suffix in TORCH:
     torchfile.verify(file)

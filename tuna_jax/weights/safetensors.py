@@ -157,7 +157,7 @@ def write_file(path, tensors: Mapping[str, Lazy]):
     position += value.nbytes
   text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
   text += b' ' * (-len(text) % 8)
-  with files.path(path).open('wb') as file:
+  with files.writing(path) as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in order:
       for block in blocks(tensors[name]):

@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 
+from tuna_jax import files
 from tuna_jax.weights.pickles import STORAGES, Storage, Tensor, interpret
 from tuna_jax.weights.tensors import CHUNK_BYTES, Bytes, CheckpointError, Lazy, blocks, index_shape
 
@@ -203,7 +204,7 @@ def write_file(path, tensors):
       *(order, b'tR'),
     ]
   program += [b'u.']
-  with path.open('wb') as out, zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as archive:
+  with files.writing(path) as out, zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as archive:
     archive.writestr('archive/data.pkl', b''.join(program))
     archive.writestr('archive/byteorder', 'little')
     for key, value in enumerate(tensors.values()):

@@ -1,0 +1,108 @@
+"""config.json of Hugging Face libraries, read, compared and written by one table of fields each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tuna_jax import files
+from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, VisionConfig
+from tuna_jax.weights.tensors import CheckpointError, raise_faults
+
+_TOWER = """num_layers:num_hidden_layers dim:hidden_size num_heads:num_attention_heads
+  mlp_dim:intermediate_size"""
+_QWEN2 = f"""{_TOWER} num_kv_heads:num_key_value_heads norm_eps:rms_norm_eps
+  tied:tie_word_embeddings rope_theta:rope_theta vocab_size:vocab_size"""
+_SIGLIP = f'{_TOWER} norm_eps:layer_norm_eps'
+_WAN = """encoder_dim:base_dim decoder_dim:decoder_base_dim latent_channels:z_dim dim_mult:dim_mult
+  encoder_blocks:num_res_blocks temporal_down:temperal_downsample latent_mean:latents_mean
+  latent_std:latents_std
+  temporal_stride:scale_factor_temporal spatial_stride:scale_factor_spatial"""
+
+
+def decoder_config(found: Mapping, vocab_size: int) -> DecoderConfig:
+  """The decoder of a Qwen2 config.json, with a vocabulary of its own."""
+  values = {**_read(_QWEN2, found), 'vocab_size': vocab_size}
+  head_dim = found.get('head_dim') or values['dim'] // values['num_heads']
+  return DecoderConfig(**{**values, 'rope_theta': float(values['rope_theta'])}, head_dim=head_dim)
+
+
+def vision_config(found: Mapping, *, grid: int, feature_layer: int = -1) -> VisionConfig:
+  """The vision tower of a SigLIP config.json up to `feature_layer`, as transformers numbers hidden
+  states, with a position table of side `grid`."""
+  values = _read(_SIGLIP, found)
+  layers = values['num_layers']
+  values['num_layers'] = layers + feature_layer + 1 if feature_layer < 0 else feature_layer
+  heads = values['num_heads']
+  return VisionConfig(**values, num_kv_heads=heads, head_dim=values['dim'] // heads, grid=grid)
+
+
+def check_sizes(folder, config: DecoderConfig | VisionConfig):
+  """Raises CheckpointError if `folder` has a config.json of another size than `config`.
+
+  The number of vocabulary rows may differ, and a vision tower may have more layers.
+  """
+  path = files.path(folder) / 'config.json'
+  if not path.exists():
+    return
+  found = files.read_json(path)
+  if isinstance(config, VisionConfig):
+    table, found, free = _SIGLIP, found.get('vision_config', found), ('num_layers',)
+  else:
+    table, free = _QWEN2, ('vocab_size',)
+  faults = [
+    f'{theirs} is {found[theirs]}; the model (--size or --model) has {getattr(config, ours)}'
+    for ours, theirs in _pairs(table)
+    if ours not in free and theirs in found and found[theirs] != getattr(config, ours)
+  ]
+  raise_faults(f'{path}: another size', faults)
+
+
+def qwen2_json(config: DecoderConfig) -> dict:
+  """config.json of the decoder, for transformers."""
+  return {
+    'architectures': ['Qwen2ForCausalLM'],
+    'model_type': 'qwen2',
+    'hidden_act': 'silu',
+    **_write(_QWEN2, config),
+    'max_position_embeddings': 32768,
+    'attention_dropout': 0.0,
+    'use_sliding_window': False,
+  }
+
+
+def siglip_json(config: TunaConfig) -> dict:
+  """config.json of the vision tower, for transformers."""
+  return {
+    'architectures': ['SiglipVisionModel'],
+    'model_type': 'siglip_vision_model',
+    'hidden_act': 'gelu_pytorch_tanh',
+    **_write(_SIGLIP, config.vision),
+    'attention_dropout': 0.0,
+    'image_size': config.vision.grid,
+    'patch_size': 1,
+    'num_channels': config.vae.latent_channels,
+    'vision_use_head': False,
+  }
+
+
+def vae_json(config: VaeConfig) -> dict:
+  """config.json of the VAE, for diffusers."""
+  pixels = {'in_channels': 12, 'out_channels': 12, 'patch_size': 2}
+  rest = {'attn_scales': [], 'dropout': 0.0, 'is_residual': True}
+  return {'_class_name': 'AutoencoderKLWan', **_write(_WAN, config), **rest, **pixels}
+
+
+def _pairs(table: str) -> list[list[str]]:
+  return [pair.split(':') for pair in table.split()]
+
+
+def _read(table: str, found: Mapping) -> dict:
+  missing = [theirs for _, theirs in _pairs(table) if theirs not in found]
+  if missing:
+    raise CheckpointError(f'config.json: no {", ".join(missing)}; it has {", ".join(found)}')
+  return {ours: found[theirs] for ours, theirs in _pairs(table)}
+
+
+def _write(table: str, config) -> dict:
+  values = {theirs: getattr(config, ours) for ours, theirs in _pairs(table)}
+  return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
