@@ -80,7 +80,6 @@ def test_every_module_stands_on_a_step():
   assert {package_of(module) for module in ALL} - {'__init__'} == set(STEP)
 
 
-@pytest.mark.xfail(strict=True, reason='the moves are not finished')
 def test_no_package_imports_upwards_or_sideways():
   wrong = []
   for module, target in sorted(OURS):

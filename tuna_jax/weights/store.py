@@ -193,7 +193,7 @@ def load(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
 
 
 def load_weights(directory, abstract_params, *, step: int | None = None, ema: bool = True):
-  """The parameters of the model in a run or a weights directory, on devices: `open_stored`, `load`."""
+  """The parameters of a run or a weights directory on devices; see `open_stored` and `load`."""
   stored = open_stored(directory, step=step, ema=ema)
   if stored.params is None:
     raise CheckpointError(f'{directory}: holds a VAE alone; expected a run or weights of a model')
