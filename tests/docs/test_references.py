@@ -88,6 +88,17 @@ def test_files_that_pages_name_exist(path):
 
 
 @pytest.mark.parametrize('path', PAGES, ids=name)
+def test_names_that_pages_place_in_a_file_stand_in_it(path):
+  """`NAME in FILE`, several names joined by `and`."""
+  names = r'((?:`[\w.]+`(?:,? and |, )?)+)'
+  wrong = []
+  for found, file in re.findall(rf'{names}\s(?:of|in)\s`([\w/]+\.py)`', path.read_text()):
+    source = (ROOT / file).read_text()
+    wrong += [f'{n} in {file}' for n in re.findall(r'`([\w.]+)`', found) if n not in source]
+  assert not wrong
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name)
 def test_verbs_that_pages_name_exist(path):
   named = set(re.findall(r'`?tuna-jax ([a-z]+)', path.read_text()))
   assert named <= set(verbs())
