@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from einops import rearrange
 
 Array = Any  # np.ndarray on the host, jax.Array inside jit
 
@@ -64,6 +65,26 @@ class Batch(NamedTuple):
 
 
 _DTYPES = Batch(*['int32'] * 2, 'float32', *['int32'] * 5, 'float32', *['int32'] * 4, 'bool')
+
+
+def to_tokens(cells: Array, side: int, layout: str) -> Array:
+  """Cells [..., F, H, W, c] -> tokens [..., F, H / side, W / side, side^2 c], as a row of `latents` holds them.
+
+  layout: 'patch', the cells that the token covers, line by line; 'raster', a run of side^2 cells of
+  the frame read line by line (models.vision.patches has the drawing).
+  """
+  *front, height, width, channels = cells.shape
+  if layout == 'patch':
+    cells = rearrange(cells, '... (i r) (j q) c -> ... i j (r q c)', r=side, q=side)
+  return cells.reshape(*front, height // side, width // side, side**2 * channels)
+
+
+def to_cells(tokens: Array, side: int, layout: str) -> Array:
+  """The inverse of `to_tokens`."""
+  if layout == 'patch':
+    return rearrange(tokens, '... i j (r q c) -> ... (i r) (j q) c', r=side, q=side)
+  *front, height, width, size = tokens.shape
+  return tokens.reshape(*front, height * side, width * side, size // side**2)
 
 
 def shapes(rows: int, length: int, visual: int, images: int, channels: int) -> Batch:

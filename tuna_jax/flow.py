@@ -14,9 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The official training shift: mu at a constant 1,024 tokens on the line through (256, 0.5) and
-# (4096, 1.15).
-TRAIN_SHIFT = math.exp(0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256))
+
+def train_shift(tokens: int) -> float:
+  """The official training shift for spans of so many tokens: e^mu, mu on the line through (256, 0.5)
+  and (4096, 1.15).
+  """
+  return math.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+
+
+TRAIN_SHIFT = train_shift(1024)  # Tuna's, whatever the size
 SAMPLE_SHIFT = 3.0
 MIN_TIME_LEFT = 0.05
 SOLVERS = ('euler', 'heun')

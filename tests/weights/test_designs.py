@@ -53,11 +53,9 @@ def test_a_full_size_model_has_the_official_tensors(name):
   assert set(plan(official(config), tensors, shapes).leaves) == set(shapes_only(shapes))
 
 
-@pytest.mark.parametrize('design', DESIGNS)
+@pytest.mark.parametrize('design', [design for design in DESIGNS if design != 'cascade'])
 def test_export_and_import_give_the_same_bytes_slice_by_slice(design):
   config = designs.config(design)
-  if design == 'cascade':
-    pytest.skip('the released Tuna has one cell a token: test_tables')
   shapes = tuna_shapes(config)
   leaves = random_leaves(shapes)
   tensors = export(official(config), lazies(leaves))

@@ -208,27 +208,24 @@ class Tuna(nn.Module):
     if flow:
       if cache is not None and cache.flow is None:
         raise ValueError('this cache was made without the flow head: init_cache(..., flow=True)')
-      indexed, head_dim = c.flow_head.rotary == 'index', c.flow_head.head_dim
+      head_dim = c.flow_head.head_dim
       if visual:
         cell = jnp.maximum(batch.slot - images, 0)
-        if not indexed:
-          coords = _take(batch.coords, cell)
-          rotary = rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim)
+        coords = _take(batch.coords, cell)
         owner = jnp.where(
           is_visual, _take(batch.image[..., None], cell)[..., 0] - 1, jnp.maximum(batch.slot, 0)
         )
         owner = jnp.clip(owner, 0, images - 1)
       else:  # text prefixes of a cache
         coords = jnp.zeros((*batch.position.shape, 3), jnp.int32)
-        rotary = rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim)
-        if (
-          c.compat == 'official' and cache is None
-        ):  # no picture in the batch: nothing is rotated (7.3)
-          rotary = rope.no_rotary(batch.position, head_dim)
         owner = jnp.zeros_like(batch.slot)
         time = jnp.zeros((x.shape[0], 1, c.flow_head.dim), x.dtype)
-      if indexed:
+      if c.flow_head.rotary == 'index':
         rotary = rope.index_rotary(batch.position, head_dim)
+      elif c.compat == 'official' and cache is None and not visual:
+        rotary = rope.no_rotary(batch.position, head_dim)  # the batch has no picture (7.3)
+      else:
+        rotary = rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim)
       velocity, flow_cache = self.flow_head(
         hidden,
         span._replace(rotary=rotary),

@@ -105,9 +105,9 @@ def run(folder, only: str = '', kinds: Mapping[str, Compute] | None = None) -> I
   if not chosen:
     raise GoldenError(f'{folder}: no case begins with {only!r}{nearest(only, names)}')
   if kinds is None:
-    from tuna_jax.parity import models, parts, samples
+    from tuna_jax.parity import models, parts, samples, showo2
 
-    kinds = {**parts.CASES, **models.CASES, **samples.CASES}
+    kinds = {**parts.CASES, **models.CASES, **samples.CASES, **showo2.CASES}
   with jax.default_matmul_precision('highest'):
     for entry in chosen:
       yield from _run_case(folder, entry, dict(zip(names, cases)), kinds)

@@ -40,7 +40,7 @@ from tuna_jax.models.vae import WanVae, normalize
 from tuna_jax.parity import cases, official
 from tuna_jax.parity import sizes as sizes
 from tuna_jax.parity.cases import Case, Row
-from tuna_jax.parity.models import to_cells, to_grids
+from tuna_jax.parity.models import to_grids, token_rows
 from tuna_jax.parity.parts import Outputs, arguments_of, decoder_layers
 from tuna_jax.weights import store
 from tuna_jax.weights.tensors import CheckpointError
@@ -133,7 +133,7 @@ def certificate(config, params, vae_config, vae_params, case: Case) -> Outputs:
     batch = official.to_batch(
       case.given(sub, 'text_tokens'), positions, grid, config.vae.latent_channels
     )
-    x = batch.latents if latents is None else to_cells(latents, rows)
+    x = batch.latents if latents is None else token_rows(config, latents, rows)
     seen = dict(read(params, batch, x))
     if latents is not None:
       seen['vision'] = rearrange(seen['vision'], 'b (n t v) d -> (b n t) v d', n=images, t=grid[0])
@@ -142,7 +142,10 @@ def certificate(config, params, vae_config, vae_params, case: Case) -> Outputs:
         own = t[:, None, None, None, None]
         x_t = own * latents + (1 - own) * case.given(sub, 'noise')
         seen[f'velocity{k}'] = to_grids(
-          draw(params, batch, to_cells(x_t, rows), t.reshape(rows, images)), images, grid
+          config,
+          draw(params, batch, token_rows(config, x_t, rows), t.reshape(rows, images)),
+          images,
+          grid,
         )
     out.update({f'out.{sub}.{name}': value for name, value in seen.items()})
     if case.wants(sub, 'logits'):

@@ -14,15 +14,17 @@ import numpy as np
 from einops import rearrange
 
 from tuna_jax import flow, losses
-from tuna_jax.models.tuna import Tuna
+from tuna_jax.batch import to_cells, to_tokens
+from tuna_jax.models.tuna import TimeEmbed, Tuna
 from tuna_jax.models.vae import WanVae, posterior_sample
 from tuna_jax.parity import official
 from tuna_jax.parity import sizes as sizes
 from tuna_jax.parity.cases import Case, Row
 from tuna_jax.parity.parts import Outputs, arguments_of, common_shape, flow_layers
+from tuna_jax.sample import image as drawing
 from tuna_jax.train import step as train_step_lib
 from tuna_jax.train.config import TrainConfig
-from tuna_jax.weights import tables
+from tuna_jax.weights import designs, tables
 from tuna_jax.weights.convert import export
 
 
@@ -52,6 +54,8 @@ def full_weights(case: Case) -> Outputs:
 
 def forward(config, params, batch, x, t) -> dict:
   """One call of the model and what flows between its towers, by the official names."""
+  if config.design == 'late_fusion':
+    params = with_absent(config, params, t)
   with arguments_of('decoder', 'flow_head') as calls:
     out = Tuna(config).apply({'params': params}, batch, x, t)
   (embeds, *_), (hidden, span, time, owner, in_span, *_) = calls
@@ -60,7 +64,7 @@ def forward(config, params, batch, x, t) -> dict:
   logits = Tuna(config).apply({'params': params}, out.hidden, method='logits')[
     ..., : config.decoder.vocab_size
   ]
-  return {
+  seen = {
     'input_embeds': embeds,
     'llm_hidden': out.hidden,
     'logits': logits,
@@ -68,13 +72,34 @@ def forward(config, params, batch, x, t) -> dict:
     'velocity': out.velocity,
     **heads,
   }
+  if config.design == 'late_fusion' and x.shape[1]:
+    where = (batch.coords, batch.image, batch.grid)
+    seen['fused'] = Tuna(config).apply({'params': params}, x, *where, method='features')
+    seen['bridged'] = inside['bridged']
+  return seen
+
+
+def with_absent(config, params, t):
+  """Parameters whose words past the vocabulary are the time tokens of t [B, M], one after another.
+
+  The official Show-o2 puts the time token of an absent span, (0, 0), at position 0 as if it were text
+  (F5): there `tokens` holds the word of its image.
+  """
+  time = TimeEmbed(config).apply({'params': params['time_embed']}, t.reshape(-1))
+  token = params['time_token']
+  words = time @ token['kernel'] + token['bias']
+  first, embed = config.decoder.vocab_size, params['decoder']['embed']['embedding']
+  table = jax.lax.dynamic_update_slice_in_dim(embed, words.astype(embed.dtype), first, axis=0)
+  return {**params, 'decoder': {**params['decoder'], 'embed': {'embedding': table}}}
 
 
 def official_means(ntp: losses.Sum, velocity: losses.Sum | None, options) -> dict:
-  """loss_ntp, 0 where nothing is learned; loss_flow, not a number there (B3) and 0 without
-  pictures; their sum.
+  """loss_ntp, 0 where nothing is learned (not a number in Show-o2, F15); loss_flow, not a number
+  there (B3) and 0 without pictures; their sum.
   """
   loss_ntp = ntp.mean()
+  if 'num_diffusion_layers' in options:
+    loss_ntp = jnp.sum(ntp.total) / jnp.sum(ntp.count)
   loss_flow = (
     jnp.float32(0) if velocity is None else jnp.sum(velocity.total) / jnp.sum(velocity.count)
   )
@@ -84,11 +109,11 @@ def official_means(ntp: losses.Sum, velocity: losses.Sum | None, options) -> dic
 
 def full_forward(case: Case) -> Outputs:
   """i: the model in training, with gradients by official name, and in inference."""
-  options = case.config['model']['tuna_model']
-  config = sizes.model_config(case.config['model'], case.weights)
+  model = case.config['model']
+  options = model['showo'] if 'showo' in model else model['tuna_model']
+  config = sizes.model_config(model, case.weights)
   params = sizes.load_tuna(config, case.weights)
-  table = tables.tuna_official(config)
-  channels, vocab = config.vae.latent_channels, config.decoder.vocab_size
+  table, vocab = designs.official(config), config.decoder.vocab_size
 
   def loss(params, batch, x, t, velocity, selected, coefficients):
     seen = forward(config, params, batch, x, t)
@@ -105,42 +130,51 @@ def full_forward(case: Case) -> Outputs:
 
   train = sizes.quick_jit(jax.grad(loss, has_aux=True))
   subs = case.config['subs']
-  layouts = {
-    sub: (
-      case.given(sub, 'mp'),
-      s['thw'] and tuple(s['thw']),
-      case.given(sub, 'text_tokens').shape[1],
-    )
-    for sub, s in subs.items()
-  }
+  layouts = {}
+  for sub, s in subs.items():
+    grid, tokens = s['thw'] if 'thw' in s else s['grid'], case.given(sub, 'text_tokens')
+    positions = case.given(sub, 'mp') if case.has(sub, 'mp') else np.full((len(tokens), 1, 2), -1)
+    layouts[sub] = positions, grid and tuple(grid), tokens.shape[1]
   pictures = {sub: l for sub, l in layouts.items() if l[1]}
   out = {}
   for sub, (positions, grid, length) in layouts.items():
     rows, images = positions.shape[:2]
     cells = images * int(np.prod(grid)) if grid else 0
     shape = common_shape(pictures) if grid else (rows, length, 0, images)
-    batch = official.to_batch(case.given(sub, 'text_tokens'), positions, grid, channels, shape)
-    labels, weight = official.to_next_token(case.given(sub, 'text_labels'), shape[1])
-    batch.labels[:rows], batch.label_weight[:rows] = labels, weight
+    batch = official.to_batch(
+      case.given(sub, 'text_tokens'), positions, grid, config.token_dim, shape
+    )
+    if case.has(sub, 'text_labels'):
+      labels, weight = official.to_next_token(case.given(sub, 'text_labels'), shape[1])
+      batch.labels[:rows], batch.label_weight[:rows] = labels, weight
+    for row, image in np.argwhere((positions[..., 0] == 0) & (positions[..., 1] == 0)):
+      batch.tokens[row, 0] = vocab + row * shape[3] + image  # `with_absent`
     x, velocity = np.zeros_like(batch.latents), np.zeros_like(batch.latents)
     t = np.ones((shape[0], shape[3]), np.float32)
     selected = np.zeros(batch.image.shape, bool)
     image_masks = np.zeros(batch.tokens.shape, bool)
-    image_masks[:rows, :length] = case.given(sub, 'image_masks')
+    if case.has(sub, 'image_masks'):
+      image_masks[:rows, :length] = case.given(sub, 'image_masks')
     if grid:
-      x[:rows, :cells] = to_cells(case.given(sub, 'image_latents'), rows)
+      x[:rows, :cells] = token_rows(config, case.given(sub, 'image_latents'), rows)
       t[:rows, :images] = case.given(sub, 't').reshape(rows, images)
       selected = np.take_along_axis(image_masks, batch.place, axis=1) & official.placed(batch)
       if case.has(sub, 'image_labels'):
-        velocity[:rows, :cells] = to_cells(case.given(sub, 'image_labels'), rows)
-    defined = (
-      selected.any() or not grid
-    )  # the official loss is not a number elsewhere: gradients of loss_ntp alone
+        velocity[:rows, :cells] = token_rows(config, case.given(sub, 'image_labels'), rows)
+    # The official loss is not a number where nothing is drawn: gradients of loss_ntp alone.
+    defined = selected.any() or not grid
     coefficients = (options['flow_coeff'], options['ntp_coeff']) if defined else (0.0, 1.0)
     gradients, seen = train(params, batch, x, t, velocity, selected, np.float32(coefficients))
     seen = dict(seen)
     if (drawn := seen.pop('velocity')) is not None and grid:
-      out[f'out.{sub}.v_img'] = to_grids(drawn[:rows, :cells], images, grid)
+      if subs[sub].get('first_frame_as_cond'):
+        drawn = drawing.hold(drawn, batch.coords)
+      still = case.given(sub, 'image_latents').ndim == 4
+      drawn = to_grids(config, drawn[:rows, :cells], images, grid)
+      out[f'out.{sub}.v_img'] = drawn[:, :, 0] if still else drawn
+    if 'fused' in seen:
+      fused = seen.pop('fused')[:rows, :cells]
+      out[f'out.{sub}.fused'] = rearrange(fused, 'b (n v) d -> (b n) v d', n=images)
     out.update(
       {
         f'out.{sub}.{name}': value[:rows, :length] if value.ndim else value
@@ -170,7 +204,7 @@ def _spliced(case: Case, sub: str, batch, velocity, selected, rows: int, length:
 def _gradients(case: Case, sub: str, gradients, vocab: int) -> Outputs:
   """By official name. A norm of -1 is torch's 'no gradient', which is a gradient of zero here."""
   gradients = {name: np.asarray(value) for name, value in gradients.items()}
-  embed = gradients['tuna.model.embed_tokens.weight'][:vocab]
+  embed = next(v for name, v in gradients.items() if name.endswith('embed_tokens.weight'))[:vocab]
   out = {f'out.{sub}.grad.{name}': value for name, value in gradients.items()}
   out[f'out.{sub}.grad_embed_rowsum'] = embed.sum(axis=1)
   if case.wants(sub, 'gradnorms'):
@@ -182,14 +216,17 @@ def _gradients(case: Case, sub: str, gradients, vocab: int) -> Outputs:
   return out
 
 
-def to_cells(x, rows: int):
-  """[(b n), c, t, h, w] -> [b, (n t h w), c]."""
-  return rearrange(x, '(b n) c t h w -> b (n t h w) c', b=rows)
+def token_rows(config, x, rows: int):
+  """Official cells [(b n), c, t, h, w], t left out for stills -> rows of `Batch.latents` [b, V, C]."""
+  x = x[:, :, None] if x.ndim == 4 else x
+  x = to_tokens(rearrange(x, 'm c t h w -> m t h w c'), config.patch, config.layout)
+  return x.reshape(rows, -1, config.token_dim)
 
 
-def to_grids(x, images: int, grid):
-  """The inverse of `_cells`."""
-  return rearrange(x, 'b (n t h w) c -> (b n) c t h w', n=images, t=grid[0], h=grid[1], w=grid[2])
+def to_grids(config, x, images: int, grid):
+  """The inverse of `token_rows`, of clips; grid: (frames, rows, columns) in tokens."""
+  x = x.reshape(len(x) * images, *grid, config.token_dim)
+  return rearrange(to_cells(x, config.patch, config.layout), 'm t h w c -> m c t h w')
 
 
 # ---- the training wrapper
@@ -269,7 +306,10 @@ def train_step(case: Case) -> Outputs:
           f'out.{sub}.masks': case.given(sub, 'image_masks') * (kind['type'] != 'mmu'),
         }
       )
-      batch.latents[:rows, :cells], noise[:rows, :cells] = to_cells(clean, rows), to_cells(x0, rows)
+      batch.latents[:rows, :cells], noise[:rows, :cells] = (
+        token_rows(config, clean, rows),
+        token_rows(config, x0, rows),
+      )
     batch.labels[:rows], batch.label_weight[:rows] = official.to_next_token(
       case.given(sub, 'text_labels'), shape[1]
     )

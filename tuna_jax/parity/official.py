@@ -49,8 +49,8 @@ class Laid(NamedTuple):
 
 def generation(special, ids: Sequence[int], span: int, length: int) -> Laid:
   """[bos] ids [boi] span [eoi] [eos] [pad]...: nothing to read, the span to draw."""
-  return _finish(
-    special, [Text((special.bos, *ids)), _span(span, True), Text((special.eos,))], length
+  return finish(
+    special, [Text((special.bos, *ids)), span_of(span, True), Text((special.eos,))], length
   )
 
 
@@ -58,12 +58,12 @@ def editing(special, ids: Sequence[int], span: int, length: int) -> Laid:
   """[bos] [boi] span [eoi] ids [boi] span [eoi] [eos] [pad]...: the second span to draw."""
   plan = [
     Text((special.bos,)),
-    _span(span),
+    span_of(span),
     Text(tuple(ids)),
-    _span(span, True),
+    span_of(span, True),
     Text((special.eos,)),
   ]
-  return _finish(special, plan, length)
+  return finish(special, plan, length)
 
 
 def understanding(
@@ -72,8 +72,8 @@ def understanding(
   """[bos] [boi] span [eoi] prompt ids [eos] [pad]...: everything but span and prompt is learned
   (B6).
   """
-  laid = _finish(
-    special, [Text((special.bos,)), _span(span), Text((*prompt, *ids, special.eos))], length
+  laid = finish(
+    special, [Text((special.bos,)), span_of(span), Text((*prompt, *ids, special.eos))], length
   )
   labels = np.where(laid.text_mask == 1, laid.tokens, IGNORED)
   first = int(laid.positions[0].sum()) + 1
@@ -92,9 +92,9 @@ def chat(special, ids: Sequence[int], span: int, length: int) -> Laid:
   ids, plan = list(ids), []
   while special.image in ids:
     at = ids.index(special.image)
-    plan += [Text(tuple(ids[:at])), _span(span)]
+    plan += [Text(tuple(ids[:at])), span_of(span)]
     ids = ids[at + 1 :]
-  laid = _finish(special, [*plan, Text(tuple(ids))], length)
+  laid = finish(special, [*plan, Text(tuple(ids))], length)
   labels = np.where(laid.tokens == special.pad, IGNORED, laid.tokens).astype(np.int32)
   ends = np.flatnonzero(laid.tokens == special.eos) + 1
   labels[: ends[0] if len(ends) else 0] = IGNORED
@@ -106,12 +106,12 @@ def chat(special, ids: Sequence[int], span: int, length: int) -> Laid:
   return laid._replace(labels=labels, image_mask=is_span)
 
 
-def _span(length: int, target: bool = False) -> segments.Video:
+def span_of(length: int, target: bool = False) -> segments.Video:
   """A visual piece of `length` positions; its shape does not matter to a layout."""
   return segments.Video(np.zeros((1, 1, length - 1, 0), np.float32), target)
 
 
-def _finish(special, plan, length: int) -> Laid:
+def finish(special, plan, length: int) -> Laid:
   """Our own layout of the plan, padded on the right to `length` where it is shorter, in official
   terms.
   """
@@ -282,7 +282,7 @@ def to_batch(
   batch.position[:, :] = np.arange(sizes[1])
   for row in range(rows):
     for j, (offset, size) in enumerate(positions[row]):
-      if offset < 0 or size <= 0:
+      if offset < 0 or (size <= 0 and grid is None):
         continue
       batch.kv_limit[row, offset : offset + size] = offset + size - 1
       if grid is None:
@@ -292,6 +292,8 @@ def to_batch(
       batch.grid[row, j] = grid
       batch.coords[row, own] = segments.coordinates(tuple(map(int, grid)))
       batch.image[row, own] = j + 1
+      if size <= 0:
+        continue  # seen by the vision tower and placed nowhere
       batch.slot[row, offset] = j
       batch.slot[row, offset + 1 : offset + 1 + len(placed)] = slots + placed
       batch.place[row, placed] = offset + 1 + np.arange(len(placed))

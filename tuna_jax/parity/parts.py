@@ -23,10 +23,10 @@ from tuna_jax.models import rope
 from tuna_jax.models.attention import visible
 from tuna_jax.models.decoder import Decoder, DecoderBlock
 from tuna_jax.models.flow_head import FinalLayer, FlowBlock
-from tuna_jax.models.layers import Span
+from tuna_jax.models.layers import Mlp, Span
 from tuna_jax.models.tuna import Connector, TimeEmbed, sinusoid
 from tuna_jax.models.vae import WanVae, normalize, posterior_sample
-from tuna_jax.models.vision import Vision, position_weights
+from tuna_jax.models.vision import Vision, patches, position_weights
 from tuna_jax.parity import official
 from tuna_jax.parity import sizes as sizes
 from tuna_jax.parity.cases import Case
@@ -144,52 +144,61 @@ def siglip(case: Case) -> Outputs:
     vae=sizes.VaeConfig(latent_channels=c['num_channels'], latent_mean=(), latent_std=()),
   )
   params = sizes.load_tuna(config, case.weights, 'vision')['vision']
-  clips = {sub: case.given(sub, 'latents') for sub in c['subs']}
-  clips = {sub: x[:, :, None] if x.ndim == 4 else x for sub, x in clips.items()}
-  cells = {sub: int(np.prod(x.shape[2:])) for sub, x in clips.items()}
-  shape = (max(len(x) for x in clips.values()), 1, max(cells.values()), 1)
+  return tower(case, config, params, {sub: case.given(sub, 'latents') for sub in c['subs']})
+
+
+def tower(case: Case, config, params, clips: Mapping) -> Outputs:
+  """The vision tower taken apart, for {sub: official cells [B, c, h, w] or [B, c, T, h, w]}."""
+  laid = {sub: pictures(config, x) for sub, x in clips.items()}
+  shape = np.max([batch.image.shape for batch, _ in laid.values()], axis=0)
 
   @sizes.quick_jit
-  def run(params, latents, batch):
-    size = jnp.take_along_axis(batch.grid, jnp.maximum(batch.image - 1, 0)[..., None], axis=1)[
-      ..., 1:
-    ]
+  def run(params, tokens, batch):
+    where = (batch.coords, batch.image, batch.grid)
+    if config.patch > 1:
+      tokens = patches(tokens, *where, config.patch)
+    size = jnp.take_along_axis(batch.grid, jnp.maximum(batch.image - 1, 0)[..., None], axis=1)
+    weights = position_weights(batch.coords, size[..., 1:], config.vision.grid)
+    embed = params['patch_embed']
     seen = {
-      'pos': position_weights(batch.coords, size, config.vision.grid)
-      @ params['position_embed']['embedding']
+      'pos': weights @ params['position_embed']['embedding'],
+      'patch': tokens @ embed['kernel'] + embed['bias'],
     }
-    for depth in range(
-      config.vision.num_layers + 1
-    ):  # a tower of the first layers alone ends where they end
-      tower = dataclasses.replace(
+    layers = config.vision.num_layers
+    for depth in range(layers + 1):  # a tower of the first layers alone ends where they end
+      part = dataclasses.replace(
         config, vision=dataclasses.replace(config.vision, num_layers=depth)
       )
-      first = {
-        **params,
-        'layers': jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params['layers']),
-      }
-      seen[f'layer{depth - 1}'] = Vision(tower).apply(
-        {'params': first}, latents, batch.coords, batch.image, batch.grid
-      )
-    return {**seen, 'emb': seen['layer-1'], 'hidden': seen[f'layer{config.vision.num_layers - 1}']}
+      first = jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params['layers'])
+      variables = {'params': {**params, 'layers': first}}
+      seen[f'layer{depth - 1}'] = Vision(part).apply(variables, tokens, *where)
+    return {**seen, 'emb': seen['layer-1'], 'hidden': seen[f'layer{layers - 1}']}
 
   out = {}
-  for sub, x in clips.items():
-    rows, grid = len(x), x.shape[2:]
-    batch = batches.empty(*shape, x.shape[1])
-    latents = np.zeros_like(batch.latents)
-    own = (slice(rows), slice(cells[sub]))
-    batch.coords[own], batch.image[own], batch.grid[:rows, 0] = (
-      official.segments.coordinates(grid),
-      1,
-      grid,
+  for sub, (batch, tokens) in laid.items():
+    rows, count = batch.image.shape
+    padded = [(0, shape[0] - rows), (0, shape[1] - count), (0, 0)]
+    batch = batch._replace(
+      coords=np.pad(batch.coords, padded),
+      image=np.pad(batch.image, padded[:2]),
+      grid=np.pad(batch.grid, [padded[0], (0, 0), (0, 0)]),
     )
-    latents[own] = rearrange(x, 'b c f h w -> b (f h w) c')
-    for name, value in run(params, latents, batch).items():
-      value = rearrange(value[own], 'b (f v) d -> (b f) v d', f=grid[0])
-      group = 'out' if name in ('hidden', 'pos') else 'dbg'
+    for name, value in run(params, np.pad(tokens, padded), batch).items():
+      value = rearrange(value[:rows, :count], 'b (f v) d -> (b f) v d', f=batch.grid[0, 0, 0])
+      group = 'out' if name in ('hidden', 'pos', 'patch') else 'dbg'
       out[f'{group}.{sub}.{name}'] = value[:1] if name == 'pos' else value
   return out
+
+
+def pictures(config, x) -> tuple[batches.Batch, np.ndarray]:
+  """(coords, image and grid, tokens) of one picture or clip a row: x [B, c, h, w] or [B, c, T, h, w]."""
+  x = x[:, :, None] if x.ndim == 4 else x
+  tokens = batches.to_tokens(np.moveaxis(x, 1, -1), config.patch, config.layout)
+  rows, *grid, size = tokens.shape
+  batch = batches.empty(rows, 1, int(np.prod(grid)), 1, 0)
+  batch.coords[:] = official.segments.coordinates(tuple(grid))
+  batch.image[:], batch.grid[:, 0] = 1, grid
+  return batch, tokens.reshape(rows, -1, size)
 
 
 @contextlib.contextmanager
@@ -367,9 +376,21 @@ def flow_head(case: Case) -> Outputs:
     vae=sizes.VaeConfig(latent_channels=c['image_latent_dim'], latent_mean=(), latent_std=()),
   )
   params = sizes.load_tuna(config, case.weights, 'flow_head')['flow_head']
-  subs = {
-    sub: (case.given(sub, 'mp'), s['thw'] and tuple(s['thw'])) for sub, s in c['subs'].items()
-  }
+  grids = {sub: s['thw'] and tuple(s['thw']) for sub, s in c['subs'].items()}
+  return flow_head_subs(case, config, params, grids)
+
+
+def flow_head_subs(case: Case, config, params, grids: Mapping) -> dict:
+  """Every sub through the head's layers; {sub: (frames, rows, columns), or None for no picture}.
+
+  Where the rotary tells nothing of the grid, that of the first span's length will do.
+  """
+  subs = {}
+  for sub, grid in grids.items():
+    positions = case.given(sub, 'mp')
+    if config.flow_head.rotary == 'index':
+      grid = (1, 1, max(int(positions[..., 1].max()) - 1, 1))
+    subs[sub] = positions, grid
   shape = common_shape(
     {sub: (*layout, case.given(sub, 'hidden').shape[1]) for sub, layout in subs.items()}
   )
@@ -408,7 +429,10 @@ def flow_arguments(config, batch, time, *, rotate: bool = True):
   without pictures.
   """
   images, head_dim = batch.grid.shape[1], config.flow_head.head_dim
-  rotary = flow_rotary(batch, head_dim) if rotate else rope.no_rotary(batch.position, head_dim)
+  if config.flow_head.rotary == 'index':
+    rotary = rope.index_rotary(batch.position, head_dim)
+  else:
+    rotary = flow_rotary(batch, head_dim) if rotate else rope.no_rotary(batch.position, head_dim)
   cell = np.maximum(batch.slot - images, 0)
   owner = np.where(
     batch.slot >= images,
@@ -421,6 +445,10 @@ def flow_arguments(config, batch, time, *, rotate: bool = True):
 def flow_layers(config, params, hidden, span, time, owner, in_span) -> dict:
   """{'mod0', 'attn0', 'block{i}', 'final'}: the flow head taken apart."""
   seen, x = {}, hidden
+  if 'bridge' in params:
+    width = config.flow_head.dim
+    bridge = Mlp(width, width, config.dtype, approximate=False)
+    x = seen['bridged'] = bridge.apply({'params': params['bridge']}, hidden)
   for i in range(config.flow_head.num_layers):
     (x, _), inside = FlowBlock(config).apply(
       {'params': sizes.layer(params['layers'], i)},
@@ -430,7 +458,8 @@ def flow_layers(config, params, hidden, span, time, owner, in_span) -> dict:
     )
     if not i:
       inside = inside['intermediates']
-      seen = {'mod0': inside['adaln']['__call__'][0], 'attn0': inside['attn']['__call__'][0][0]}
+      seen['mod0'] = inside['adaln']['__call__'][0]
+      seen['attn0'] = inside['attn']['__call__'][0][0]
     seen[f'block{i}'] = x
   seen['final'] = final_layer(config, params['final'], x, time, owner, in_span)
   return seen

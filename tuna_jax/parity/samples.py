@@ -24,7 +24,7 @@ from tuna_jax.models.vae import WanVae
 from tuna_jax.parity import official
 from tuna_jax.parity import sizes as sizes
 from tuna_jax.parity.cases import Case, Row
-from tuna_jax.parity.models import encode, forward, to_cells, to_grids
+from tuna_jax.parity.models import encode, forward, to_grids, token_rows
 from tuna_jax.parity.parts import Outputs
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
@@ -73,7 +73,7 @@ def _opened(case: Case):
   return (
     config,
     params,
-    _tokenizer(case),
+    open_tokenizer(case),
     functools.partial(sizes.quick_jit(functools.partial(encode, config)), vae_params),
     lambda latents: jnp.clip(
       rearrange(
@@ -85,27 +85,29 @@ def _opened(case: Case):
   )
 
 
-def _sampled(
-  case: Case, sub: str, config, params, tokenizer, decoder, plans, laid, noise
-) -> Outputs:
-  """The outputs that both samplers share. plans: conditional rows, then the others; noise [R, C, T,
-  h, w].
+def sampled(sub: str, config, params, tokenizer, plans, laid, noise, how) -> dict:
+  """The outputs that all samplers share. plans: conditional rows, then the others; noise [R, C, T, h, w].
+
+  how: (scale of guidance, grid points, shift).
   """
-  s, grid = case.config['subs'][sub], noise.shape[2:]
-  guidance = drawing.Guidance(s['g'])
+  scale, points, shift = how
+  frames, *sides = noise.shape[2:]
+  grid = (frames, *(side // config.patch for side in sides))
+  guidance = drawing.Guidance(scale)
   plans = plans[: guidance.branches * len(noise)]  # a scale of 1 needs no negative rows
-  prompts = collate([split(plan, tokenizer, strides(config))[0] for plan in plans], noise.shape[1])
-  sampler = _sampler(config, guidance, s['steps'], s['shift'])
-  latents, (states, velocities) = sampler(
-    params, prompts, np.int32([grid] * len(noise)), to_cells(noise, len(noise))
+  prompts = collate(
+    [split(plan, tokenizer, strides(config))[0] for plan in plans], config.token_dim
   )
-  latents = to_grids(latents, 1, grid)
+  sampler = _sampler(config, guidance, points, shift)
+  latents, (states, velocities) = sampler(
+    params, prompts, np.int32([grid] * len(noise)), token_rows(config, noise, len(noise))
+  )
+  latents = to_grids(config, latents, 1, grid)
   values = {
-    'tgrid': flow.times(s['steps'], s['shift']),
+    'tgrid': flow.times(points, shift),
     'latents': latents,
-    'traj': jnp.stack([to_grids(x, 1, grid) for x in states]),
-    'v': jnp.stack([to_grids(v, 1, grid) for v in velocities]),
-    'images': decoder(latents),
+    'traj': jnp.stack([to_grids(config, x, 1, grid) for x in states]),
+    'v': jnp.stack([to_grids(config, v, 1, grid) for v in velocities]),
     'text_tokens': np.stack([l.tokens for l in laid]),
     'mp': np.stack([l.positions for l in laid]),
   }
@@ -128,7 +130,9 @@ def sample_t2i(case: Case) -> Outputs:
     target = Video(np.zeros((*noise.shape[2:], 0), np.float32), True)
     plans = [[Text((tokenizer.bos, *row)), target, Text((tokenizer.eos,))] for row in ids]
     laid = [official.generation(tokenizer, row, cells + 1, s['L']) for row in ids]
-    out.update(_sampled(case, sub, config, params, tokenizer, decoder, plans, laid, noise))
+    how = s['g'], s['steps'], s['shift']
+    out.update(sampled(sub, config, params, tokenizer, plans, laid, noise, how))
+    out[f'out.{sub}.images'] = decoder(out[f'out.{sub}.latents'])
   return out
 
 
@@ -149,7 +153,9 @@ def sample_edit(case: Case) -> Outputs:
       [Text((tokenizer.bos,)), picture, Text(row), target, Text((tokenizer.eos,))] for row in ids
     ]
     laid = [official.editing(tokenizer, row, cells + 1, s['L']) for row in ids]
-    out.update(_sampled(case, sub, config, params, tokenizer, decoder, plans, laid, noise))
+    how = s['g'], s['steps'], s['shift']
+    out.update(sampled(sub, config, params, tokenizer, plans, laid, noise, how))
+    out[f'out.{sub}.images'] = decoder(out[f'out.{sub}.latents'])
     out[f'out.{sub}.src_latent'] = source
   return out
 
@@ -177,19 +183,9 @@ def mmu_generate(case: Case) -> Outputs:
     out[f'out.{sub}.prompt_tokens'] = example.tokens[None]
     out[f'out.{sub}.mp'] = [[[first, int(example.kv_limit[first]) - first + 1]]]
     out[f'out.{sub}.input_embeds'] = embed(params, prompts)[:, : example.length]
-    state, steps = writing.start(config, params, prompts, s['n']), []
-    while len(steps) < s['n'] and not bool(state.done.all()):
-      steps.append(np.asarray(state.logits)[0, : config.decoder.vocab_size])
-      state = writing.advance(config, params, state, len(steps), eos=tokenizer.eos)
-    ids = writing.finished(state, tokenizer.eos)[0]
-    best = np.sort(np.stack(steps), axis=1)
-    out.update(
-      {
-        f'out.{sub}.tokens': ids,
-        f'out.{sub}.step_logits': np.stack(steps),
-        f'out.{sub}.margin': best[:, -1] - best[:, -2],
-      }
-    )
+    state = writing.start(config, params, prompts, s['n'])
+    out |= decoded(sub, config, params, tokenizer, state, s['n'])
+    ids = out[f'out.{sub}.tokens']
     wanted = case.config.get('decoded_text', {}).get(sub)
     if wanted is not None:
       text = tokenizer.decode(ids)
@@ -203,7 +199,21 @@ def mmu_generate(case: Case) -> Outputs:
   return out
 
 
-def _tokenizer(case: Case) -> Tokenizer:
+def decoded(sub: str, config, params, tokenizer, state, count: int) -> dict:
+  """Greedy tokens of one prompt, with the logits of every step."""
+  steps = []
+  while len(steps) < count and not bool(state.done.all()):
+    steps.append(np.asarray(state.logits)[0, : config.decoder.vocab_size])
+    state = writing.advance(config, params, state, len(steps), eos=tokenizer.eos)
+  best = np.sort(np.stack(steps), axis=1)
+  return {
+    f'out.{sub}.tokens': writing.finished(state, tokenizer.eos)[0],
+    f'out.{sub}.step_logits': np.stack(steps),
+    f'out.{sub}.margin': best[:, -1] - best[:, -2],
+  }
+
+
+def open_tokenizer(case: Case) -> Tokenizer:
   """The set's own tokenizer, in a folder beside the index; ValueError where a role has another id
   than the case says.
   """
@@ -240,7 +250,7 @@ def _ids(case: Case, *path: str) -> tuple[int, ...]:
 
 def layouts(case: Case) -> Outputs:
   """k: every formatter on ids, and every data set on records and pictures."""
-  tokenizer, out = _tokenizer(case), {}
+  tokenizer, out = open_tokenizer(case), {}
   special = types.SimpleNamespace(
     **{role.removesuffix('_id'): i for role, i in case.config['token_ids'].items()},
     image=case.config['token_ids']['img_id'],

@@ -4,7 +4,9 @@ refused by name.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -20,8 +22,9 @@ from tuna_jax.config import (
   VisionConfig,
 )
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
+from tuna_jax.sizes import WAN21_VAE
 from tuna_jax.tools.xla_cpu import CPU_OPTIONS
-from tuna_jax.weights import tables
+from tuna_jax.weights import designs, tables
 from tuna_jax.weights.convert import convert
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
@@ -60,7 +63,7 @@ def quick_jit(function: Callable) -> Callable:
 
 
 def tuna(
-  *, vision=None, decoder=None, flow_head=None, vae=_VAE, time_frequencies: int = 256
+  *, vision=None, decoder=None, flow_head=None, vae=_VAE, time_frequencies: int = 256, **design
 ) -> TunaConfig:
   """A float32 model with official behaviour; the towers that a case does not have are as small as
   can be.
@@ -76,6 +79,7 @@ def tuna(
     dtype='float32',
     remat='none',
     compat='official',
+    **design,
   )
 
 
@@ -132,7 +136,24 @@ def decoder_config(llm: Mapping, vocab_size: int) -> DecoderConfig:
   )
 
 
-def flow_head_config(config: Mapping, layers: int, mlp_dim: int) -> FlowHeadConfig:
+def showo2_config(model: Mapping, vae: VaeConfig | None = None) -> TunaConfig:
+  """Show-o2 of config['model'], whose towers stand apart: siglip, llm, head, showo."""
+  options, head, siglip = model['showo'], model['head'], model['siglip']
+  layers = options['num_diffusion_layers']
+  return tuna(
+    vision=vision_config(siglip, math.isqrt(siglip['positions']), -2),
+    decoder=decoder_config(model['llm'], model['token_ids']['llm_vocab_size']),
+    flow_head=flow_head_config(head, layers, head['intermediate_size'], rotary='index'),
+    vae=vae or dataclasses.replace(WAN21_VAE, latent_mean=(), latent_std=()),
+    design='late_fusion',
+    patch=options['patch_size'],
+    layout='raster',
+  )
+
+
+def flow_head_config(
+  config: Mapping, layers: int, mlp_dim: int, rotary: str = 'grid'
+) -> FlowHeadConfig:
   """hidden_size, num_attention_heads, num_key_value_heads, head_dim (else their quotient)."""
   heads = config['num_attention_heads']
   return FlowHeadConfig(
@@ -142,6 +163,7 @@ def flow_head_config(config: Mapping, layers: int, mlp_dim: int) -> FlowHeadConf
     num_kv_heads=config['num_key_value_heads'],
     head_dim=config.get('head_dim') or config['hidden_size'] // heads,
     mlp_dim=mlp_dim,
+    rotary=rotary,
   )
 
 
@@ -151,6 +173,8 @@ def model_config(model: Mapping, weights: Mapping[str, Lazy]) -> TunaConfig:
   What that leaves open, the vocabulary and the number of timestep frequencies, is read off the
   weights.
   """
+  if 'showo' in model:
+    return showo2_config(model)
   options = model['tuna_model']
   _check(options, *(name for name in ONLY if name in options))
   llm = model['llm']
@@ -170,11 +194,18 @@ def model_config(model: Mapping, weights: Mapping[str, Lazy]) -> TunaConfig:
 
 
 def load_tuna(config: TunaConfig, weights: Mapping[str, Lazy], *parts: str):
-  """Our parameters from official names: all, or the top-level `parts` (as 'vision').
+  """Our parameters from official names: all, or those below `parts` (as 'vision', 'flow_head/bridge').
   CheckpointError lists faults.
   """
   shapes = _tuna_shapes(config)
-  return convert(tables.tuna_official(config), weights, {p: shapes[p] for p in parts or shapes})
+  wanted = tree.unflatten(
+    {
+      name: shape
+      for name, shape in tree.flatten(shapes).items()
+      if not parts or name.startswith(tuple(f'{part}/' for part in parts))
+    }
+  )
+  return convert(designs.official(config), weights, wanted)
 
 
 def load_vae(config: VaeConfig, weights: Mapping[str, Lazy], *parts: str):

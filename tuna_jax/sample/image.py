@@ -208,6 +208,11 @@ def target_batch(prompts: Batch, grid, cells: int) -> Batch:
   )
 
 
+def hold(velocity, coords):
+  """`velocity` with none in the first latent frame, which is the clean picture that a clip goes on from."""
+  return jnp.where(coords[..., :1] == 0, 0.0, velocity)
+
+
 def combine(branches: Sequence[jax.Array], scale, image_scale, rescale=None):
   """The guided velocity [R, N, C] of (conditional, negative) or (all, pictures only, nothing)."""
   cond = branches[0]

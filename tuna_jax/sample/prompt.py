@@ -21,8 +21,8 @@ Grid = tuple[int, int, int]  # (frames, rows, columns) in latent cells
 
 
 def strides(config: TunaConfig) -> tuple[int, int]:
-  """(temporal, spatial) stride of the model's VAE."""
-  return config.vae.temporal_stride, config.vae.spatial_stride
+  """(temporal, spatial) stride of one visual token."""
+  return config.strides
 
 
 def bucket(length: int) -> int:

@@ -104,12 +104,18 @@ def stream_text(
     yield finished(state, eos)
 
 
-def start(config: TunaConfig, params, prompts: Batch, max_new_tokens: int, live=None) -> State:
-  """The state after the prompts, with room for `max_new_tokens`."""
+def start(
+  config: TunaConfig, params, prompts: Batch, max_new_tokens: int, live=None, features=None
+) -> State:
+  """The state after the prompts, with room for `max_new_tokens`.
+
+  features: [R, V, D], visual tokens made earlier, in place of those of the prompts' latents.
+  """
   if max_new_tokens < 1:
     raise UserError(f'max_new_tokens={max_new_tokens}: must be at least 1')
   live = np.ones(len(prompts.tokens), bool) if live is None else np.asarray(live)
-  return _start(params, prompts, live, config=config, room=bucket(max_new_tokens))
+  room = bucket(max_new_tokens)
+  return _start(params, prompts, live, features, config=config, room=room)
 
 
 def advance(
@@ -164,13 +170,12 @@ def keep(logits, top_k, top_p):
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'room'))
-def _start(params, prompts, live, *, config, room):
+def _start(params, prompts, live, features, *, config, room):
   rows, length, _, images, _ = prompts.sizes
   model, variables = Tuna(config), {'params': params}
   cache = init_cache(config, rows, length + room, flow=False)
-  out = model.apply(
-    variables, prompts, prompts.latents, jnp.ones((rows, images)), cache, flow=False
-  )
+  time = jnp.ones((rows, images))
+  out = model.apply(variables, prompts, prompts.latents, time, cache, flow=False, features=features)
   count = lengths(prompts)
   last = jnp.take_along_axis(out.hidden, (count - 1)[:, None, None], axis=1)
   logits = model.apply(variables, last[:, 0], method='logits')
