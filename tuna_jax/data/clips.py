@@ -34,6 +34,7 @@ _ANIMATED = re.compile(
 )
 _STILL_MS = 100  # how long a frame of duration 0 is shown, as browsers do
 
+_KEPT = 4  # frames that a video decoder keeps, as far as their memory goes
 # Demuxers that read one file and start nothing; playlists name other files and are not among them.
 _CONTAINERS = (
   'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,ivf,'
@@ -173,7 +174,7 @@ def _animation(data: bytes, count: int, limits: Limits) -> Shown:
 def _film(file, count: int, limits: Limits) -> Shown:
   with _container(file) as container:
     stream = _video_of(container)
-    limits.check_pixels(stream.codec_context.width, stream.codec_context.height)
+    limits.check_pixels(stream.codec_context.width, stream.codec_context.height, _KEPT)
     starts, end, keys = _timeline(container, stream, limits)
   file.seek(0)
   with _container(file) as container:
@@ -190,7 +191,7 @@ def _film(file, count: int, limits: Limits) -> Shown:
           at = bisect.bisect_right(starts, frame.pts) - 1
       if frame is None or at < index - max(2, len(starts) // 20):
         raise MediaError(f'damaged: frame {index + 1} of {len(starts)} cannot be decoded')
-      limits.check_pixels(frame.width, frame.height)
+      limits.check_pixels(frame.width, frame.height, _KEPT)
       yield Picture(frame.to_image(), _turn_of_frame(frame), _aspect_of(stream)), times
 
 

@@ -22,13 +22,14 @@ class MediaError(UserError):
 class Limits:
   """What one record may cost. What exceeds a limit is refused by name before it is decoded.
 
-  pixels: of a picture or of a frame; an animated picture has at most 64 times as many in all.
-  frames, seconds: of a clip. bytes: of a file that is read whole, which is every file except local
+  pixels: of a picture, by default so many that every format is decoded in less than 1 GB of memory;
+  an animated picture has at most 64 times as many in all, and a frame of a video, of which decoders
+  keep several, a quarter. frames, seconds: of a clip. bytes: of a file that is read whole, which is every file except local
   videos. aspect: the longer side of a picture over its shorter side. text: characters of one text,
   and bytes of one JSON line. nesting: brackets inside brackets of a JSON line.
   """
 
-  pixels: int = 1 << 26
+  pixels: int = 50_000_000
   frames: int = 120_000
   seconds: float = 3600.0
   bytes: int = 1 << 28
@@ -41,12 +42,13 @@ class Limits:
       if not getattr(self, field.name) > 0:
         raise UserError(f'limits.{field.name}={getattr(self, field.name)}: expected more than 0')
 
-  def check_pixels(self, width: int, height: int) -> None:
-    """Raises MediaError for a picture that is too large, too long or empty."""
+  def check_pixels(self, width: int, height: int, kept: int = 1) -> None:
+    """Raises MediaError for a picture, of which `kept` are in memory, that is too large or empty."""
     if min(width, height) < 1:
       raise MediaError(f'{width}x{height} pixels, expected at least 1x1')
-    if width * height > self.pixels:
-      raise MediaError(f'{width}x{height} pixels, more than limits.pixels={self.pixels}')
+    if width * height * kept > self.pixels:
+      at_once = f' / {kept}' if kept > 1 else ''
+      raise MediaError(f'{width}x{height} pixels, more than limits.pixels={self.pixels}{at_once}')
     if max(width, height) > self.aspect * min(width, height):
       raise MediaError(f'{width}x{height} pixels, sides over 1:{self.aspect:g} (limits.aspect)')
 
