@@ -42,7 +42,7 @@ EXTRAS = {
     'pytest>=8.3',
     'pytest-xdist>=3.6',
     'setuptools>=77',  # a test builds the wheel
-    'ruff==0.17.6',  # exact, since its formatting changes between versions; as in .pre-commit-config.yaml
+    'ruff==0.17.6',  # exact, since versions format differently; as in .pre-commit-config.yaml
   ],
   # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA
   # build over a CPU one.
