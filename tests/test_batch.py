@@ -16,12 +16,8 @@ def test_an_empty_batch_passes_its_own_check_and_says_its_sizes():
 def test_padding_sees_itself_only_and_feeds_nothing():
   batch = batch_lib.empty(*SIZES)
   assert (batch.kv_limit == np.arange(6)).all() and (batch.slot == -1).all()
-  assert (
-    not batch.segment.any()
-    and not batch.label_weight.any()
-    and not batch.target.any()
-    and not batch.image.any()
-  )
+  for field in ('segment', 'label_weight', 'target', 'image'):
+    assert not getattr(batch, field).any()
 
 
 def test_text_alone_has_no_latent_axes():

@@ -186,10 +186,10 @@ def test_an_unknown_anchor_is_named_with_the_nearest():
 
 @functools.cache
 def stage(name):
-  """A stage as it is, two narrow layers a tower.
+  """A stage as it is, two narrow layers per tower.
 
-  The first rate is not 0, and Adam's eps is large lest it divide noise by noise. Stage 1
-  accumulates.
+  The first rate is not 0, and Adam's eps is large so that rounding is not divided by rounding.
+  Stage 1 accumulates.
   """
   c = shrink.shrink(shrink.real(name))
   optimizer = dataclasses.replace(

@@ -35,9 +35,8 @@ def test_the_first_row_that_matches_the_whole_name_wins():
     'decoder/layers/q_proj/kernel': 'd',
     'vision/norm/scale': 'rest',
   }
-  assert (
-    tree.match('vision/norm/scale', (('norm', 1), ('vision/norm/scale', 2))) == 2
-  )  # 'norm' is a part only
+  part_and_whole = (('norm', 1), ('vision/norm/scale', 2))
+  assert tree.match('vision/norm/scale', part_and_whole) == 2
 
 
 def test_an_uncovered_leaf_is_named_with_the_nearest_row():

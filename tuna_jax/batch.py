@@ -1,17 +1,19 @@
-r"""`Batch`: the one thing that flows. Packed tokens, latent tokens with coordinates, and what joins them.
+r"""`Batch`: packed text tokens, latent tokens with coordinates, and the indices that join them.
 
-Axes:  B rows   L sequence positions   V latent tokens   M images or clips a row   C latent channels
+Axes:  B rows   L positions   V latent tokens   M images or clips per row   C latent channels
 
-Every task, resolution, aspect ratio and clip length has this one shape, so a train step compiles once. A row holds
-several examples side by side (`segment`); an example is text with visual spans in it:
+Every task, resolution, aspect ratio and clip length has this one shape, so a train step compiles
+once. A row holds several examples side by side (`segment`); an example is text with visual spans,
+each of them a time token and N latent tokens:
 
-    text  <boi>  [time] [v0] [v1] ... [vN-1]  <eoi>  text          the span is the time token and N latent tokens
+    text  <boi>  [time] [v0] [v1] ... [vN-1]  <eoi>  text
      |             |     \_______ _______/
      |             |             slot = M + v   row v of `latents`
      |             slot = m      the time embedding of image m
      slot = -1     kv_limit = last index of the span, for the whole span; text sees up to itself
 
-so "causal, or in the same span" is `key <= kv_limit[query]`, and packing is "and the same segment": no [L, L] array.
+So "causal, or in the same span" is `key <= kv_limit[query]`, and packing adds "and the same
+segment"; no [L, L] array is needed.
 """
 
 from __future__ import annotations
@@ -25,38 +27,22 @@ Array = Any  # np.ndarray on the host, jax.Array inside jit
 
 
 class Batch(NamedTuple):
-  """See the module's docstring for the axes; docs/design.md 3 for why.
+  """See the module's docstring for the axes; docs/design.md 3 for why."""
 
-  tokens        int32[B, L]    text ids; the image pad id under visual positions
-  labels        int32[B, L]    target at this position: the id of the *next* token
-  label_weight  float32[B, L]  weight of that target; 0 where nothing is learned
-  segment       int32[B, L]    number of the packed example, from 1; 0 is padding
-  position      int32[B, L]    index within the example: the 1-D rotary position
-  kv_limit      int32[B, L]    last key index this query may see
-  slot          int32[B, L]    what feeds the position: [0, M) a time token, [M, M+V) a latent token, -1 text
-  task          int32[B, L]    number of the task the example belongs to (for metrics only)
-  latents       float32[B, V, C]  clean VAE latents, one row a latent cell, frame-major
-  coords        int32[B, V, 3] (frame, row, column) of each latent token
-  image         int32[B, V]    number of its image, from 1; 0 is padding
-  grid          int32[B, M, 3] (frames, rows, columns) of each image; 0 where there is none
-  place         int32[B, V]    sequence position of each latent token, the inverse of `slot`; 0 for padding
-  target        bool[B, M]     this image is noised and pays the flow loss; the others are clean, t = 1
-  """
-
-  tokens: Array
-  labels: Array
-  label_weight: Array
-  segment: Array
-  position: Array
-  kv_limit: Array
-  slot: Array
-  task: Array
-  latents: Array
-  coords: Array
-  image: Array
-  grid: Array
-  place: Array
-  target: Array
+  tokens: Array  # int32[B, L], text ids; the image pad id under visual positions
+  labels: Array  # int32[B, L], target at this position: the id of the *next* token
+  label_weight: Array  # float32[B, L], weight of that target; 0 where nothing is learned
+  segment: Array  # int32[B, L], number of the packed example, from 1; 0 is padding
+  position: Array  # int32[B, L], index within the example: the 1-D rotary position
+  kv_limit: Array  # int32[B, L], last key index this query may see
+  slot: Array  # int32[B, L], a time token in [0, M), a latent token in [M, M + V), text if -1
+  task: Array  # int32[B, L], number of the example's task, for metrics only
+  latents: Array  # float32[B, V, C], clean latents of each visual token, frame-major
+  coords: Array  # int32[B, V, 3], (frame, row, column) of each latent token
+  image: Array  # int32[B, V], number of its image, from 1; 0 is padding
+  grid: Array  # int32[B, M, 3], (frames, rows, columns) of each image; 0 where there is none
+  place: Array  # int32[B, V], sequence position of each latent token; 0 for padding
+  target: Array  # bool[B, M], whether the image is noised and has a flow loss; else t = 1
 
   @property
   def sizes(self) -> tuple[int, int, int, int, int]:
@@ -106,21 +92,15 @@ def empty(rows: int, length: int, visual: int, images: int, channels: int) -> Ba
 
 
 def check(batch: Batch) -> Batch:
-  """Returns the numpy `batch` unchanged; raises ValueError naming a field of wrong shape, type or
-  range.
-  """
+  """Returns the numpy `batch`; raises ValueError naming a field of wrong shape, type or range."""
   b, l, v, m, c = batch.sizes
   for name, array, shape, dtype in zip(Batch._fields, batch, shapes(b, l, v, m, c), _DTYPES):
     if tuple(array.shape) != shape or str(array.dtype) != dtype:
       raise ValueError(
         f'Batch.{name}: expected {dtype}{list(shape)}, found {array.dtype}{list(array.shape)}'
       )
-  for name, low, high in (
-    ('slot', -1, m + v),
-    ('kv_limit', 0, l),
-    ('image', 0, m + 1),
-    ('place', 0, l),
-  ):
+  ranges = {'slot': (-1, m + v), 'kv_limit': (0, l), 'image': (0, m + 1), 'place': (0, l)}
+  for name, (low, high) in ranges.items():
     array = getattr(batch, name)
     if array.size and (array.min() < low or array.max() >= high):
       raise ValueError(

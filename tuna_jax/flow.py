@@ -1,8 +1,6 @@
-"""Flow matching: where t comes from, the straight path, guidance and the ODE (docs/architecture.md 8
-and 10).
+"""Flow matching: times, the straight path, guidance and the ODE (docs/architecture.md 8 and 10).
 
-t = 0 is noise and t = 1 is data. x_t = t x1 + (1 - t) x0, and the velocity is x1 - x0 whatever t
-is.
+t = 0 is noise x0 and t = 1 is data x1: x_t = t x1 + (1 - t) x0, and the velocity is x1 - x0.
 """
 
 from __future__ import annotations
@@ -16,9 +14,7 @@ import numpy as np
 
 
 def train_shift(tokens: int) -> float:
-  """The official training shift for spans of so many tokens: e^mu, mu on the line through (256, 0.5)
-  and (4096, 1.15).
-  """
+  """The official shift in training: exp(mu), mu on the line through (256, 0.5) and (4096, 1.15)."""
   return math.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
 
 
@@ -29,7 +25,7 @@ SOLVERS = ('euler', 'heun')
 
 
 def time_shift(t, shift: float):
-  """t / (t + shift (1 - t)): shift > 1 moves times towards noise, 1 leaves them, 0 and 1 stay."""
+  """t / (t + shift (1 - t)): a shift above 1 moves times towards noise; 0 and 1 stay."""
   return t / (t + shift * (1 - t))
 
 
@@ -39,9 +35,7 @@ def sample_t(key, shape, shift: float = TRAIN_SHIFT):
 
 
 def interpolate(latents, noise, t):
-  """(x_t, velocity) on the straight path from `noise` (t = 0) to `latents` (t = 1); t broadcasts
-  from the left.
-  """
+  """(x_t, velocity) on the path from `noise` to `latents`; t broadcasts from the left."""
   t = t.reshape(*t.shape, *[1] * (latents.ndim - t.ndim))
   return t * latents + (1 - t) * noise, latents - noise
 
@@ -55,7 +49,7 @@ def velocity_to(clean, x, t):
 
 
 def times(points: int, shift: float = SAMPLE_SHIFT) -> np.ndarray:
-  """The official grid of `points` times from 0 to 1, float32: points - 1 Euler steps. ValueError
+  """The official grid float32[points] from 0 to 1, which is points - 1 Euler steps. ValueError
   below 2 points.
   """
   if points < 2:
@@ -72,9 +66,9 @@ def solve(velocity: Callable, noise, grid, method: str = 'euler'):
   """Integrates dx/dt = velocity(x, t) over `grid` in one scan; the state is float32.
 
   Args:
-    velocity: (x, t scalar) -> like x. noise: x at grid[0]. grid: float32[K] times, see `times`.
-    method: 'euler' (one evaluation a step) or 'heun' (two, and one for the last step, where t = 1
-    is never evaluated).
+    velocity: (x, t scalar) -> like x. noise: x at grid[0]. grid: float32[K], see `times`.
+    method: 'euler' (one evaluation per step) or 'heun' (two, but one for the last step: the
+      velocity at t = 1 is never evaluated).
   """
   if method not in SOLVERS:
     raise ValueError(f'solver {method!r}: expected one of {SOLVERS}')

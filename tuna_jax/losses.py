@@ -1,8 +1,8 @@
 """The two losses as weighted sums with counts, merged before dividing.
 
 Axes:  B rows   L positions   V latent tokens   C latent channels   D width   N tasks
-A mean over a pod is sum of totals / sum of counts, so neither sharding nor gradient accumulation changes it; an
-empty sum is 0, not NaN (docs/architecture.md 13.2, B3 and B21).
+A mean over a pod is the sum of totals / the sum of counts, so neither sharding nor gradient
+accumulation changes it; an empty sum is 0, not NaN (docs/architecture.md 13.2, B3 and B21).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-CHUNK = 2048  # tokens of a device; with 151,680 words their logits take 1.2 GB in float32
+CHUNK = 2048  # tokens per device; their logits over 151,680 ids take 1.2 GB in float32
 
 
 class Sum(NamedTuple):
-  """total float32[N] and count float32[N], one entry a task."""
+  """One entry per task: total float32[N] and count float32[N]."""
 
   total: jax.Array
   count: jax.Array
@@ -49,11 +49,10 @@ def next_token(
   devices: int = 1,
   chunk: int | None = None,
 ) -> Sum:
-  """Cross-entropy of the next token, computed `chunk` positions at a time so that [B, L, vocab]
-  never exists.
+  """Cross-entropy of the next token, `chunk` positions at a time: [B, L, vocab] never exists.
 
-  By default a chunk is CHUNK tokens of each of the `devices` that the tokens are spread over,
-  however many rows and positions that is: each chunk fetches the language head over the links anew.
+  By default a chunk holds CHUNK tokens of each of the `devices` that tokens are spread over. A
+  smaller one costs more, since every chunk gathers the language head from the other devices.
 
   Args:
     logits_fn: hidden [B, n, D] -> float32[B, n, vocab].
@@ -85,10 +84,10 @@ def next_token(
 
 
 def velocity_error(predicted, velocity, selected, task, tasks: int) -> Sum:
-  """Squared error of the velocity, a mean over channels for each latent token.
+  """Squared error of the velocity, averaged over the channels of each latent token.
 
-  predicted, velocity [B, V, C]; selected bool[B, V]: tokens of images that are drawn; task int32[B,
-  V].
+  predicted, velocity [B, V, C]; selected bool[B, V], tokens of images that are drawn; task
+  int32[B, V].
   """
   error = jnp.mean(
     jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32)), axis=-1

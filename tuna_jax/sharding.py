@@ -1,15 +1,15 @@
 """Where arrays live: one mesh, one table for parameters, a few named anchors for activations.
 
   mesh axes   data     rows of a batch; parameters are copies. Slices of a pod are joined here
-              fsdp     rows of a batch; parameters are cut along the model width, large kernels along their long side
-              context  sequence positions; parameters are cut once more where that divides
+              fsdp     rows of a batch; parameters are sharded along the model width, and large
+                       kernels along the MLP
+              context  sequence positions; parameters are sharded once more where that divides
               tensor   heads and MLP columns
 
-A parameter is placed by the first row of `RULES` whose pattern is the end of its name, with the
-spec aligned to the last axes of the array. So one row serves a single layer and a scanned stack, a
-parameter, its Adam moments and its average alike. `anchor` needs no mesh handed to it:
-`with jax.set_mesh(mesh):` around the jitted call is the whole plumbing, and without a mesh it does
-nothing.
+The first row of `RULES` whose pattern is the end of a parameter's name places it; the spec is
+aligned to the last axes of the array, so one row serves a single layer and a scanned stack, a
+parameter, its moments and its average. `anchor` reads the mesh of `with jax.set_mesh(mesh):` around
+the jitted call; without one it does nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ MAX_FSDP = 128  # the vision width is 1152 = 128 x 9
 
 
 class Place(NamedTuple):
-  """A spec for the last axes of an array; `optional` mesh axes go where they do not divide."""
+  """A spec for the last axes of an array. Mesh axes in `optional` are dropped if they do not divide
+  the dimension.
+  """
 
   spec: P
   optional: tuple[str, ...] = ('context',)
@@ -44,9 +46,8 @@ class Place(NamedTuple):
 
 _COLUMN = Place(P(WIDTH, 'tensor'))  # [width, heads or MLP]
 _ROW = Place(P('tensor', WIDTH))  # [heads or MLP, width]
-# Cut along their long side, the gradients of large kernels leave a TPU's links scattered; cut 128
-# ways along the width, which is a few rows each, they were summed whole on every device, at twice
-# the bytes.
+# Sharded along the MLP axis, XLA reduce-scatters the gradients of large kernels; 128-way along the
+# width it all-reduced them, which is twice the bytes.
 _LONG = ('tensor', *WIDTH)
 _LONG_COLUMN = Place(P(None, _LONG), ('context', 'tensor'))  # [width, MLP]
 _LONG_ROW = Place(P(_LONG, None), ('context', 'tensor'))  # [MLP, width]
@@ -57,7 +58,7 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('patches/mask_token', _COPY),
   ('vision/position_embed/embedding', Place(P(None, WIDTH))),
   ('(vision|decoder|flow_head)/layers/attn/q_proj/kernel', _COLUMN),
-  # 2 to 16 key/value heads bound the tensor axis: past that their rows stay whole.
+  # There are 2 to 16 key/value heads; a larger tensor axis is dropped.
   (
     '(vision|decoder|flow_head)/layers/attn/[kv]_proj/kernel',
     Place(P(WIDTH, 'tensor'), ('context', 'tensor')),
@@ -71,12 +72,12 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('(connector|time_embed|flow_head/bridge)/fc1/kernel', _COLUMN),
   ('(connector|time_embed|flow_head/bridge)/fc2/kernel', _ROW),
   ('time_token/kernel', _COLUMN),
-  # Along the width, so that a look-up is exchanged and never summed over devices (`WAYS`).
+  # Along the width, so that a look-up needs an exchange and no sum over devices (`STEPS`).
   ('decoder/embed/embedding', Place(P('tensor', ('context', 'fsdp')), ('context', 'tensor'))),
   ('decoder/lm_head/kernel', _LONG_COLUMN),
   ('flow_head/(layers|final)/adaln/kernel', _LONG_COLUMN),
   ('flow_head/final/linear/kernel', Place(P(WIDTH, None))),
-  # A few thousand numbers each: a copy costs less than gathering them.
+  # A few thousand numbers each: a copy costs less than an all-gather.
   ('.*/(bias|ns_coeffs)', _COPY),  # ns_coeffs: optax's Muon keeps three numbers in its state
   ('.*norm[12]?/scale', _COPY),
 )
@@ -91,14 +92,12 @@ ANCHORS = {
   'heads': P(ROWS, 'context', 'tensor', None),  # [B, L, H, d]
   'keys': P(ROWS, None, 'tensor', None),  # [B, Lk, K, d]: every query of a row sees all of them
   'mlp': P(ROWS, 'context', 'tensor'),  # [B, L, F]
-  'images': P(ROWS, None, None),  # [B, M, n]: one vector an image
+  'images': P(ROWS, None, None),  # [B, M, n]: one vector per image
   'logits': P(ROWS, 'context', 'tensor'),  # [B, L, vocabulary]
   'rows': P(ROWS),  # [B]
 }
-# Layouts on the way to another. From a table cut along the width to rows and positions each step
-# moves one mesh axis, an exchange of a row's share. In one step the compiler gathers the rows of
-# all devices instead.
-WAYS = {'looked_up': ('by_width', 'by_width_and_row')}
+# Intermediate layouts: reshard one mesh axis at a time, else XLA all-gathers the batch.
+STEPS = {'looked_up': ('by_width', 'by_width_and_row')}
 
 
 def make_mesh(
@@ -113,25 +112,20 @@ def make_mesh(
   """A Mesh('data', 'fsdp', 'context', 'tensor') over `devices` (default: all of the job's).
 
   Args:
-    data, fsdp, context, tensor: axis sizes; one may be -1 and takes what is left. With data and
-    fsdp
-      both -1, fsdp takes the largest divisor of MAX_FSDP within a slice and data the rest.
+    data, fsdp, context, tensor: axis sizes; -1 is inferred. If data and fsdp are both -1, fsdp is
+      the largest divisor of MAX_FSDP that fits in a slice, and data is the rest.
     devices: real ones, or abstract ones from `jax.experimental.topologies`.
-    num_slices: TPU slices joined by the data-centre network; they lie along `data`. By default,
-      as many as the devices say.
+    num_slices: TPU slices joined by the data-centre network, along `data`. By default, as many as
+      the devices say.
 
-  Raises ValueError if the sizes do not multiply to the number of devices, or `data` is no multiple
-  of the slices.
+  Raises UserError if the sizes do not multiply to the number of devices, or `data` is not a
+  multiple of the slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = dict(zip(AXES, (data, fsdp, context, tensor)))
   shown = ', '.join(f'{k}={v}' for k, v in sizes.items())
   free = [name for name, size in sizes.items() if size == -1]
-  if (
-    len(free) > 1
-    and free != ['data', 'fsdp']
-    or any(size < 1 and size != -1 for size in sizes.values())
-  ):
+  if len(free) > 1 and free != ['data', 'fsdp'] or min(sizes.values()) < -1 or 0 in sizes.values():
     raise UserError(f'mesh {shown}: sizes are positive, and at most one is -1 (or data and fsdp)')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(devices) % fixed or (not free and fixed != len(devices)):
@@ -146,33 +140,34 @@ def make_mesh(
     left //= sizes['fsdp']
   if free:
     sizes[free[0]] = left
-  shape = tuple(sizes.values())
-  if num_slices == 1:
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  else:
-    if sizes['data'] % num_slices:
-      raise UserError(
-        f'mesh {shown}: {num_slices} slices are joined along data, which must be a multiple of them'
-      )
-    inner = (sizes['data'] // num_slices, *shape[1:])
-    if len({_slice_of(device) for device in devices}) == num_slices:
-      grid = mesh_utils.create_hybrid_device_mesh(
-        inner, (num_slices, 1, 1, 1), devices, allow_split_physical_axes=True
-      )
-    else:  # devices that do not say where they are (simulated ones): slices are runs of them
-      parts = np.array(devices).reshape(num_slices, -1)
-      grid = np.concatenate(
-        [mesh_utils.create_device_mesh(inner, list(part)) for part in parts], axis=0
-      )
+  if sizes['data'] % num_slices:
+    raise UserError(
+      f'mesh {shown}: {num_slices} slices are joined along data, which must be a multiple of them'
+    )
+  grid = _device_grid((sizes['data'] // num_slices, *list(sizes.values())[1:]), devices, num_slices)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _device_grid(inner: tuple[int, ...], devices, num_slices: int) -> np.ndarray:
+  """The devices by mesh axis; `inner` is the shape of one slice."""
+  if num_slices == 1:
+    return mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+  if len({_slice_of(device) for device in devices}) == num_slices:
+    slices = (num_slices, 1, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(
+      inner, slices, devices, allow_split_physical_axes=True
+    )
+  # Simulated devices do not say where they are: a slice is a run of them.
+  parts = np.array(devices).reshape(num_slices, -1)
+  return np.concatenate([mesh_utils.create_device_mesh(inner, list(part)) for part in parts])
 
 
 def shardings(tree, mesh: Mesh, rules=RULES):
   """A tree of NamedSharding of the same structure, for parameters or a whole train state.
 
   Leaves are arrays or ShapeDtypeStructs; scalars and keys are copied to every device. Raises
-  ValueError listing every leaf without a rule (with the nearest) and every leaf with an axis that
-  the mesh does not divide and the rule does not give up.
+  ValueError listing every leaf without a rule (and the nearest one), and every leaf with an axis
+  that the mesh does not divide and that the rule does not drop.
   """
   problems = []
   compiled = [(re.compile(f'(?:.*/)?(?:{pattern})'), place) for pattern, place in rules]
@@ -219,17 +214,15 @@ _SEQUENCE = ('tokens', 'labels', 'label_weight', 'segment', 'position', 'kv_limi
 
 
 def anchor(x, kind: str):
-  """`x` constrained to the layout named `kind` in ANCHORS, by its WAYS; untouched if no mesh is
-  set.
-
-  Mesh axes that do not divide an axis of x are left out: one row may be sampled on eight devices.
+  """`x` constrained to the layout `kind` of ANCHORS, by its STEPS; unchanged if no mesh is set.
+  Mesh axes that do not divide an axis of x are dropped: one row may be sampled on eight devices.
   """
   if kind not in ANCHORS:
     raise ValueError(f'anchor: no kind {kind!r}{nearest(kind, ANCHORS)}')
   mesh = active_mesh()
   if mesh is None:
     return x
-  for step in (*WAYS.get(kind, ()), kind):
+  for step in (*STEPS.get(kind, ()), kind):
     x = jax.lax.with_sharding_constraint(x, activation_spec(step, x.shape, mesh))
   return x
 
@@ -241,9 +234,7 @@ def active_mesh():
 
 
 def activation_spec(kind: str, shape: Sequence[int], mesh) -> P:
-  """The PartitionSpec of an activation of this kind; its sequence axis may be missing, as in [B,
-  D].
-  """
+  """The PartitionSpec of an activation of this kind; the sequence axis may be absent ([B, D])."""
   spec = tuple(ANCHORS[kind])
   if len(shape) < len(spec):
     spec = spec[:1] + spec[2:]
@@ -251,7 +242,7 @@ def activation_spec(kind: str, shape: Sequence[int], mesh) -> P:
 
 
 def fit(spec, shape, mesh, optional) -> list:
-  """The entries of `spec` without those `optional` axes, the last first, that do not divide."""
+  """The entries of `spec`, without the `optional` axes that do not divide; the last go first."""
   fitted = []
   for axes, size in zip(spec, shape):
     axes = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
@@ -270,6 +261,5 @@ def _ways(axes, mesh) -> int:
 
 
 def _slice_of(device) -> int:
-  # Abstract devices of one slice have no such attribute; for GPUs it does not mean a slice of a
-  # pod.
+  # Abstract devices of one slice lack the attribute, and for GPUs it does not mean a slice.
   return getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0

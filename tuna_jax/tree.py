@@ -1,8 +1,7 @@
 """Leaf names, and matching a table of name patterns against a tree.
 
-A leaf's name is its path joined by '/': `decoder/layers/attn/q_proj/kernel`. Shards, learning
-rates, decay masks, torch tensors and checkpoint leaves are all selected by such names, through this
-module alone.
+A leaf's name is its path joined by '/': `decoder/layers/attn/q_proj/kernel`. Such names select
+shards, learning rates, decay masks, torch tensors and checkpoint leaves.
 """
 
 from __future__ import annotations
@@ -44,33 +43,34 @@ def unflatten(flat: dict) -> dict:
 def match(name: str, table, what: str = 'rule'):
   """The value of the first row (pattern, value) whose pattern matches the whole `name`.
 
-  Raises ValueError naming the leaf and the nearest row if none does.
+  Raises UserError with the leaf and the nearest row if there is none.
   """
-  for pattern, value in table:
-    if re.fullmatch(pattern, name):
-      return value
-  raise UserError(f'{name}: no {what} covers it{nearest(name, [p for p, _ in table])}')
+  row = _first(name, table)
+  if row is None:
+    raise UserError(_uncovered(name, table, what))
+  return table[row][1]
 
 
 def match_tree(tree, table, what: str = 'rule'):
-  """A tree of the same structure holding, for each leaf, the value `match` finds for its name.
+  """A tree of the same structure with the value that `match` finds for each leaf's name.
 
-  Raises ValueError listing every uncovered leaf, and every row that matches no leaf first (dead
-  rows hide typos).
+  Raises UserError listing every uncovered leaf, and every row that is no leaf's first match: such
+  rows hide misspelt names.
   """
-  table = list(table)
-  leaf_names = names(tree)
-  firsts, missing = {}, []
-  for name in leaf_names:
-    row = next((i for i, (pattern, _) in enumerate(table) if re.fullmatch(pattern, name)), None)
-    if row is None:
-      missing.append(f'{name}: no {what} covers it{nearest(name, [p for p, _ in table])}')
-    firsts[name] = row
-  dead = [
-    f'{table[i][0]!r}: this {what} selects nothing{nearest(table[i][0], leaf_names)}'
-    for i in range(len(table))
-    if i not in firsts.values()
-  ]
-  if missing or dead:
-    raise UserError('\n'.join(missing + dead))
-  return jax.tree_util.tree_map_with_path(lambda path, _: table[firsts[name_of(path)]][1], tree)
+  table, leaf_names = list(table), names(tree)
+  rows = {name: _first(name, table) for name in leaf_names}
+  faults = [_uncovered(name, table, what) for name, row in rows.items() if row is None]
+  for i in sorted(set(range(len(table))) - set(rows.values())):
+    pattern = table[i][0]
+    faults.append(f'{pattern!r}: this {what} selects nothing{nearest(pattern, leaf_names)}')
+  if faults:
+    raise UserError('\n'.join(faults))
+  return jax.tree_util.tree_map_with_path(lambda path, _: table[rows[name_of(path)]][1], tree)
+
+
+def _first(name: str, table) -> int | None:
+  return next((i for i, (pattern, _) in enumerate(table) if re.fullmatch(pattern, name)), None)
+
+
+def _uncovered(name: str, table, what: str) -> str:
+  return f'{name}: no {what} covers it{nearest(name, [pattern for pattern, _ in table])}'

@@ -1,3 +1,1 @@
-"""The model, in the order data flows: pixels, latents, visual tokens, hidden states, velocity and
-logits.
-"""
+"""The model, in the order data flows: pixels, latents, tokens, hidden states, velocity, logits."""

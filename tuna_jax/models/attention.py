@@ -1,16 +1,16 @@
 """Attention under the omni mask, one contract and several kernels.
 
-    a query attends a key  iff  key index <= kv_limit[query]  and  their segments are equal
+    a query attends to a key  iff  key index <= kv_limit[query]  and  their segments are equal
 
 Axes:  B rows   Lq queries   Lk keys   H query heads   K key/value heads (H = G K)   D head size
 
 `kv_limit` is a key index, so cached sampling is the same call with fewer queries than keys. No
-kernel builds the mask on the host, and past a few thousand positions none holds [Lq, Lk] scores.
+kernel builds the mask on the host, and none holds [Lq, Lk] scores of a long sequence.
 
-  dense    the oracle: plain XLA, all scores at once. Short queries (decoding a token) on a TPU
-  cpu      a hand-written backward in [B, K, G Lq, D], where XLA's own is slow; chunks when long
-  chunked  `dense` over runs of queries, recomputed backwards. GPUs: memory stays linear
-  splash   the TPU kernel of jax with run-time masks and skipped blocks
+  dense    plain XLA, all scores at once: what tests compare with, and a TPU's short queries
+  cpu      a hand-written backward pass in [B, K, G Lq, D], where XLA's own is slow
+  chunked  `dense` over runs of queries, recomputed backwards; for GPUs, memory stays linear
+  splash   jax's TPU kernel with masks made at run time; blocks that nobody sees are skipped
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jax.sharding import PartitionSpec as P
@@ -26,13 +27,12 @@ from jax.sharding import PartitionSpec as P
 from tuna_jax.config import UserError, nearest
 from tuna_jax.sharding import activation_spec, active_mesh
 
-MASKED = -1e30  # a score no key can lose to; finite, so that a row of them has a gradient
-CHUNK = 512  # queries at a time in `chunked`
-CPU_WHOLE = 1024  # queries up to which `cpu` takes all scores at once
-SPLASH_MIN_QUERIES = 128  # fewer than one block of the TPU kernel: `dense`
-SPLASH_FUSED_KEYS = (
-  4096  # past this the one-kernel backward pass holds too many partial dq (docs/tpu.md 2)
-)
+MASKED = -1e30  # score of masked keys; finite, so that a fully masked row has a gradient
+CHUNK = 512  # queries that `chunked` takes at a time
+CPU_WHOLE = 1024  # up to this many queries `cpu` takes all scores at once
+SPLASH_MIN_QUERIES = 128  # one block of the TPU kernel; fewer queries take `dense`
+# With more keys the fused backward pass holds too many partial dq (docs/tpu.md 2).
+SPLASH_FUSED_KEYS = 4096
 
 
 def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
@@ -44,7 +44,7 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
     kv_limit: int32[B, Lq], the last key index each query may see.
     q_segment, kv_segment: int32[B, Lq] and [B, Lk].
     impl: 'dense', 'cpu', 'chunked', 'gpu', 'splash', 'splash_interpret' (the TPU kernel emulated,
-      for tests), or 'auto': by the platform of the mesh that is set, or jax's default backend.
+      for tests), or 'auto': chosen by the platform of the mesh that is set, or jax's default.
 
   Returns:
     [B, Lq, H, D] in q's type. A query that may see nothing gives zeros, and no gradient.
@@ -63,12 +63,9 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
   tensor = mesh.shape['tensor']
   if heads % tensor:
     raise UserError(f'attention: a tensor axis of {tensor} does not divide {heads} heads')
-  if kv_heads % tensor:  # each device needs whole heads: repeat the fewest times that give them
-    repeats = next(
-      n
-      for n in range(2, heads // kv_heads + 1)
-      if kv_heads * n % tensor == 0 and heads % (kv_heads * n) == 0
-    )
+  if kv_heads % tensor:  # each device needs whole heads: repeat as few times as gives them
+    fits = lambda n: kv_heads * n % tensor == 0 and heads % (kv_heads * n) == 0
+    repeats = next(filter(fits, range(2, heads // kv_heads + 1)))
     k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
     args = (q, k, v, kv_limit, q_segment, kv_segment)
   q_spec, kv_spec = activation_spec('heads', q.shape, mesh), activation_spec('keys', k.shape, mesh)
@@ -77,7 +74,7 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
 
 
 def _kernel(impl, mesh, queries):
-  """The function behind a name, on this platform."""
+  """The function that `impl` names, on this platform."""
   if impl == 'auto':
     platform = jax.default_backend() if mesh is None else mesh.abstract_device.platform
     impl = {'cpu': 'cpu', 'tpu': 'splash'}.get(platform, 'gpu')
@@ -103,7 +100,7 @@ def visible(kv_limit, q_segment, kv_segment):
 
 
 def dense(q, k, v, kv_limit, q_segment, kv_segment):
-  """Every score at once."""
+  """Plain XLA."""
   kv_heads = k.shape[2]
   mask = visible(kv_limit, q_segment, kv_segment)[:, None, None]  # [B, 1, 1, Lq, Lk]
   q = q.reshape(*q.shape[:2], kv_heads, -1, q.shape[3])  # [B, Lq, K, G, D]
@@ -122,17 +119,15 @@ def chunked(q, k, v, kv_limit, q_segment, kv_segment, kernel=dense):
     return kernel(q, k, v, kv_limit, q_segment, kv_segment)
   runs = -(-length // CHUNK)
 
-  def cut(x):  # [B, Lq, ...] -> [runs, B, CHUNK, ...]
-    x = _pad(x, runs * CHUNK)
-    return jnp.moveaxis(x.reshape(x.shape[0], runs, CHUNK, *x.shape[2:]), 1, 0)
+  def cut(x):
+    return rearrange(_pad(x, runs * CHUNK), 'b (n c) ... -> n b c ...', c=CHUNK)
 
   def run(args):
     q, kv_limit, q_segment = args
     return kernel(q, k, v, kv_limit, q_segment, kv_segment)
 
   out = jax.lax.map(jax.checkpoint(run), (cut(q), cut(kv_limit), cut(q_segment)))
-  out = jnp.moveaxis(out, 0, 1)
-  return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
+  return rearrange(out, 'n b c ... -> b (n c) ...')[:, :length]
 
 
 def cpu(q, k, v, kv_limit, q_segment, kv_segment):
@@ -151,9 +146,7 @@ def _cpu(q, k, v, mask):
 
 def _cpu_forward(q, k, v, mask):
   heads, kv_heads, size = q.shape[2], k.shape[2], q.shape[3]
-  q = (
-    _fold(q, kv_heads) * size**-0.5
-  )  # [B, K, G Lq, D]: groups are more queries of one large product
+  q = _fold(q, kv_heads) * size**-0.5  # [B, K, G Lq, D]: the heads of a group as more queries
   k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
   scores = jnp.einsum('bkqd,bksd->bkqs', q, k)
   grouped = scores.reshape(*scores.shape[:2], heads // kv_heads, *mask.shape[1:])
@@ -161,7 +154,7 @@ def _cpu_forward(q, k, v, mask):
   top = scores.max(axis=-1)
   weights = jnp.exp(scores - top[..., None])
   ones = jnp.ones(weights.shape[-1])
-  total = jnp.einsum('bkqs,s->bkq', weights, ones)  # a product: a reduction runs on one core
+  total = jnp.einsum('bkqs,s->bkq', weights, ones)  # XLA:CPU runs a reduction on one core only
   scale = jnp.where(top > MASKED / 2, 1 / total, 0)  # 0 where the query sees nothing
   out = jnp.einsum('bkqs,bksd->bkqd', weights, v) * scale[..., None]
   return _unfold(out, heads), (q, k, v, out, weights, scale)
@@ -170,7 +163,7 @@ def _cpu_forward(q, k, v, mask):
 def _cpu_backward(saved, dout):
   q, k, v, out, weights, scale = saved
   heads, size = dout.shape[2], dout.shape[3]
-  # Weights are not normalised: their scale goes here, once.
+  # The saved weights are not normalised, so their scale is applied to dout.
   dout = _fold(dout, k.shape[1]) * scale[..., None]
   dv = jnp.einsum('bkqs,bkqd->bksd', weights, dout)
   dweights = jnp.einsum('bkqd,bksd->bkqs', dout, v)
@@ -185,29 +178,25 @@ _cpu.defvjp(_cpu_forward, _cpu_backward)
 
 
 def _fold(x, kv_heads):
-  """[B, L, K G, D] -> [B, K, G L, D]."""
-  b, length, heads, size = x.shape
-  x = x.reshape(b, length, kv_heads, heads // kv_heads, size)
-  return x.transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, size)
+  """The heads of a group as more positions: [B, L, K G, D] -> [B, K, G L, D]."""
+  return rearrange(x, 'b l (k g) d -> b k (g l) d', k=kv_heads)
 
 
 def _unfold(x, heads):
   """The inverse of `_fold`."""
-  b, kv_heads, _, size = x.shape
-  x = x.reshape(b, kv_heads, heads // kv_heads, -1, size)
-  return x.transpose(0, 3, 1, 2, 4).reshape(b, -1, heads, size)
+  return rearrange(x, 'b k (g l) d -> b l (k g) d', g=heads // x.shape[1])
 
 
 def splash_attention(q, k, v, kv_limit, q_segment, kv_segment, *, interpret: bool = False):
-  """The TPU kernel. Lengths are padded to its blocks; blocks that nobody sees are not even read.
+  """The TPU kernel of jax. Lengths are padded to its blocks; blocks that nobody sees are not read.
 
-  The stock kernel evaluates `mask_function(q_sequence, key index)` inside, and `q_sequence` is a
-  run-time array: given kv_limit there, causal attention becomes the omni mask.
+  The kernel evaluates `mask_function(q_sequence, key index)`, and `q_sequence` is an array of the
+  run: with kv_limit there, its causal mask becomes the omni mask.
   """
   queries, keys = q.shape[1], k.shape[1]
   block_q, block_kv = _block(queries), _block(keys)
   seen = visible(kv_limit, q_segment, kv_segment).any(axis=-1)  # fused by XLA: no [Lq, Lk] array
-  kv_limit = jnp.minimum(kv_limit, keys - 1)  # the padding is seen by nobody
+  kv_limit = jnp.minimum(kv_limit, keys - 1)  # nobody sees the padding
   q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
   q, kv_limit, q_segment = (
     _pad(x, -(-queries // block_q) * block_q) for x in (q, kv_limit, q_segment)
@@ -216,7 +205,7 @@ def splash_attention(q, k, v, kv_limit, q_segment, kv_segment, *, interpret: boo
   sizes = _block_sizes(block_q, block_kv, fused=keys <= SPLASH_FUSED_KEYS)
 
   def row(q, k, v, kv_limit, q_segment, kv_segment):
-    forward, backward = _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv)
+    forward, backward = block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv)
     kernel = splash.SplashAttentionKernel(
       forward,
       None if sizes.use_fused_bwd_kernel else forward,
@@ -241,7 +230,7 @@ def _at_most(limit, key):
 
 
 def _block(length):
-  """The block size of the kernel for a sequence: large blocks, unless they pad much."""
+  """The kernel's block size for a sequence: large blocks, unless they need much padding."""
   if length <= 256:
     return -(-length // 128) * 128
   return min((512, 384, 256), key=lambda size: -(-length // size) * size * (1 + 64 / size))
@@ -261,20 +250,17 @@ def _block_sizes(block_q, block_kv, fused):
   )
 
 
-def _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv):
-  """The MaskInfo of one row for kernels that walk keys innermost, and queries innermost."""
-  limit, q_ids, kv_ids = (
-    kv_limit.reshape(-1, block_q),
-    q_segment.reshape(-1, block_q),
-    kv_segment.reshape(-1, block_kv),
-  )
+def block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv):
+  """MaskInfo of one row for the forward pass (keys innermost) and the backward (queries)."""
+  limit, q_ids = kv_limit.reshape(-1, block_q), q_segment.reshape(-1, block_q)
+  kv_ids = kv_segment.reshape(-1, block_kv)
   first_key = jnp.arange(kv_ids.shape[0]) * block_kv
   run = (
     (first_key <= limit.max(1)[:, None])
     & (kv_ids.min(1) <= q_ids.max(1)[:, None])
     & (kv_ids.max(1) >= q_ids.min(1)[:, None])
   )
-  # The kernel divides by a sum of at least one block.
+  # Keep one block per query row, or the softmax denominator is 0.
   run = run.at[:, 0].set(run[:, 0] | ~run.any(axis=1))
   table = run.astype(jnp.int32)[None]
   forward = MaskInfo(_next_block(run)[None], None, table, None, kv_limit, None)
@@ -283,7 +269,7 @@ def _block_tables(kv_limit, q_segment, kv_segment, block_q, block_kv):
 
 
 def _next_block(run):
-  """The column of the next true entry in reading order: what the kernel fetches ahead."""
+  """The column of the next true entry in reading order, which the kernel prefetches."""
   flat = run.reshape(-1)
   index = jnp.where(flat, jnp.arange(flat.size), flat.size)
   following = jax.lax.cummin(index, axis=0, reverse=True)

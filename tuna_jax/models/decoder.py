@@ -1,6 +1,4 @@
-"""The Qwen2.5 decoder (docs/architecture.md 6): text and visual tokens in, final-normed hidden
-states out.
-"""
+"""The Qwen2.5 decoder (docs/architecture.md 6): tokens in, final-normed hidden states out."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ class Decoder(nn.Module):
   def logits(self, hidden):
     """[..., D] -> float32[..., padded_vocab]; columns past `vocab_size` are the lowest float."""
     d = self.config.decoder
-    hidden = anchor(
-      hidden, 'hidden'
-    )  # a run of positions is split over `context` like the whole sequence
+    hidden = anchor(hidden, 'hidden')  # a chunk of positions is split over `context` too
     out = self.embedder.attend(hidden) if d.tied else self.lm_head(hidden)
     out = anchor(out, 'logits').astype(jnp.float32)
     if d.padded_vocab == d.vocab_size:

@@ -1,7 +1,8 @@
 """The flow-matching head: hidden states in, velocity out (docs/architecture.md 7).
 
-Axes:  B rows   L positions   V latent tokens   M images a row   D width   C latent channels
-Tokens of a span are modulated by their own image's time embedding; all others pass unmodulated with gate 1.
+Axes:  B rows   L positions   V latent tokens   M images per row   D width   C latent channels
+The time embedding of an image modulates the tokens of its span; other tokens are not modulated, and
+their gate is 1.
 """
 
 from __future__ import annotations
@@ -79,9 +80,7 @@ class FlowHead(nn.Module):
       self.bridge = Mlp(width, width, c.dtype, approximate=False, name='bridge')
 
   def __call__(self, hidden, span: Span, time, owner, in_span, place, image, cache=None):
-    """hidden [B, L, D], time [B, M, D], place and image int[B, V] -> (velocity float32[B, V, C],
-    cache).
-    """
+    """hidden [B, L, D], time [B, M, D], place and image int[B, V] -> (float32[B, V, C], cache)."""
     c = self.config
     x = hidden if c.flow_head.dim == c.decoder.dim else self.bridge(hidden)
     x, cache = self.layers(x, (span, time, owner, in_span), cache)

@@ -20,17 +20,13 @@ from tuna_jax.sharding import anchor
 
 
 class Span(NamedTuple):
-  """What attention needs to know about a sequence; shared by every layer of a tower.
+  """What attention needs to know about a sequence; the same for every layer of a tower."""
 
-  rotary: tables for the queries and their own keys, or None.  kv_limit, segment: int32[B, L], as in `Batch`.
-  kv_segment: int32[B, Lk] of all keys (the cache's included).  index: where the new keys go in the cache, or None.
-  """
-
-  rotary: rope.Rotary | None
-  kv_limit: jax.Array
-  segment: jax.Array
-  kv_segment: jax.Array
-  index: jax.Array | None = None
+  rotary: rope.Rotary | None  # tables of the queries and of their own keys
+  kv_limit: jax.Array  # int32[B, L], as in `Batch`
+  segment: jax.Array  # int32[B, L], as in `Batch`
+  kv_segment: jax.Array  # int32[B, Lk] of all keys, those of the cache included
+  index: jax.Array | None = None  # where the new keys go in the cache
 
 
 # Modules declare shapes; the initial value of every parameter is in `weights.fresh`.
@@ -63,9 +59,7 @@ def modulate(x, shift, scale):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention with the omni mask, optional qk-norm, rotary tables and a key/value
-  cache.
-  """
+  """Grouped-query attention under the omni mask; optional qk-norm, rotary tables and cache."""
 
   config: TowerConfig
   dtype: str
@@ -77,9 +71,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, span: Span, cache=None):
-    """x [B, L, D]; cache (keys, values) each [B, Lk, K, d] or None -> (y [B, L, D], the cache with
-    new keys in it).
-    """
+    """x [B, L, D], cache (keys, values) each [B, Lk, K, d] or None -> (y [B, L, D], new cache)."""
     c = self.config
     q = dense(c.num_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='q_proj')(x)
     k = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='k_proj')(x)
@@ -88,10 +80,8 @@ class Attention(nn.Module):
       anchor(rearrange(a, 'b l (h d) -> b l h d', d=c.head_dim), 'heads') for a in (q, k, v)
     )
     if self.qk_norm_eps is not None:
-      q, k = (
-        RMSNorm(self.qk_norm_eps, name='q_norm')(q),
-        RMSNorm(self.qk_norm_eps, name='k_norm')(k),
-      )
+      q = RMSNorm(self.qk_norm_eps, name='q_norm')(q)
+      k = RMSNorm(self.qk_norm_eps, name='k_norm')(k)
     if span.rotary is not None:
       q, k = rope.rotate(q, span.rotary), rope.rotate(k, span.rotary)
     if cache is not None:
@@ -100,15 +90,8 @@ class Attention(nn.Module):
         for old, new in zip(cache, (k, v))
       )
       cache = (k, v)
-    y = attention(
-      q,
-      k,
-      v,
-      kv_limit=span.kv_limit,
-      q_segment=span.segment,
-      kv_segment=span.kv_segment,
-      impl=self.impl,
-    )
+    masks = dict(kv_limit=span.kv_limit, q_segment=span.segment, kv_segment=span.kv_segment)
+    y = attention(q, k, v, impl=self.impl, **masks)
     y = rearrange(y, 'b l h d -> b l (h d)')
     return dense(x.shape[-1], self.dtype, bias=self.out_bias, name=self.out_name)(y), cache
 
@@ -154,9 +137,8 @@ _POLICIES = {
 
 
 def stack(block: type[nn.Module], length: int, remat: str, name: str, **attributes):
-  """`length` blocks under one name, scanned and rematerialised.
-
-  The block maps (x, shared, cache layer) to (x, cache layer); `shared` is the same for every layer.
+  """`length` blocks, scanned under one name and rematerialised; a block maps (x, what all layers
+  share, its layer of the cache) to (x, its layer of the cache).
   """
   if remat != 'none':
     block = nn.remat(block, policy=_POLICIES[remat], prevent_cse=False)

@@ -4,10 +4,10 @@ The decoder rotates halves by the index in the example. The flow head has three 
 
     text    halves of the head, llama3-scaled frequencies, index in the example
     time    not rotated
-    visual  adjacent pairs, rotated by *minus* the angle of (frame, row, column), restarting in every span
+    visual  adjacent pairs, by *minus* the angle of (frame, row, column), counted within the span
 
-Angles are float32 whatever the compute type: bfloat16 frequencies are off by radians at position
-2000.
+Angles are float32 whatever the compute type: bfloat16 frequencies give an error of radians at
+position 2000.
 """
 
 from __future__ import annotations
@@ -46,10 +46,8 @@ def rotate(x, rotary: Rotary):
 
 
 def frequencies(head_dim: int, theta: float):
-  """theta ** (-2i / head_dim), float32[head_dim / 2], each step rounded correctly.
-
-  numpy's own float32 power is off by 2 ulp on some CPUs, which position 8191 makes 4e-4 of an
-  angle.
+  """theta ** (-2i / head_dim), float32[head_dim / 2], each step rounded correctly: on some CPUs
+  numpy's float32 power is off by 2 ulp, which is an error of 4e-4 rad at position 8191.
   """
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   return np.float32(1) / (theta ** exponent.astype(np.float64)).astype(np.float32)
@@ -80,11 +78,15 @@ def visual_angles(coords, head_dim: int):
   return jnp.concatenate(parts, axis=-1)
 
 
-def decoder_rotary(position, head_dim: int, theta: float) -> Rotary:
-  """position int[B, L] -> the decoder's tables."""
-  angle = position[..., None].astype(jnp.float32) * frequencies(head_dim, theta)
+def _by_index(position, frequencies) -> Rotary:
+  angle = position[..., None].astype(jnp.float32) * frequencies
   angle = jnp.concatenate([angle, angle], axis=-1)
   return Rotary(jnp.cos(angle), jnp.sin(angle))
+
+
+def decoder_rotary(position, head_dim: int, theta: float) -> Rotary:
+  """position int[B, L] -> the decoder's tables."""
+  return _by_index(position, frequencies(head_dim, theta))
 
 
 def flow_rotary(position, coords, is_text, is_visual, head_dim: int) -> Rotary:
@@ -107,12 +109,10 @@ def flow_rotary(position, coords, is_text, is_visual, head_dim: int) -> Rotary:
 
 def index_rotary(position, head_dim: int) -> Rotary:
   """The flow head's text tables for every token; position int[B, L]."""
-  angle = position[..., None].astype(jnp.float32) * scaled_frequencies(head_dim)
-  angle = jnp.concatenate([angle, angle], axis=-1)
-  return Rotary(jnp.cos(angle), jnp.sin(angle))
+  return _by_index(position, scaled_frequencies(head_dim))
 
 
 def no_rotary(position, head_dim: int) -> Rotary:
-  """Tables that leave everything as it is (the official flow head on a batch without pictures)."""
+  """Tables that rotate nothing: the official flow head on a batch without pictures."""
   shape = (*position.shape, head_dim)
   return Rotary(jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32))

@@ -8,8 +8,8 @@
                  decoder --> hidden --+-- logits
                                       +-- flow head --> velocity
 
-Axes:  B rows   L positions   V latent tokens   M images a row   C latent channels   D width
-Training, scoring, text decoding and every ODE step are this call; sampling is the same call with a cache.
+Axes:  B rows   L positions   V latent tokens   M images per row   C latent channels   D width
+Training, scoring, text decoding and every ODE step are this call; sampling adds a cache.
 """
 
 from __future__ import annotations
@@ -35,30 +35,24 @@ MAX_PERIOD = 10_000.0
 
 
 class Cache(NamedTuple):
-  """Keys and values of earlier positions.
+  """Keys and values of earlier positions."""
 
-  decoder, flow: (keys, values), each [layers, B, Lk, K, head_dim]; flow is None where no picture is drawn.
-  segment: int32[B, Lk], 0 where nothing is stored.  index: int32 scalar, the first free key.
-  """
-
-  decoder: tuple
-  flow: tuple | None
-  segment: jax.Array
-  index: jax.Array
+  decoder: tuple  # (keys, values), each [layers, B, Lk, K, head_dim]
+  flow: tuple | None  # the same of the flow head; None where no picture is drawn
+  segment: jax.Array  # int32[B, Lk], 0 where nothing is stored
+  index: jax.Array  # int32 scalar, the first free key
 
 
 class Output(NamedTuple):
-  """hidden [B, L, D], final-normed; velocity float32[B, V, C] or None without the flow head; cache
-  as given, filled.
-  """
+  """What one forward pass returns."""
 
-  hidden: jax.Array
-  velocity: jax.Array | None
-  cache: Cache | None
+  hidden: jax.Array  # [B, L, D], final-normed
+  velocity: jax.Array | None  # float32[B, V, C]; None without the flow head
+  cache: Cache | None  # the given one with the new keys and values
 
 
 def init_cache(config: TunaConfig, batch_size: int, length: int, *, flow: bool) -> Cache:
-  """An empty cache of `length` keys a row; `flow` adds the flow head's."""
+  """An empty cache of `length` keys per row; `flow` adds those of the flow head."""
 
   def pair(tower):
     shape = (tower.num_layers, batch_size, length, tower.num_kv_heads, tower.head_dim)
@@ -73,7 +67,7 @@ def init_cache(config: TunaConfig, batch_size: int, length: int, *, flow: bool) 
 
 
 def sinusoid(t, size: int):
-  """t in [0, 1], not times 1000 -> float32[..., size]: cosines, then sines (docs/architecture.md 4)."""
+  """t in [0, 1] as it is -> float32[..., size]: cosines, then sines (docs/architecture.md 4)."""
   half = size // 2
   freq = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
   angle = t[..., None].astype(jnp.float32) * freq
@@ -128,12 +122,12 @@ class Tuna(nn.Module):
     self.flow_head = FlowHead(c, name='flow_head')
 
   def features(self, latents, coords, image, grid, masked=None):
-    """The visual tokens [B, V, D] of `latents` [B, V, C], by the design's paths; the rest as in `Batch`.
+    """Visual tokens [B, V, D] of `latents` [B, V, C], by the design's paths.
 
-    masked: bool[B, V], tokens that the design 'pixel' replaces by its mask token in training.
+    coords, image, grid: as in `Batch`. masked: bool[B, V], tokens that the design 'pixel' replaces
+    by its mask token in training.
     """
-    c, seen = self.config, []
-    design = DESIGNS[c.design]
+    c, seen, design = self.config, [], DESIGNS[self.config.design]
     if c.layout == 'raster' and c.patch > 1:
       latents = patches(latents, coords, image, grid, c.patch)
     if 'vision' in design.paths:
@@ -159,20 +153,18 @@ class Tuna(nn.Module):
     """One forward pass.
 
     Args:
-      batch: with a cache, its `kv_limit` counts keys of the cache, and `place` positions of this
-      call. latents: float[B, V, C], what the model sees: x_t, which is the clean latent where t =
-      1. Fewer rows are repeated:
-        the branches of guidance see the same pictures.
+      batch: with a cache, its `kv_limit` counts keys of the cache, `place` positions of this call.
+      latents: float[B, V, C], what the model sees: x_t, which is the clean latent where t = 1.
+        Fewer rows than the batch's are repeated: all branches of guidance see the same pictures.
       t: float32[B, M], the time of each image.
       cache: keys and values of earlier calls, or None.
-      flow: run the flow head (a cache made for it must then be given, if any).
+      flow: whether to run the flow head; a cache must have been made for it.
       features: [B, V, D], visual tokens made earlier, instead of those of `latents`.
       masked: as in `features`.
     """
     c = self.config
     images, visual = batch.grid.shape[1], latents.shape[1]
     is_text, is_visual = batch.slot < 0, batch.slot >= images
-    in_span = ~is_text
     x = self.decoder.embed(batch.tokens)
     if visual:  # text alone has no visual table
       rows = len(latents)
@@ -208,30 +200,28 @@ class Tuna(nn.Module):
     if flow:
       if cache is not None and cache.flow is None:
         raise ValueError('this cache was made without the flow head: init_cache(..., flow=True)')
-      head_dim = c.flow_head.head_dim
+      position, head_dim = batch.position, c.flow_head.head_dim
       if visual:
         cell = jnp.maximum(batch.slot - images, 0)
         coords = _take(batch.coords, cell)
-        owner = jnp.where(
-          is_visual, _take(batch.image[..., None], cell)[..., 0] - 1, jnp.maximum(batch.slot, 0)
-        )
+        image = _take(batch.image[..., None], cell)[..., 0] - 1
+        owner = jnp.where(is_visual, image, jnp.maximum(batch.slot, 0))
         owner = jnp.clip(owner, 0, images - 1)
       else:  # text prefixes of a cache
-        coords = jnp.zeros((*batch.position.shape, 3), jnp.int32)
-        owner = jnp.zeros_like(batch.slot)
+        coords, owner = jnp.zeros((*position.shape, 3), jnp.int32), jnp.zeros_like(batch.slot)
         time = jnp.zeros((x.shape[0], 1, c.flow_head.dim), x.dtype)
       if c.flow_head.rotary == 'index':
-        rotary = rope.index_rotary(batch.position, head_dim)
-      elif c.compat == 'official' and cache is None and not visual:
-        rotary = rope.no_rotary(batch.position, head_dim)  # the batch has no picture (7.3)
+        rotary = rope.index_rotary(position, head_dim)
+      elif not visual and cache is None and c.compat == 'official':
+        rotary = rope.no_rotary(position, head_dim)  # docs/architecture.md 7.3: no picture at all
       else:
-        rotary = rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim)
+        rotary = rope.flow_rotary(position, coords, is_text, is_visual, head_dim)
       velocity, flow_cache = self.flow_head(
         hidden,
         span._replace(rotary=rotary),
         time,
         owner,
-        in_span,
+        ~is_text,
         batch.place,
         batch.image,
         None if cache is None else cache.flow,

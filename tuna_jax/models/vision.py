@@ -1,7 +1,7 @@
 """The modified SigLIP-2 tower: noisy latents in, visual features out (docs/architecture.md 3).
 
-Axes:  B rows   V latent tokens   C latent channels   M images a row   G side of the position table   D width
-Each frame of each image attends to itself alone; "frames folded into the batch" is a segment id here.
+Axes:  B rows   V latent tokens   C latent channels   M images per row   D width
+Each frame of each image attends to itself alone: the segment id counts frames.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ _CUBIC = -0.75  # torch's bicubic coefficient; jax.image.resize uses -0.5 and an
 
 
 def cubic_weights(index, size, table: int):
-  """Row `index` of the bicubic resize of a table of side `table` to `size`, half-pixel centres,
-  clamped taps.
-
-  index, size: int[...] -> float32[..., table].
+  """Row `index` of the bicubic resize of a table of side `table` to `size`, with half-pixel centres
+  and clamped taps. index, size: int[...] -> float32[..., table].
   """
   scale = table / jnp.maximum(size, 1).astype(jnp.float32)
   source = (index.astype(jnp.float32) + 0.5) * scale - 0.5
@@ -43,9 +41,8 @@ def cubic_weights(index, size, table: int):
 
 
 def position_weights(coords, size, table: int):
-  """(row, column) of a token in a grid of `size` (rows, columns) -> float32[B, V, table * table].
-
-  coords int[B, V, 3] (frame, row, column), size int[B, V, 2].
+  """float32[B, V, table * table]: what each row of the table counts for a token at coords
+  int[B, V, 3] (frame, row, column) in a grid of size int[B, V, 2] (rows, columns).
   """
   rows = cubic_weights(coords[..., 1], size[..., 0], table)
   columns = cubic_weights(coords[..., 2], size[..., 1], table)
@@ -119,9 +116,7 @@ class Vision(nn.Module):
 
   @nn.compact
   def __call__(self, latents, coords, image, grid):
-    """latents [B, V, C], coords int[B, V, 3], image int[B, V] from 1, grid int[B, M, 3] -> [B, V,
-    D].
-    """
+    """latents [B, V, C]; coords, image and grid as in `Batch` -> [B, V, D]."""
     c = self.config
     v = c.vision
     x = dense(v.dim, c.dtype, name='patch_embed')(latents.astype(c.dtype))

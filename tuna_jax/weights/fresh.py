@@ -101,16 +101,15 @@ def fresh(leaf: str, aval, seed: int) -> Lazy:
   def read(index):
     out = np.empty(index_shape(index), FLOAT32)
     *others, rows, columns = (range(s.start, s.stop) for s in (slice(0, 1), *index)[-len(axes) :])
+
+    def fill(matrix, at):
+      top, left = rows[0] // BLOCK, columns[0] // BLOCK
+      down, across = range(top, rows[-1] // BLOCK + 1), range(left, columns[-1] // BLOCK + 1)
+      whole = np.block([[drawn(*at, r, c) for c in across] for r in down])
+      corner = whole[rows[0] - top * BLOCK :, columns[0] - left * BLOCK :]
+      matrix[:] = corner[: len(rows), : len(columns)]
+
     if out.size:
-      first, last = ([r[i] // BLOCK for r in (rows, columns)] for i in (0, -1))
-      across = [range(i, j + 1) for i, j in zip(first, last)]
-      cut = tuple(
-        slice(r[0] - i * BLOCK, r[-1] + 1 - i * BLOCK) for r, i in zip((rows, columns), first)
-      )
-
-      def fill(matrix, at):
-        matrix[:] = np.block([[drawn(*at, r, c) for c in across[1]] for r in across[0]])[cut]
-
       with concurrent.futures.ThreadPoolExecutor() as pool:
         matrices = out.reshape(-1, len(rows), len(columns))
         list(pool.map(fill, matrices, itertools.product(*others)))
