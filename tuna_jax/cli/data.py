@@ -50,6 +50,9 @@ _VIDEO = flags.DEFINE_string(
   'video_size', 'video', "The size that clips are brought to: 'video', 'N' or 'HxW'."
 )
 _FRAMES = flags.DEFINE_integer('frames', 13, 'How many frames of a clip are read, 4k + 1.')
+_PROCESSES = flags.DEFINE_integer(
+  'processes', 0, 'How many processes decode, so that a crash of a decoder is one bad record.'
+)
 
 READERS = ('check', 'preview')
 ONLY = {
@@ -57,7 +60,7 @@ ONLY = {
   **dict.fromkeys(('cache', 'tones', 'all'), ('emoji',)),
   **dict.fromkeys(('limit', 'max_skip_share'), ('check',)),
   **dict.fromkeys(('tokenizer', 'count'), ('preview',)),
-  **dict.fromkeys(('image_size', 'video_size', 'frames'), READERS),
+  **dict.fromkeys(('image_size', 'video_size', 'frames', 'processes'), READERS),
 }
 
 
@@ -148,7 +151,7 @@ def preview(path):
 def _sources(path):
   from tuna_jax.data import media, sources
 
-  config = media.MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value)
+  config = media.MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value, processes=_PROCESSES.value)
   return [sources.open_source(row, config) for row in sources.read_mixture(path)]
 
 

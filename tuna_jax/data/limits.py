@@ -24,9 +24,10 @@ class Limits:
 
   pixels: of a picture, by default so many that every format is decoded in less than 1 GB of memory;
   an animated picture has at most 64 times as many in all, and a frame of a video, of which decoders
-  keep several, a quarter. frames, seconds: of a clip. bytes: of a file that is read whole, which is every file except local
-  videos. aspect: the longer side of a picture over its shorter side. text: characters of one text,
-  and bytes of one JSON line. nesting: brackets inside brackets of a JSON line.
+  keep several, a quarter. frames, seconds: of a clip. bytes: of a file that is read whole, which is
+  every file except local videos. aspect: the longer side of a picture over its shorter side. text:
+  characters of one text, and bytes of one JSON line. nesting: brackets inside brackets of a JSON
+  line. wait: seconds that a decoding process may take for a record (`MediaConfig.processes`).
   """
 
   pixels: int = 50_000_000
@@ -36,6 +37,7 @@ class Limits:
   aspect: float = 20.0
   text: int = 1_000_000
   nesting: int = 64
+  wait: float = 60.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -43,7 +45,7 @@ class Limits:
         raise UserError(f'limits.{field.name}={getattr(self, field.name)}: expected more than 0')
 
   def check_pixels(self, width: int, height: int, kept: int = 1) -> None:
-    """Raises MediaError for a picture, of which `kept` are in memory, that is too large or empty."""
+    """Raises MediaError for an empty or too large picture; `kept` of them are in memory."""
     if min(width, height) < 1:
       raise MediaError(f'{width}x{height} pixels, expected at least 1x1')
     if width * height * kept > self.pixels:

@@ -32,17 +32,21 @@ BUCKETS = {
 @dataclasses.dataclass(frozen=True)
 class MediaConfig:
   """image_size, video_size: a size class of `BUCKETS`, or 'N' or 'HxW'. frames: of a clip, 4k + 1.
-  limits: what one record may cost.
+  limits: what one record may cost. processes: records are decoded in this many processes of their
+  own, so that a crash of a codec costs one record; 0 decodes in this process.
   """
 
   image_size: str = '512'
   video_size: str = 'video'
   frames: int = 13
   limits: Limits = LIMITS
+  processes: int = 0
 
   def __post_init__(self):
     buckets(self.image_size)
     buckets(self.video_size)
+    if self.processes < 0:
+      raise UserError(f'processes={self.processes}: expected at least 0')
     if self.frames < 1 or self.frames % 4 != 1:
       near = max(1, self.frames - (self.frames - 1) % 4)
       raise UserError(f'frames={self.frames}: expected 4k + 1, for example {near}')

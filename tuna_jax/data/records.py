@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tuna_jax.config import UserError
-from tuna_jax.data import media
+from tuna_jax.data import isolation, media
 from tuna_jax.data.limits import LIMITS, Limits, locate, reason
 from tuna_jax.data.tasks import PLACEHOLDER, TASKS, turns_of
 
@@ -67,6 +68,10 @@ def load(record: dict[str, Any], task: str, root: str, config: media.MediaConfig
   Pictures of several fields (the two sides of an edit) all take the size of the first. root: where
   media paths start. Raises UserError for what is wrong with the record.
   """
+  if config.processes:
+    here = dataclasses.replace(config, processes=0)
+    pool = isolation.pool(config.processes)
+    return pool.call(config.limits.wait, load, record, task, root, here)
   fields, out = TASKS[task].fields, dict(record)
   collections.deque(texts_of(record, task, config.limits), maxlen=0)
   one_size, size = sum(kind in PICTURES for kind in fields.values()) > 1, None
