@@ -266,6 +266,24 @@ def test_unusable_records_are_counted_named_and_skipped(album, caplog):
     assert any(f'a.jsonl:{line}: ' in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize('threads', [1, 4])
+def test_many_unusable_records_of_one_batch_are_all_counted_and_the_first_ten_named(
+  tmp_path, caplog, threads
+):
+  good = json.dumps(
+    {'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}]}
+  )
+  (tmp_path / 'a.jsonl').write_text('\n'.join(['{broken'] * 25 + [good] * 25))
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'a.jsonl', 'task': 'text'}]))
+  data = make((), mixture=str(tmp_path / 'm.json'), max_skip_share=0.9, threads=threads, prefetch=0)
+  with caplog.at_level(logging.WARNING):
+    take(data, 8)
+  counts = data.counts()
+  assert list(counts['skipped'].values()) == [25] and len(counts['skipped_first']) == 10
+  assert [int(m.split('record ')[1].split()[0]) for m in caplog.messages] == list(range(1, 11))
+  assert all('a.jsonl:' in message for message in caplog.messages)
+
+
 def test_too_many_unusable_records_stop_the_run(album):
   with pytest.raises(ValueError, match='3 of its 200 records.*max_skip_share=0.01.*a.jsonl:'):
     take(make(**album), 40)

@@ -19,6 +19,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,7 @@ class Pipeline:
     self._phases = phases_of(config, self.sources, seed, steps)
     self._bad: dict[int, set[int]] = collections.defaultdict(set)  # source -> unusable records
     self._read: collections.Counter[int] = collections.Counter()  # source -> records read
+    self._lock = threading.Lock()  # of the two above, which several threads count in
     self._kept: dict[tuple[int, int, int], segments.Example] = {}  # passed over, to build them once
     pool = concurrent.futures.ThreadPoolExecutor
     self._threads = pool(config.threads) if config.threads > 1 else None
@@ -115,10 +117,6 @@ class Pipeline:
     self._totals.used += report.used
     self._totals.skipped += report.skipped
     self._batches += 1
-    for name, why in report.skipped:
-      count = sum(n == name for n, _ in self._totals.skipped)
-      if count <= _NAMED:
-        _log.warning('skipped record %d of %s: %s', count, name, why)
     return batch
 
   def state(self) -> dict[str, Any]:
@@ -244,7 +242,8 @@ class Pipeline:
     index = batch * k + (row + _mix64(self._seed, k)) % batch
     number, record_index = self._phases[phase].locate(index)
     source = self.sources[number]
-    self._read[number] += 1
+    with self._lock:
+      self._read[number] += 1
     try:
       rng = np.random.default_rng((self._seed, phase, index))
       example = examples.example(source, record_index, self._context, rng, self._strides)
@@ -254,10 +253,13 @@ class Pipeline:
           raise BadRecord(f'{source.where(record_index)}: {why}')
       return example
     except BadRecord as e:
-      if record_index not in self._bad[number]:
-        skipped.append((source.name, str(e)))
-        self._bad[number].add(record_index)
-        self._check_budget(number, str(e))
+      with self._lock:
+        if record_index not in self._bad[number]:
+          skipped.append((source.name, str(e)))
+          self._bad[number].add(record_index)
+          if len(self._bad[number]) <= _NAMED:
+            _log.warning('skipped record %d of %s: %s', len(self._bad[number]), source.name, e)
+          self._check_budget(number, str(e))
       return None
 
   def _check_budget(self, number: int, why: str):
