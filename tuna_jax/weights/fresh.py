@@ -44,13 +44,13 @@ def _lecun(shape, at, block, rng):
 
 
 def _current_frame(shape, at, block, rng):
-  """A convolution over space and time that begins as one over space: earlier frames count 0."""
+  """Only the current-frame tap of a convolution over space and time is not zero."""
   draw = _lecun(shape[1:], at[1:], block, rng)
   return draw * (at[0] == shape[0] - 1)
 
 
 def _copy_frame(shape, at, block, rng):
-  """A convolution over time that begins as copies of the newest frame."""
+  """A convolution over time that copies the current frame into each of its outputs."""
   rows, columns = block
   return np.equal.outer(rows, np.array(columns) % shape[-2]) * (at[0] == shape[0] - 1)
 
@@ -58,14 +58,14 @@ def _copy_frame(shape, at, block, rng):
 INITIAL = (
   ('.*/scale', 1.0),
   ('.*/bias', 0.0),
-  # Blocks, the flow head's modulation and its output begin by adding nothing.
+  # At first residual blocks add nothing, and the flow head modulates nothing and predicts zero.
   ('flow_head/(layers|final)/adaln/kernel|flow_head/final/linear/kernel', 0.0),
   ('decoder/layers/(attn/o_proj|mlp/down_proj)/kernel', 0.0),
   ('vision/layers/(attn/out_proj|mlp/fc2)/kernel', 0.0),
   ('vision/position_embed/embedding', _normal(lambda shape: 1.0)),
   ('patches/mask_token', _normal(lambda shape: shape[-1] ** -0.5)),
   ('decoder/embed/embedding', _normal(lambda shape: 4 * shape[-1] ** -0.5)),
-  # The VAE begins with frames apart from each other and residual blocks that add nothing.
+  # At first the VAE treats each frame by itself, and its residual blocks add nothing.
   ('(encoder|decoder)/.*/conv2/kernel', 0.0),
   ('(encoder|decoder)/(.*/conv1|conv_in|conv_out)/kernel', _current_frame),
   ('.*/time_conv/kernel', _copy_frame),
@@ -76,8 +76,7 @@ INITIAL = (
 def init(abstract, seed: int, shardings=None, change: Callable[[dict], Mapping] | None = None):
   """Fresh parameters of `Tuna` or `WanVae` on devices, a tree like `abstract`.
 
-  change: {leaf name: Lazy} -> the same names, what a recipe changes about the values before they
-  are placed.
+  change: a function from {leaf name: Lazy} to the same names; a recipe's own initial values.
   """
   leaves = {leaf: fresh(leaf, aval, seed) for leaf, aval in tree.flatten(abstract).items()}
   return place(change(leaves) if change else leaves, abstract, shardings)
