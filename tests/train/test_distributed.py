@@ -105,16 +105,16 @@ def test_two_processes_with_one_id_are_told_so():
     *(start(JOIN, address, 3, number, timeout=30) for number in (0, 1, 1))
   ):
     assert code == 3, err
-    assert out[0].startswith('ValueError process id 1 is claimed twice: on ')
+    assert out[0].startswith('UserError process id 1 is claimed twice: on ')
 
 
-def test_processes_told_of_different_counts_are_refused():
+def test_processes_started_with_different_counts_are_refused():
   address = f'127.0.0.1:{free_port()}'
   for code, out, err in finish(
     start(JOIN, address, 3, 0, timeout=30), start(JOIN, address, 4, 1, timeout=30)
   ):
     assert code == 3, err
-    assert 'was told of 4 processes, process 0 of 3' in out[0]
+    assert 'was started with num_processes=4, process 0 with num_processes=3' in out[0]
 
 
 def test_slurms_own_variables_are_enough():
@@ -173,5 +173,5 @@ def test_a_single_process_initialises_nothing():
   distributed.initialize(expect=1)
 
 
-def test_spans_are_short():
-  assert distributed._spans([0, 3, 4, 5, 9]) == '0, 3-5, 9'
+def test_rising_numbers_are_written_as_spans():
+  assert distributed.spans([0, 3, 4, 5, 9]) == '0, 3-5, 9'

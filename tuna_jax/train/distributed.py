@@ -1,16 +1,16 @@
-"""Joins the processes of one run, and says by name who did not come.
+"""Joins the processes of one run, and names the ones that are missing.
 
-jax ends a process with a stack trace from C++ when another one is missing, and does not say which.
-So a roll is called first, over a plain socket at the address where jax's own coordinator will
-listen a moment later:
+jax ends a process with a stack trace from C++ if another is missing, without naming it. So process 0
+first calls the roll, over a plain socket at the address where jax's own coordinator listens next:
 
     process i  --'tuna_jax roll i n host'-->  process 0
     process i  <--'all here' | 'missing: ...'--  process 0
 
-Everybody gets the same verdict; only after 'all here' does jax.distributed.initialize run.
+All get the same verdict; only after 'all here' does jax.distributed.initialize run.
 """
 
 import glob
+import itertools
 import logging
 import os
 import socket
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 HELLO = 'tuna_jax roll'
 ALL_HERE = 'all here'
 POLL_S = 0.2
-REPORT_S = 60.0  # process 0 logs this often who it is waiting for
-GRACE_S = 10.0  # what a process grants process 0, beyond the deadline, to send the verdict
+REPORT_S = 60.0  # how often process 0 logs which processes it waits for
+GRACE_S = 10.0  # how long after the deadline a process waits for the verdict
 
 
 class MissingProcesses(RuntimeError):
-  """Some processes of the run did not come; a relaunch may cure it. `ids`: those known absent."""
+  """Some processes of the run are missing; starting it again may help. ids: those known absent."""
 
   def __init__(self, message: str, ids: tuple[int, ...] = ()):
     super().__init__(message)
@@ -44,23 +44,17 @@ def initialize(
   timeout_s: float = 1800.0,
   expect: int | None = None,
 ) -> None:
-  """Afterwards jax sees the devices of every process of the run.
-
-  With no address the cluster is asked: Cloud TPU (one slice or several), GKE and Slurm know their
-  own processes. On a single machine outside a cluster nothing happens. Call it before anything else
+  """Afterwards jax sees the devices of every process of the run. Call it before anything else
   touches a device.
 
-  Args:
-    coordinator: 'host:port' of process 0, the same in every process. With it come the next two.
-    num_processes: how many processes there are.
-    process_id: this one's number, in [0, num_processes).
-    timeout_s: seconds to wait for the others. Half an hour by default: the hosts of a pod come
-      back minutes apart.
-    expect: how many processes the launcher started; None to trust the cluster.
+  coordinator ('host:port' of process 0, the same in every process), num_processes and process_id go
+  together. Without them the cluster is asked: Cloud TPU (one slice or several), GKE and Slurm know
+  their own processes; on a single machine outside a cluster nothing happens. timeout_s: how long to
+  wait for the others; the hosts of a pod come back minutes apart. expect: how many processes the
+  launcher started, None to trust the cluster.
 
-  Raises:
-    ValueError: the arguments contradict each other.
-    MissingProcesses: fewer processes than expected came in time; the text names them.
+  Raises UserError if the arguments contradict each other, and MissingProcesses, which names them,
+  if fewer processes than expected came in time.
   """
   given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given):
@@ -103,17 +97,12 @@ def _in_a_cluster(expect) -> bool:
 
 
 def _ask_the_cluster(timeout_s):
-  # The detection that a bare jax.distributed.initialize() runs; no public name gives its answer
-  # before it connects.
+  # What a bare jax.distributed.initialize() runs; no public name answers before it connects.
   from jax._src import clusters
 
-  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-    None, None, None, None, None, int(timeout_s)
-  )
-  coordinator, num_processes, process_id, local_device_ids = found
-  if coordinator is None:
-    return None, 1, 0, None
-  return coordinator, num_processes, process_id, local_device_ids
+  unset = (None,) * 5
+  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*unset, int(timeout_s))
+  return (None, 1, 0, None) if found[0] is None else found
 
 
 def _check_count(num_processes, process_id, expect):
@@ -125,11 +114,11 @@ def _check_count(num_processes, process_id, expect):
   if num_processes > expect:
     raise UserError(
       f'expected {expect} processes, the run has {num_processes} ({here}); '
-      f'unexpected: {_spans(range(expect, num_processes))}'
+      f'unexpected: {spans(range(expect, num_processes))}'
     )
   absent = tuple(range(num_processes, expect))
   raise MissingProcesses(
-    f'expected {expect} processes, the run has {num_processes} ({here}); missing: {_spans(absent)}',
+    f'expected {expect} processes, the run has {num_processes} ({here}); missing: {spans(absent)}',
     absent,
   )
 
@@ -139,19 +128,14 @@ def _call_roll(coordinator, num_processes, deadline, timeout_s):
   hosts = {0: socket.gethostname()}
   lines = {}  # process id -> its open connection, the latest one
   callers = []  # every connection that is owed the verdict
-  fault = ''
-  reported = time.monotonic()
+  fault, reported = '', time.monotonic()
   with _listen(_port(coordinator), deadline) as server:
     server.settimeout(POLL_S)
     while len(hosts) < num_processes and not fault and time.monotonic() < deadline:
       if time.monotonic() - reported > REPORT_S:
-        reported = time.monotonic()
-        logger.warning(
-          '%d of %d processes are here; waiting for %s',
-          len(hosts),
-          num_processes,
-          _spans(_absent(hosts, num_processes)),
-        )
+        reported, here = time.monotonic(), len(hosts)
+        waiting = spans(n for n in range(num_processes) if n not in hosts)
+        logger.warning('%d of %d processes are here; waiting for %s', here, num_processes, waiting)
       try:
         line, _ = server.accept()
       except TimeoutError:
@@ -163,31 +147,26 @@ def _call_roll(coordinator, num_processes, deadline, timeout_s):
       number, count, host = int(hello[0]), int(hello[1]), hello[2]
       if count != num_processes:
         fault = (
-          f'process {number} on {host} was told of {count} processes, process 0 of {num_processes}'
+          f'process {number} on {host} was started with num_processes={count}, process 0 with '
+          f'num_processes={num_processes}'
         )
       elif number == 0 or (number in lines and _is_open(lines[number])):
         fault = f'process id {number} is claimed twice: on {hosts[number]} and on {host}'
-      # A second call from a fallen process replaces its first.
-      hosts[number], lines[number] = host, line
+      hosts[number], lines[number] = host, line  # a process that fell and came again: its latest
       callers.append(line)
-    absent = _absent(hosts, num_processes)
-    if fault:
-      verdict = fault
-    elif absent:
-      present = ', '.join(f'{number} on {hosts[number]}' for number in sorted(hosts)[:8])
-      more = f' and {len(hosts) - 8} more' if len(hosts) > 8 else ''
-      verdict = (
-        f'{len(hosts)} of {num_processes} processes came within {timeout_s:g} s; '
-        f'missing: {_spans(absent)}; here: {present}{more}'
-      )
-    else:
-      verdict = ALL_HERE
+    absent = tuple(n for n in range(num_processes) if n not in hosts)
+    here = ', '.join(f'{number} on {hosts[number]}' for number in sorted(hosts)[:8])
+    more = f' and {len(hosts) - 8} more' if len(hosts) > 8 else ''
+    missing = (
+      f'{len(hosts)} of {num_processes} processes came within {timeout_s:g} s; '
+      f'missing: {spans(absent)}; here: {here}{more}'
+    )
     for line in callers:
-      _say(line, verdict)
+      _say(line, fault or (missing if absent else ALL_HERE))
   if fault:
-    raise UserError(verdict)
+    raise UserError(fault)
   if absent:
-    raise MissingProcesses(verdict, absent)
+    raise MissingProcesses(missing, absent)
 
 
 def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
@@ -207,9 +186,7 @@ def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
       raise MissingProcesses(f'{verdict} (this is process {process_id})')
     if 'process' in verdict:
       raise UserError(verdict)
-    time.sleep(
-      POLL_S
-    )  # process 0 is not up yet, or a server of an earlier run still holds the port
+    time.sleep(POLL_S)  # process 0 is not up yet, or an earlier run's server still holds the port
   raise MissingProcesses(
     f'process 0 did not answer at {coordinator} within {timeout_s:g} s; missing: 0 '
     f'(this is process {process_id}, on {socket.gethostname()})',
@@ -226,9 +203,8 @@ def _listen(port, deadline):
       return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=1024)
     except OSError as error:
       if time.monotonic() > deadline:
-        raise OSError(
-          error.errno, f'port {port} of the coordinator on {socket.gethostname()}: {error.strerror}'
-        ) from None
+        where = f'port {port} of the coordinator on {socket.gethostname()}'
+        raise OSError(error.errno, f'{where}: {error.strerror}') from None
     time.sleep(POLL_S)
 
 
@@ -251,19 +227,13 @@ def _port(coordinator) -> int:
 
 
 def _read_line(line, timeout_s) -> str:
-  """One line of at most 4 KiB; what there was of it when the peer hung up or the time ran out."""
-  deadline = time.monotonic() + timeout_s
-  text = b''
-  while not text.endswith(b'\n') and len(text) < 4096:
-    line.settimeout(max(deadline - time.monotonic(), 0.01))
-    try:
-      piece = line.recv(4096)
-    except OSError:
-      break
-    if not piece:
-      break
-    text += piece
-  return text.decode('utf-8', 'replace').strip()
+  """One line of at most 4 KiB; '' if the peer hung up or the time ran out before its end."""
+  line.settimeout(max(timeout_s, 0.01))
+  try:
+    with line.makefile('rb') as text:
+      return text.readline(4096).decode('utf-8', 'replace').strip()
+  except OSError:
+    return ''
 
 
 def _say(line, verdict):
@@ -277,16 +247,9 @@ def _say(line, verdict):
   line.close()
 
 
-def _absent(hosts, num_processes) -> tuple[int, ...]:
-  return tuple(number for number in range(num_processes) if number not in hosts)
-
-
-def _spans(numbers) -> str:
-  """'0, 3-5, 9': so that half a pod missing still makes one line."""
-  spans = []
-  for number in numbers:
-    if spans and number == spans[-1][1] + 1:
-      spans[-1][1] = number
-    else:
-      spans.append([number, number])
-  return ', '.join(str(a) if a == b else f'{a}-{b}' for a, b in spans)
+def spans(numbers) -> str:
+  """Rising numbers as '0, 3-5, 9', so that half a pod makes one line."""
+  rising = itertools.count()
+  groups = itertools.groupby(numbers, lambda number: number - next(rising))
+  runs = [list(run) for _, run in groups]
+  return ', '.join(str(run[0]) if len(run) == 1 else f'{run[0]}-{run[-1]}' for run in runs)
