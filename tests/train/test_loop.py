@@ -186,6 +186,11 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(chain, tmp_pa
   assert not [p for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.name.isdigit()]
 
 
+def test_a_step_that_the_config_names_is_profiled(chain, tmp_path):
+  train(dataclasses.replace(chain.config('stage1'), steps=1, profile_steps=(0,)), tmp_path)
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
 # ---- stopping
 
 

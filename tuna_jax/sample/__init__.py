@@ -1,1 +1,1 @@
-"""Text, pictures and clips from a trained model. `generate.Generator` is the door most people use."""
+"""Text, pictures and clips from a trained model; most people need `generate.Generator` alone."""

@@ -1,15 +1,15 @@
-"""Pictures and clips from noise: prompts and sources once into the caches, then only the target
-span per step.
+"""Pictures and clips from noise: prompts and sources enter the caches once, then each step computes
+the target span only.
 
-    prefill   [prompt, source pictures, boi] -----> keys and values of decoder and flow head      once
-    step      [time][x_0] ... [x_N-1] ------------> velocity                                      points - 1 times
+    prefill   [prompt, source pictures, boi] --> keys and values of decoder and flow head    once
+    step      [time][x_0] ... [x_N-1] ---------> velocity                        points - 1 times
 
-The branches of guidance are rows of one batch; the vision tower sees x once for all of them.
+The branches of guidance are rows of one batch; the vision tower sees x once for all of them. This
+is exact: nothing before the target attends to it, and nothing after it changes it
+(docs/architecture.md 10.6).
 
-Exact: nothing before the target sees it, and nothing after it changes it (docs/architecture.md
-10.6).
-
-Axes:  R pictures   G branches of guidance   B = G R rows   P prompt   N latent cells of the target   C channels
+Axes:  R pictures   G branches of guidance   B = G R rows   P prompt   C channels
+       N latent cells of the target
 Rows are branch-major: R conditional ones first, then the negative ones.
 """
 
@@ -36,15 +36,14 @@ SCALE, FILM_SCALE = 7.5, 6.0
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-  """How the branches become one velocity.
+  """How the velocities of the branches become one.
 
-  scale: of the text: negative + scale (conditional - negative). 1 leaves guidance out. image_scale:
-  for edits, of the source pictures; adds a branch without text and one without anything:
-    nothing + image_scale (pictures - nothing) + scale (all - pictures). None: sources stand in both
-    branches.
-  interval: (from, to) of t; outside it the conditional velocity is used as it is, and costs one
-  branch. rescale: in [0, 1], how far the guided velocity is brought back to the conditional one's
-  standard deviation.
+  scale: of the text: negative + scale (conditional - negative); 1 is no guidance.
+  image_scale: of the source pictures of an edit, with a third branch that has neither text nor
+  pictures: nothing + image_scale (pictures - nothing) + scale (all - pictures). None: the sources
+  are in both branches.
+  interval: (from, to) of t; outside it the conditional velocity is used, which costs one branch.
+  rescale: in [0, 1], how far the guided velocity gets the conditional one's standard deviation.
   """
 
   scale: float = SCALE
@@ -65,7 +64,7 @@ class Guidance:
 
   @property
   def branches(self) -> int:
-    """Rows a picture needs."""
+    """Rows that each picture needs."""
     if self.image_scale is not None:
       return 3
     return 1 if self.scale == 1 else 2
@@ -78,11 +77,8 @@ class Guidance:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """How pictures and clips are drawn.
-
-  points: of the official time grid, points - 1 steps. shift: of that grid towards noise. solver: of
-  `flow.SOLVERS`.
-  """
+  """How pictures and clips are drawn. points: of the official time grid, of points - 1 steps.
+  shift: of that grid towards noise. solver: one of `flow.SOLVERS`."""
 
   guidance: Guidance = dataclasses.field(default_factory=Guidance)
   points: int = 50
@@ -93,9 +89,9 @@ class Drawing:
     if self.solver not in flow.SOLVERS:
       raise UserError(f'solver {self.solver!r}: expected one of {", ".join(flow.SOLVERS)}')
     if self.points < 2:
-      raise UserError(f'points={self.points}: at least 2 are needed (points - 1 steps)')
+      raise UserError(f'points={self.points}: at least 2 are needed, for one step')
     if not self.shift > 0:
-      raise UserError(f'shift={self.shift}: must be above 0; 1 leaves times as they are')
+      raise UserError(f'shift={self.shift}: must be above 0; 1 leaves the grid as it is')
 
   @classmethod
   def of(cls, guidance: float | Guidance, points: int, shift: float, solver: str) -> Drawing:
@@ -111,9 +107,7 @@ class Drawing:
 
 
 def noise(seeds: Sequence[int], cells: int, channels: int) -> np.ndarray:
-  """float32[R, N, C]: row r depends on `seeds[r]` alone, whatever else is drawn with it, and
-  wherever.
-  """
+  """float32[R, N, C]; row r depends on `seeds[r]` alone."""
   return np.stack(
     [np.random.default_rng(seed).standard_normal((cells, channels), np.float32) for seed in seeds]
   )
@@ -133,9 +127,8 @@ def sample_latents(
   """
   guidance = how.guidance
   if len(prompts.tokens) != guidance.branches * len(noise):
-    raise UserError(
-      f'{len(prompts.tokens)} prompt rows for {len(noise)} pictures and {guidance.branches} branches'
-    )
+    found, wanted = len(prompts.tokens), f'{len(noise)} pictures of {guidance.branches} branches'
+    raise UserError(f'{found} prompt rows for {wanted}')
   numbers = np.float32(
     [guidance.scale, guidance.image_scale or 1.0, *guidance.interval, guidance.rescale]
   )
@@ -174,19 +167,15 @@ def prefill(config: TunaConfig, params, prompts: Batch, room: int) -> Cache:
 
 
 def target_batch(prompts: Batch, grid, cells: int) -> Batch:
-  """The Batch of one step: a time token and `cells` latent tokens a row, behind `prompts` in the
-  cache.
-
-  grid: int32[B, 3].
-  """
+  """The Batch of one step: in each row a time token and `cells` latent tokens, behind `prompts` in
+  the cache. grid: int32[B, 3]."""
   rows, length = prompts.tokens.shape
   place = jnp.broadcast_to(jnp.arange(1, cells + 1), (rows, cells))
   index = jnp.arange(cells)
   frames, height, width = (grid[:, i, None] for i in range(3))
   coords = jnp.stack([index // (height * width), index // width % height, index % width], axis=-1)
-  image = (index < frames * height * width).astype(
-    jnp.int32
-  )  # [B, N]; 0 where a smaller picture is padded
+  # [B, N]; 0 where a smaller picture is padded
+  image = (index < frames * height * width).astype(jnp.int32)
   real = jnp.concatenate([jnp.ones((rows, 1), jnp.int32), image], axis=1)
   sequence = jnp.broadcast_to(jnp.arange(cells + 1), (rows, cells + 1))
   unused = jnp.zeros_like(sequence)

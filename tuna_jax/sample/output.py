@@ -1,6 +1,5 @@
-"""What a generator returns: a picture or a clip that remembers how it was made, also in the file it
-is saved to.
-"""
+"""What a generator returns: pictures and clips that carry the settings they were made with, in
+memory and in their files."""
 
 from __future__ import annotations
 
@@ -20,9 +19,7 @@ KEY = 'tuna_jax'  # the text chunk or comment that holds the settings as JSON
 
 
 class Picture:
-  """pixels: uint8 [H, W, 3]. info: prompt, seed and settings. `np.asarray(picture)` gives the
-  pixels.
-  """
+  """pixels: uint8 [H, W, 3], also by `np.asarray(picture)`. info: prompt, seed and settings."""
 
   def __init__(self, pixels: np.ndarray, info: Mapping[str, Any]):
     self.pixels, self.info = pixels, dict(info)
@@ -35,9 +32,7 @@ class Picture:
     return Image.fromarray(self.pixels)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a PNG with `info` in it (`read_info` reads it back). Raises ValueError for another
-    ending.
-    """
+    """Writes a PNG that holds `info` (`read_info` reads it back). UserError for another ending."""
     _ending(path, ('.png',))
     with open(path, 'wb') as f:
       f.write(self._repr_png_())
@@ -64,9 +59,7 @@ class Clip:
     return np.array(self.pixels, dtype) if copy or dtype is not None else self.pixels
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes an MP4 (H.264) or a GIF with `info` in its comment. Raises ValueError for another
-    ending.
-    """
+    """Writes an MP4 (H.264) or a GIF with `info` in its comment. UserError for another ending."""
     comment = f'{KEY}={json.dumps(self.info)}'
     if _ending(path, ('.mp4', '.gif')) == '.gif':
       frames = [Image.fromarray(frame) for frame in self.pixels]
@@ -96,9 +89,7 @@ class Clip:
 
 
 def read_info(path: str | os.PathLike) -> dict[str, Any]:
-  """The `info` of a file written by `save`. Raises ValueError for a file without one, or none at
-  all.
-  """
+  """The `info` of a file written by `save`. UserError if it cannot be read or has none."""
   try:
     if _ending(path, ('.png', '.mp4', '.gif')) == '.mp4':
       import av
@@ -113,7 +104,7 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
       f'{path}: cannot be read as a picture or clip ({type(error).__name__})'
     ) from None
   if not text.startswith('{'):
-    raise UserError(f'{path}: holds no settings of tuna_jax')
+    raise UserError(f'{path}: holds no settings; only files that tuna_jax saved have them')
   return json.loads(text)
 
 

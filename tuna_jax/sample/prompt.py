@@ -1,20 +1,19 @@
 """Prompts of different length as one fixed-shape Batch.
 
-    row 0   bos a red ball boi . . .  |          what a sampler prefills: everything before the target span, or
-    row 1   bos boi . . . . . . . . . |          before the answer; `.` is padding on the right, seen by nobody
+    row 0   bos a red ball boi . . .  |      what a sampler prefills: all that stands before the
+    row 1   bos boi . . . . . . . . . |      target span or the answer; `.` is masked padding
 
-The cache of a prefill has one free index for all rows, so what follows stands at the same key in
-every row while its position (the rotary index) continues each row's own prompt.
+The cache of a prefill has one next free index for all rows, so what follows has the same key index
+in every row, while its rotary position continues the prompt of its row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from tuna_jax.batch import Batch
 from tuna_jax.config import TunaConfig, UserError
+from tuna_jax.data.latents import fill_latents
 from tuna_jax.data.segments import Example, Plan, Specials, Text, grid_of, layout, pack
 
 Grid = tuple[int, int, int]  # (frames, rows, columns) in latent cells
@@ -32,43 +31,27 @@ def bucket(length: int) -> int:
 
 
 def split(plan: Plan, special: Specials, strides: tuple[int, int]) -> tuple[Example, Grid]:
-  """(everything before the target span, the grid to draw) of a plan that draws.
+  """(everything before the target span, the grid to draw) of a plan with exactly one target.
 
-  What follows the target cannot change it and is dropped (docs/architecture.md 10.6). Raises
-  ValueError unless exactly one piece is a target.
+  What follows the target cannot change it and is dropped (docs/architecture.md 10.6).
   """
   targets = [n for n, piece in enumerate(plan) if not isinstance(piece, Text) and piece.target]
   if len(targets) != 1:
     raise UserError(f'a plan to draw has one target, this one has {len(targets)}')
   media = plan[targets[0]].media
   before = [*plan[: targets[0]], Text((special.boi,))]
-  return layout(before, special, strides), grid_of(
-    media if media.ndim == 4 else media[None], strides
-  )
+  media = media if media.ndim == 4 else media[None]
+  return layout(before, special, strides), grid_of(media, strides)
 
 
 def collate(examples: Sequence[Example], channels: int, length: int | None = None) -> Batch:
-  """One example a row, padded to the bucket of the longest. Media must be latents, float [T, h, w,
-  C].
-
-  length: of the padded rows, instead. Raises ValueError for media that are still pixels.
-  """
+  """One example per row, padded to `length` or the bucket of the longest. Media are latents, float
+  [T, h, w, C]."""
   length = length or bucket(max(e.length for e in examples))
-  sizes = (
-    len(examples),
-    length,
-    max(e.cells for e in examples),
-    max(e.images for e in examples),
-    channels,
+  cells, images = max(e.cells for e in examples), max(e.images for e in examples)
+  return fill_latents(
+    pack([[e] for e in examples], (len(examples), length, cells, images, channels))
   )
-  packed = pack([[e] for e in examples], sizes)
-  for piece in packed.media:
-    if piece.media.dtype == np.uint8:
-      raise ValueError('collate: a picture is still pixels; encode it to latents first')
-    packed.batch.latents[piece.row, piece.start : piece.start + piece.cells] = piece.media.reshape(
-      piece.cells, -1
-    )
-  return packed.batch
 
 
 def lengths(prompts: Batch):

@@ -1,6 +1,5 @@
-"""What people hand to a generator, made regular: one or many, strings or turns, pictures as paths,
-PIL or arrays.
-"""
+"""What users give to a generator, in one form: one request or many, strings or turns, and pictures
+as paths, PIL images or arrays."""
 
 from __future__ import annotations
 
@@ -73,17 +72,17 @@ def turns_of(request, visuals) -> tuple[Turns, list, tuple[str, ...]]:
     pieces = list(content) if isinstance(content, (list, tuple)) else [content]
     pictures = [piece for piece in pieces if not isinstance(piece, str)]
     if pictures and role == 'system':
-      raise UserError('a system turn holds text alone')
+      raise UserError('a system turn holds text; put its pictures into a user turn')
     inline += pictures
     marked |= {role} if pictures else set()
     turns.append(
       (role, ''.join(piece if isinstance(piece, str) else PLACEHOLDER for piece in pieces))
     )
   if inline and visuals:
-    raise UserError('pictures stand either inside the turns or in `images`, not both')
+    raise UserError('pictures go either inside the turns or into `images`, not both')
   visuals = inline or list(visuals)
   if not visuals and not any(text.strip() for role, text in turns if role == 'user'):
-    raise UserError('an empty question without a picture')
+    raise UserError('an empty question: give text or a picture')
   return turns, visuals, tuple(sorted(marked))
 
 
@@ -91,7 +90,7 @@ def replace_question(turns: Turns, text: str) -> Turns:
   """The turns with the text of the last user turn replaced, its pictures kept."""
   last = max((n for n, (role, _) in enumerate(turns) if role == 'user'), default=None)
   if last is None:
-    raise UserError('a conversation to draw from has a user turn')
+    raise UserError('a conversation to draw from needs a user turn')
   marks = PLACEHOLDER * turns[last][1].count(PLACEHOLDER)
   return [*turns[:last], ('user', marks + text), *turns[last + 1 :]]
 
@@ -102,14 +101,13 @@ def without_pictures(turns: Turns) -> Turns:
 
 
 def transcript(request) -> str:
-  """A conversation as one line a turn."""
+  """A conversation as one line per turn."""
   return '\n'.join(f'{role}: {text}' for role, text in turns_of(request, ())[0])
 
 
 def per_request(images, count: int, many: bool) -> list[list]:
-  """The pictures of each request: of one request all of them; of a list, one entry (picture or
-  list) each.
-  """
+  """The pictures of each request: all of them for one request; of a list, one entry (a picture or a
+  list of them) each."""
   if images is None or (isinstance(images, (list, tuple)) and not images):
     return [[] for _ in range(count)]
   if not many:
@@ -125,7 +123,7 @@ def _as_list(entry) -> list:
 
 
 def each(value: str | Sequence[str], count: int, what: str) -> list[str]:
-  """One text for all, or one each."""
+  """One text for all requests, or one each."""
   if isinstance(value, str):
     return [value] * count
   if len(value) != count:

@@ -1,8 +1,8 @@
-"""Text from prompts: one prefill, then a token a step from the key/value cache.
+"""Text from prompts: one prefill, then one token per step from the key/value cache.
 
 Axes:  R conversations   P prompt   T room for new tokens   W padded vocabulary
-Rows of different length share a cache: the prompts are padded on the right, and each row's positions go on from its
-own end.
+Rows of different length share a cache: prompts are padded on the right, and the positions of each
+row continue from its own end.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from tuna_jax.sample.prompt import bucket, lengths
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """How a token is chosen: greedy at temperature 0; otherwise drawn from what top_k and top_p
-  leave.
+  """How a token is chosen: greedily at temperature 0, else drawn from what top_k and top_p keep.
 
-  top_k: the k best (those equal to the k-th included); 0 is all. top_p: the fewest best tokens that
-  hold this share of the probability left, at least one; 1 is all.
+  top_k: the k best and those equal to the k-th; 0 keeps all. top_p: the fewest best tokens whose
+  share of the remaining probability reaches this, at least one; 1 keeps all.
   """
 
   temperature: float = 0.0
@@ -37,9 +36,11 @@ class Choice:
 
   def __post_init__(self):
     if not self.temperature >= 0:
-      raise UserError(f'temperature={self.temperature}: must not be negative; 0 is greedy')
+      raise UserError(
+        f'temperature={self.temperature}: must not be negative; 0 takes the best token'
+      )
     if self.top_k < 0:
-      raise UserError(f'top_k={self.top_k}: must not be negative; 0 is all')
+      raise UserError(f'top_k={self.top_k}: must not be negative; 0 keeps all tokens')
     if not 0 < self.top_p <= 1:
       raise UserError(f'top_p={self.top_p}: expected above 0 and at most 1')
 
@@ -47,8 +48,8 @@ class Choice:
 class State(NamedTuple):
   """Where decoding stands.
 
-  logits: float32[R, W] of the next token.  tokens: int32[R, T] so far.  count: int32 scalar, how many.
-  done: bool[R], ended.  position: int32[R] of the next token.
+  logits: float32[R, W] of the next token. tokens: int32[R, T], of which `count` are decoded. done:
+  bool[R], whether the row has ended. position: int32[R] of the next token.
   """
 
   cache: Cache
@@ -70,12 +71,11 @@ def generate_text(
   seeds: Sequence[int] | None = None,
   live=None,
 ) -> list[np.ndarray]:
-  """Continues every row of `prompts` (from `prompt.collate`) until `eos`.
+  """int32 arrays of at most `max_new_tokens` ids that continue the rows of `prompts` (from
+  `prompt.collate`); an `eos` that ended one is its last id.
 
-  seeds: one a row, below 2**32; a row's draws depend on its own alone. live: bool[R], rows that are
-  wanted (others are padding and do not keep the loop running).
-
-  Returns int32 arrays of at most `max_new_tokens` ids; the `eos` that ended one is its last.
+  seeds: one per row, below 2**32; a row's draws depend on its own seed alone. live: bool[R], the
+  rows that are wanted; others are padding and do not keep the loop running.
   """
   state = start(config, params, prompts, max_new_tokens, live)
   state = advance(config, params, state, max_new_tokens, eos=eos, choice=choice, seeds=seeds)
@@ -93,7 +93,7 @@ def stream_text(
   seeds: Sequence[int] | None = None,
   every: int = 1,
 ) -> Iterator[list[np.ndarray]]:
-  """As `generate_text`, yielding all ids so far after each `every` tokens."""
+  """As `generate_text`, yielding all ids so far after every `every` tokens."""
   state = start(config, params, prompts, max_new_tokens)
   count = 0
   while count < max_new_tokens and not bool(state.done.all()):
@@ -128,7 +128,7 @@ def advance(
   choice: Choice = Choice(),
   seeds: Sequence[int] | None = None,
 ) -> State:
-  """Decodes until there are `until` tokens or every row has ended. `state` is used up."""
+  """Decodes until there are `until` tokens or every row has ended. `state` is donated."""
   rows, choice = len(state.done), choice or Choice()
   seeds = np.zeros(rows, np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
   numbers = np.float32([choice.temperature, choice.top_k, choice.top_p])
@@ -156,15 +156,13 @@ def finished(state: State, eos: int) -> list[np.ndarray]:
 
 
 def keep(logits, top_k, top_p):
-  """float32[R, W] with what top_k and top_p leave out at -inf; both may be traced."""
+  """float32[R, W] in which what top_k and top_p exclude is -inf; both may be traced."""
   best = jnp.sort(logits, axis=-1)[:, ::-1]
   k = jnp.where(top_k > 0, jnp.minimum(top_k, logits.shape[-1]), logits.shape[-1]).astype(jnp.int32)
   kth = jnp.take_along_axis(best, jnp.broadcast_to(k - 1, (len(best), 1)), axis=-1)
   best = jnp.where(best >= kth, best, -jnp.inf)
   probability = jax.nn.softmax(best, axis=-1)
-  before = (
-    jnp.cumsum(probability, axis=-1) - probability
-  )  # the best has 0 before it: it always stays
+  before = jnp.cumsum(probability, axis=-1) - probability  # 0 for the best, which is always kept
   worst = jnp.min(jnp.where(before < top_p, best, jnp.inf), axis=-1, keepdims=True)
   return jnp.where(logits >= jnp.maximum(kth, worst), logits, -jnp.inf)
 
@@ -218,7 +216,7 @@ def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filte
 
 
 def _one_token(token, state):
-  """The Batch of one new text token a row."""
+  """The Batch of one new text token per row."""
   rows = len(token)
   column, cells = jnp.zeros((rows, 1), jnp.int32), jnp.zeros((rows, 0), jnp.int32)
   return Batch(

@@ -1,4 +1,4 @@
-"""`TrainConfig`: everything a run is, frozen. `configs/` builds it from a stage and a size."""
+"""`TrainConfig`: all settings of a run. `configs/` builds it from a stage and a size."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class OptimizerConfig:
   (name pattern, multiple of lr), first match wins; 0 means no gradient and no optimizer state.
   schedule: what follows `warmup` steps of linear rise: constant, or down to `final_lr` x lr at the
   last step. decay: patterns of the leaves that weight decay touches. ema: the decay d of the
-  average, warmed up as min(d, (1 + n) / (10 + n)). accumulate: micro-batches a step; the result
-  equals one batch of all of them.
+  average, warmed up as min(d, (1 + n) / (10 + n)). accumulate: micro-batches per step; the
+  result equals one batch of all of them.
   """
 
   kind: str = 'adamw'
@@ -40,21 +40,18 @@ class OptimizerConfig:
   groups: tuple[tuple[str, float], ...] = (('.*', 1.0),)
 
   def __post_init__(self):
-    if self.kind not in KINDS:
-      raise UserError(
-        f'optimizer.kind {self.kind!r}: expected one of {KINDS}{nearest(self.kind, KINDS)}'
-      )
-    if self.schedule not in SCHEDULES:
-      raise UserError(
-        f'optimizer.schedule {self.schedule!r}: expected one of {SCHEDULES}{nearest(self.schedule, SCHEDULES)}'
-      )
+    for name, value, known in (
+      ('kind', self.kind, KINDS), ('schedule', self.schedule, SCHEDULES)
+    ):  # fmt: skip
+      if value not in known:
+        near = nearest(value, known)
+        raise UserError(f'optimizer.{name} {value!r}: expected one of {known}{near}')
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Sizes of the mesh axes; -1 takes what is left, fsdp before data. `slices` of a pod lie on the
-  data axis.
-  """
+  """Sizes of the mesh axes. -1 is inferred; fsdp is filled before data. `slices` of a pod lie along
+  the data axis."""
 
   data: int = -1
   fsdp: int = -1
@@ -73,6 +70,7 @@ class TrainConfig:
   init_from: run or weights directory this stage starts from, strictly by name; '' starts fresh.
   initial: 'module:function' that changes the values of a fresh start; '' changes nothing.
   vae, tokenizer: directories of the frozen parts.
+  profile_steps: numbers of steps, from 0, whose profile is written to profile/ of the run.
   """
 
   model: TunaConfig
@@ -102,10 +100,9 @@ class TrainConfig:
       raise UserError(
         f'rows={self.rows} does not divide into optimizer.accumulate={self.optimizer.accumulate}'
       )
-    if self.ntp_coeff < 0 or self.flow_coeff < 0:
-      raise UserError(
-        f'loss weights must not be negative: ntp_coeff={self.ntp_coeff}, flow_coeff={self.flow_coeff}'
-      )
+    if min(self.ntp_coeff, self.flow_coeff) < 0:
+      found = f'ntp_coeff={self.ntp_coeff}, flow_coeff={self.flow_coeff}'
+      raise UserError(f'weights of the losses must not be negative: {found}')
 
   @property
   def sizes(self) -> tuple[int, int, int, int, int]:

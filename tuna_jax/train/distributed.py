@@ -1,7 +1,7 @@
 """Joins the processes of one run, and names the ones that are missing.
 
-jax ends a process with a stack trace from C++ if another is missing, without naming it. So process 0
-first calls the roll, over a plain socket at the address where jax's own coordinator listens next:
+jax ends a process with a stack trace from C++ if another is missing, without naming it. So process
+0 first calls the roll, over a plain socket at the address where jax's own coordinator listens next:
 
     process i  --'tuna_jax roll i n host'-->  process 0
     process i  <--'all here' | 'missing: ...'--  process 0

@@ -1,4 +1,4 @@
-"""`train`: from a config to a trained state, stoppable at any step and continued by the same call."""
+"""`train`: from a config to a trained state. It may stop at any step; the next call continues it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
+from tuna_jax.batch import Batch
 from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
@@ -29,6 +29,7 @@ from tuna_jax.train.step import jit_step
 from tuna_jax.weights import store
 
 _log = logging.getLogger(__name__)
+_nothing = contextlib.nullcontext()
 
 
 class Stopped(Exception):
@@ -52,67 +53,78 @@ def train(
   if there is one.
 
   SIGTERM or Ctrl-C saves after the running step and raises Stopped; the next call goes on with the
-  identical batch. A second Ctrl-C is a KeyboardInterrupt, which waits for a save that is being
-  written and for nothing else. Raises ValueError where a checkpoint, the VAE or the tokenizer does
-  not fit the config, FloatingPointError where the loss or its gradient is no longer finite (the
-  newest checkpoint is of before), and what went wrong with a save.
+  identical batch. A second Ctrl-C is a KeyboardInterrupt, which waits only for a save that is being
+  written. Raises UserError if a checkpoint, the VAE or the tokenizer does not fit the config,
+  FloatingPointError if the loss or its gradient is no longer finite (the newest checkpoint is from
+  before that), and the error of a save that failed.
   """
-  m = config.mesh
+  m, devices = config.mesh, devices or jax.devices()
   mesh = sharding.make_mesh(
-    m.data, m.fsdp, m.context, m.tensor, devices=devices or jax.devices(), num_slices=m.slices
+    m.data, m.fsdp, m.context, m.tensor, devices=devices, num_slices=m.slices
   )
   with contextlib.ExitStack() as closing:
-    stop = closing.enter_context(
-      StopSignals()
-    )  # closed last: a second SIGTERM must not cut a save short
+    # Entered first and so left last: a second SIGTERM must not cut a save short.
+    stop = closing.enter_context(StopSignals())
     closing.enter_context(jax.set_mesh(mesh))
-    return _train(config, workdir, mesh, stop, closing)
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    closing.callback(checkpoints.close)
+    pipeline = _pipeline(config, workdir, mesh)
+    closing.callback(pipeline.close)
+    state = _start(config, mesh, checkpoints, pipeline)
+    checkpoints.write_config()
+    log = Log(workdir, config.steps, mesh.size)
+    closing.callback(log.close)
+    return _run(config, workdir, state, pipeline, checkpoints, log, stop)
 
 
-def _train(config, workdir, mesh, stop, closing):
-  checkpoints = checkpoint.Checkpoints(workdir, config)
-  closing.callback(checkpoints.close)
+def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> TrainState:
+  """The newest checkpoint's state, with `pipeline` at its place; or the state at step 0, fresh or
+  around the weights of `init_from`."""
   abstract = state_lib.abstract_state(config)
   placed = sharding.shardings(abstract, mesh)
   abstract = jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed
   )
-  pipeline = _pipeline(config, workdir, mesh)
-  closing.callback(pipeline.close)
   latest = checkpoints.latest()
   if latest is not None:
     state, position = checkpoints.restore(latest, abstract)
     pipeline.restore(position)
-    _log.info('continuing %s from step %d', workdir, latest)
+    _log.info('continuing from step %d', latest)
+    return state
+  if config.init_from:
+    params = store.load_weights(config.init_from, abstract.params)
   else:
-    state = _start(config, abstract, placed)
-  checkpoints.write_config()
-  step_fn = jit_step(config, placed)
-  key = jax.random.key(config.seed)
-  log = Log(workdir, config.steps, mesh.size)
-  closing.callback(log.close)
+    params = state_lib.init_params(config, placed.params)
+  make = functools.partial(state_lib.from_params, config=config)
+  return jax.jit(make, out_shardings=placed)(params)
+
+
+def _run(config, workdir, state, pipeline, checkpoints, log, stop) -> TrainState:
+  """Steps from `state` to the last one."""
+  key, step = jax.random.key(config.seed), int(state.step)
   tokens = config.rows * config.length
-  step = int(state.step)
   stopped = '{}: stopped at step {} of {}; the same command continues'.format
-  first = True
+  step_fn = None
   while step < config.steps:
     began = time.perf_counter()
     batch = next(pipeline)
-    if first:  # compile apart from the first step's own time
-      step_fn = step_fn.lower(state, batch, key).compile()
+    if step_fn is None:  # compile apart from the first step's own time
+      placed = jax.tree.map(lambda a: a.sharding, state)
+      step_fn = jit_step(config, placed).lower(state, batch, key).compile()
       log.compiled(time.perf_counter() - began)
-      if stop.asked:  # since the start: there is nothing new to save
+      if stop.asked:  # there is nothing new to save
         raise Stopped(stopped(workdir, step, config.steps))
-      began, first = time.perf_counter(), False
-    with jax.profiler.StepTraceAnnotation('train', step_num=step):
+      began = time.perf_counter()
+    profile = jax.profiler.trace(f'{workdir}/profile') if step in config.profile_steps else _nothing
+    with profile, jax.profiler.StepTraceAnnotation('train', step_num=step):
       state, metrics = step_fn(state, batch, key)
       metrics = jax.device_get(metrics)
     step += 1
     log.step(step, metrics, time.perf_counter() - began, tokens)
     if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
       raise FloatingPointError(
-        f'{workdir}: step {step} has loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]}; '
-        f'the newest checkpoint is of step {checkpoints.latest() or 0}'
+        f'{workdir}: step {step} has loss {metrics["loss"]} and gradient norm '
+        f'{metrics["grad_norm"]}; the newest checkpoint is of step {checkpoints.latest() or 0}'
       )
     checkpoints.check()
     asked = stop.asked or checkpoints.reached_preemption(step)
@@ -124,18 +136,8 @@ def _train(config, workdir, mesh, stop, closing):
   return state
 
 
-def _start(config: TrainConfig, abstract: TrainState, placed) -> TrainState:
-  """The state at step 0: fresh, or around the weights of `init_from`."""
-  if config.init_from:
-    params = store.load_weights(config.init_from, abstract.params)
-  else:
-    params = state_lib.init_params(config, placed.params)
-  make = functools.partial(state_lib.from_params, config=config)
-  return jax.jit(make, out_shardings=placed)(params)
-
-
 def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
-  """The data of the run, placed on the mesh; each process builds the rows its devices hold."""
+  """The data of the run, placed on the mesh; each process builds the rows that its devices hold."""
   if not config.tokenizer:
     raise UserError('tokenizer: no directory given; --config.tokenizer=DIR')
   tokenizer = Tokenizer.from_dir(config.tokenizer)
@@ -162,38 +164,28 @@ def _pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   rows = local_rows(mesh, config.rows)
 
   def local(index: slice) -> slice:
-    """Where the rows of one device, a run of the whole batch, stand among those of this process."""
+    """The rows of one device, a slice of the whole batch, as a slice of those of this process."""
     low, high, _ = index.indices(config.rows)
     return slice(rows.index(low), rows.index(high - 1) + 1)
 
-  def put(batch: batch_lib.Batch) -> batch_lib.Batch:
+  def put(batch: Batch) -> Batch:
     def one(array, where):
-      shape = (config.rows, *array.shape[1:])
-      return jax.make_array_from_callback(
-        shape, where, lambda index: array[local(index[0]), *index[1:]]
-      )
+      shape, part = (config.rows, *array.shape[1:]), lambda at: array[local(at[0]), *at[1:]]
+      return jax.make_array_from_callback(shape, where, part)
 
-    return batch_lib.Batch(*(one(a, s) for a, s in zip(batch, placed)))
+    return Batch(*(one(a, s) for a, s in zip(batch, placed)))
 
   return Pipeline(
-    config.data,
-    tokenizer,
-    encode=encode,
-    strides=(vae.temporal_stride, vae.spatial_stride),
-    sizes=config.sizes,
-    seed=config.seed,
-    rows=rows,
-    steps=config.steps,
-    put=put,
-    encoder_name=config.vae,
-  )
+    config.data, tokenizer, encode=encode, encoder_name=config.vae, put=put,
+    strides=(vae.temporal_stride, vae.spatial_stride), sizes=config.sizes,
+    seed=config.seed, rows=rows, steps=config.steps,
+  )  # fmt: skip
 
 
 def local_rows(mesh, rows: int) -> list[int]:
-  """The rows of a batch of `rows` that this process's devices hold. ValueError where they do not
-  divide.
+  """Which rows of a batch of `rows` this process's devices hold. UserError if they do not divide.
 
-  On a pod they need not be a run: the mesh follows the links between chips, not the hosts.
+  On a pod they need not be consecutive: the mesh follows the links between chips, not the hosts.
   """
   where = sharding.batch_sharding(mesh).segment
   ways = mesh.shape['data'] * mesh.shape['fsdp']
@@ -204,11 +196,11 @@ def local_rows(mesh, rows: int) -> list[int]:
 
 
 class StopSignals:
-  """Remembers SIGTERM and SIGINT instead of dying of them; a second Ctrl-C dies.
+  """Records SIGTERM and Ctrl-C in `asked`; a second Ctrl-C is a KeyboardInterrupt.
 
-  Among several processes it does nothing: one that stops alone leaves the others waiting in a
-  collective. There jax's own handler tells all of them, and `reached_preemption` is true for all at
-  one step.
+  In a run of several processes it does nothing: one that stops alone would leave the others waiting
+  in a collective. There jax's own handler tells all of them, and `reached_preemption` is true for
+  all at the same step.
   """
 
   def __init__(self):
@@ -216,8 +208,7 @@ class StopSignals:
     self._old = {}
 
   def __enter__(self):
-    # Python takes signals in the main thread only; in another (a notebook's executor) the caller
-    # handles them.
+    # Python takes signals in the main thread only; elsewhere the caller handles them.
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self._old[number] = signal.signal(number, self._note)

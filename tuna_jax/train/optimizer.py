@@ -1,4 +1,4 @@
-"""AdamW or Muon by name: learning-rate groups, decay mask, schedule. Frozen leaves never reach it."""
+"""AdamW or Muon: learning-rate groups, decay mask, schedule. Frozen leaves have no state here."""
 
 from __future__ import annotations
 

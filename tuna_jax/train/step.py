@@ -1,8 +1,8 @@
 """The train step: one function for every stage, size and mesh.
 
-Axes:  B rows   V latent tokens   C channels   M images a row   k micro-batches
-Noise and times are drawn for the whole batch before it is cut, and sums are divided by counts of the whole batch, so
-neither accumulation nor sharding changes the step.
+Axes:  B rows   V latent tokens   C channels   M images per row   k micro-batches
+Noise and times are drawn for the whole batch before it is cut, and sums are divided by counts of
+the whole batch, so neither accumulation nor sharding changes the step.
 """
 
 from __future__ import annotations
@@ -28,15 +28,12 @@ def draw(batch: Batch, key, time_shift: float):
   """(noise float32[B, V, C], t float32[B, M]); images that are not drawn are clean, t = 1."""
   noise_key, time_key = jax.random.split(key)
   t = flow.sample_t(time_key, batch.target.shape, time_shift)
-  return jax.random.normal(noise_key, batch.latents.shape, jnp.float32), jnp.where(
-    batch.target, t, 1.0
-  )
+  noise = jax.random.normal(noise_key, batch.latents.shape, jnp.float32)
+  return noise, jnp.where(batch.target, t, 1.0)
 
 
 def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[str, losses.Sum]:
-  """{'ntp': Sum, 'flow': Sum} by task, of one forward pass. The flow sum is absent where flow_coeff
-  is 0.
-  """
+  """{'ntp': Sum, 'flow': Sum} by task, of one forward pass; without 'flow' if flow_coeff is 0."""
   model = Tuna(config.model)
   owner = jnp.maximum(batch.image - 1, 0)
   x_t, velocity = batch.latents, None
@@ -47,17 +44,11 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
   out = model.apply({'params': params}, batch, x_t, t, flow=draws)
   logits = functools.partial(model.apply, {'params': params}, method='logits')
   mesh = active_mesh()
-  sums = {
-    'ntp': losses.next_token(
-      logits,
-      out.hidden,
-      batch.labels,
-      batch.label_weight,
-      batch.task,
-      len(TASKS),
-      devices=1 if mesh is None else mesh.size // mesh.shape['tensor'],
-    )
-  }
+  ntp = losses.next_token(
+    logits, out.hidden, batch.labels, batch.label_weight, batch.task, len(TASKS),
+    devices=1 if mesh is None else mesh.size // mesh.shape['tensor'],
+  )  # fmt: skip
+  sums = {'ntp': ntp}
   if draws:
     selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
     task = jnp.take_along_axis(batch.task, batch.place, axis=1)
@@ -66,7 +57,7 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
 
 
 def total_loss(sums: dict[str, losses.Sum], counts: dict[str, jax.Array], config: TrainConfig):
-  """flow_coeff x mean flow loss + ntp_coeff x mean next-token loss, over the given global counts."""
+  """flow_coeff x mean flow loss + ntp_coeff x mean next-token loss, over the given counts."""
   coeff = {'ntp': config.ntp_coeff, 'flow': config.flow_coeff}
   return sum(
     coeff[name] * jnp.sum(s.total) / jnp.maximum(counts[name], 1e-6) for name, s in sums.items()
@@ -80,17 +71,13 @@ def _counts(batch: Batch) -> dict[str, jax.Array]:
 
 
 def loss_fn(leaves, params, batch: Batch, noise, t, counts, *, config: TrainConfig):
-  """(loss, sums): the loss as a function of the trainable `leaves`; the rest of `params` is
-  constant.
-  """
+  """(loss, sums) as a function of the trainable `leaves`; the rest of `params` is constant."""
   sums = loss_sums(state_lib.merge(params, leaves), batch, noise, t, config=config)
   return total_loss(sums, counts, config), sums
 
 
 def jit_step(config: TrainConfig, placed: TrainState):
-  """`train_step` as every caller compiles it: the old state is donated, the new one lies where
-  `placed` says.
-  """
+  """`train_step`, jitted: the old state is donated, the new one has the shardings `placed`."""
   return jax.jit(
     functools.partial(train_step, config=config), donate_argnums=0, out_shardings=(placed, None)
   )
