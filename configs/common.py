@@ -1,4 +1,4 @@
-"""What every stage shares, and the doors of a config file.
+"""What every stage shares, and how a config file becomes a TrainConfig.
 
 `get_config('tiny')` of a stage returns an ml_collections.ConfigDict of a whole `TrainConfig`, so
 that any field can be set on the command line: `--config=configs/stage2.py:7b
@@ -19,9 +19,8 @@ from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 
 def base(stage: str, size: str) -> TrainConfig:
-  """The settings that all stages of the published sizes share: 2,048-token rows at 8 rows a chip of
-  a 256-chip pod.
-  """
+  """The settings that all stages of the published sizes share: 8 rows of 2,048 tokens per chip, on a
+  pod of 256 chips."""
   return TrainConfig(
     model=named_size('tiny' if size in tiny.STEPS else size),
     stage=stage,

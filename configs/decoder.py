@@ -1,6 +1,5 @@
-"""The text-only pretraining of the tiny decoder, which stage 1 freezes. Published sizes start from
-Qwen2.5 instead.
-"""
+"""Text-only pretraining of the tiny decoder, which stage 1 freezes. Published sizes start from
+Qwen2.5 instead."""
 
 from tuna_jax.configs import common, mixtures
 

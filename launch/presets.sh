@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The one table of compiler flags by chip, and what a slice of a chip looks like.
+# The table of compiler flags by chip, and the layout of slices.
 #
 #   bash launch/presets.sh          the whole table
-#   bash launch/presets.sh v6e      the flags of one preset, one a line
+#   bash launch/presets.sh v6e      the flags of one preset, one per line
 #
 # TPU flags go to LIBTPU_INIT_ARGS, GPU flags to XLA_FLAGS; launch/supervise.sh sets and prints them. A flag that a
 # libtpu does not know ends the process at its start: `--preset=none` runs without any. Use the same flags for
@@ -16,7 +16,7 @@ preset_variable() {
   [[ $1 == gpu ]] && echo XLA_FLAGS || echo LIBTPU_INIT_ARGS
 }
 
-# preset_flags NAME: its flags, one a line.
+# preset_flags NAME: its flags, one per line.
 preset_flags() {
   # Collectives that run beside compute: what FSDP lives on.
   local overlap=(
@@ -51,8 +51,8 @@ chip_of() {
   esac
 }
 
-# hosts_of TYPE WHERE: processes of one slice. The number in a v5p or tpu7x name counts cores, two a chip. An eight-chip
-# v5e or v6e slice is one machine as a TPU VM (WHERE=vm) and two nodes in GKE (WHERE=gke); others have 4 chips a host.
+# hosts_of TYPE WHERE: processes of one slice. The number in a v5p or tpu7x name counts cores, two per chip. An eight-chip
+# v5e or v6e slice is one machine as a TPU VM (WHERE=vm) and two nodes in GKE (WHERE=gke); others have 4 chips per host.
 hosts_of() {
   local count=${1##*-} chips
   [[ $count =~ ^[1-9][0-9]*$ ]] || return 1

@@ -27,7 +27,7 @@ for argument in "$@"; do
 done
 
 ensure_venv ""
-# Two simulated devices use two cores better than one does; a GPU does not mind.
+# Two simulated devices use two cores better than one does; on a GPU this has no effect.
 export XLA_FLAGS="${XLA_FLAGS:---xla_force_host_platform_device_count=2}"
 began=$SECONDS
 
@@ -38,7 +38,7 @@ items=200
 [[ $fast == 0 ]] || runs=$runs-fast size=fast items=50
 times=()
 own=()
-[[ $data == shapes ]] || own+=(--config.length=192) # four questions about a picture, in pieces of words
+[[ $data == shapes ]] || own+=(--config.length=192) # four questions per picture, in word pieces
 
 # step TITLE COMMAND...: runs it, says how long it took and notes it for the report.
 step() {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on the GPUs of a Slurm cluster: one process a GPU, requeued after a preemption or at the time limit.
+# A run on the GPUs of a Slurm cluster: one process per GPU, requeued after a preemption or at the time limit.
 #
 #   bash launch/slurm.sh --name=NAME --out=DIR --nodes=N [flags] -- tuna-jax train --config=configs/stage2.py:7b
 #
@@ -7,7 +7,7 @@
 #   --out=DIR          a path that every node mounts, or gs://bucket/path
 #   --nodes=N          nodes (default 1)
 #   --gpus=N           GPUs a node (default 8)
-#   --cpus=N           CPUs a GPU (default 12)
+#   --cpus=N           CPUs per GPU (default 12)
 #   --time=T           limit of one job (default 24:00:00); the run is told 3 minutes before and goes on in the next
 #   --partition=P  --account=A
 #   --preset=NAME      compiler flags (default gpu)

@@ -5,7 +5,7 @@
 #
 #   --preset=NAME    compiler flags of launch/presets.sh: none (default), v5e, v5p, v6e, tpu7x, gpu
 #   --cache=DIR      compile cache, a path or gs://... (default: none)
-#   --expect=N       processes of the whole run; another number is an error that names who is missing
+#   --expect=N       processes of the whole run; with another number the run refuses to start and names the missing ones
 #   --retries=N      how often to run again (default 100; 0: never)
 #   --wait=SECONDS   pause before running again (default 10)
 #   --numa           bind to the first NUMA node

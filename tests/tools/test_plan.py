@@ -38,7 +38,7 @@ def test_an_unknown_topology_is_answered_with_known_ones(name, said):
 
 
 @pytest.mark.parametrize('size,useful,executed', [('2b', 51e12, 67e12), ('7b', 145e12, 191e12)])
-def test_flops_of_one_row_agree_with_the_prototype(size, useful, executed):
+def test_flops_of_one_row_are_those_counted_by_hand(size, useful, executed):
   work = flops.train_flops(run(size))
   assert work.useful == pytest.approx(useful, rel=0.06)
   assert work.executed == pytest.approx(executed, rel=0.04)
@@ -68,7 +68,7 @@ def test_refusals_give_the_bytes_needed_and_available():
     'Ran out of memory in memory space hbm. Used 33.10G of 15.75G hbm. '
     'Exceeded hbm capacity by 17.35G.'
   )
-  assert plan._sizes_in(message) == (int(33.10 * 2**30), int(15.75 * 2**30))
+  assert plan.sizes_in(message) == (int(33.10 * 2**30), int(15.75 * 2**30))
 
 
 def test_advice_names_fields_of_the_config():

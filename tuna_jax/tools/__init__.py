@@ -1,1 +1,1 @@
-"""Instruments around a run: plans for pods, FLOP counts, benches, previews."""
+"""Instruments around a run: plans for pods, FLOP counts, benchmarks, previews, recovery."""

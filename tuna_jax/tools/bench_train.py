@@ -95,7 +95,7 @@ def full_rows(config: TrainConfig) -> Batch:
   rng = np.random.default_rng(0)
   vocab, channels = config.model.decoder.vocab_size, config.sizes[-1]
   pictures = min(config.images, max(config.visual // CELLS, 1)) if config.visual else 0
-  # Beside its cells a picture has boi, a time token and eoi, and there is a word before it.
+  # A picture adds boi, a time token and eoi to its cells, and a word stands before it.
   room = min(config.visual, config.length - 4 * pictures)
   side = math.isqrt(room // pictures) if pictures else 0
 

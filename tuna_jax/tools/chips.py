@@ -1,4 +1,4 @@
-"""Chips by name, their published figures, and pods of them that are not at hand.
+"""Chips by name, their published figures, and abstract devices of pods.
 
 The `libtpu` wheel knows the layout of every slice; `devices_of` asks it for abstract devices, which
 `sharding.make_mesh` takes like real ones.
@@ -18,8 +18,8 @@ from tuna_jax.config import UserError, nearest
 class Chip:
   """Published figures of one chip.
 
-  hbm: GiB of a device that libtpu 0.0.42 gives a program.
-  ring: bytes/s a device sends along one axis of the torus.
+  hbm: GiB per device that libtpu 0.0.42 gives a program.
+  ring: bytes/s that a device sends along one axis of the torus.
   """
 
   kind: str  # `jax.Device.device_kind`
@@ -38,8 +38,8 @@ CHIPS = {
   'v6e': Chip('TPU v6 lite', 918e12, 31.25, 1.64e12, 1.8e11),
   'tpu7x': Chip('TPU7x', 2307e12, 94.75, 7.38e12, 1.8e11, devices=2),
 }
-DCN = 6.25e9  # bytes/s a chip between slices: 200 Gbit/s a host of four chips
-# Dense bf16 of the data sheets (SXM); the first part of `device_kind` that fits.
+DCN = 6.25e9  # bytes/s per chip between slices: 200 Gbit/s per host of four chips
+# Dense bf16 of the data sheets (SXM), by a word of `device_kind`.
 GPUS = {
   'A100': 312e12,
   'H100': 989e12,
@@ -57,7 +57,7 @@ _SOLID = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-  """The published bf16 peak of one jax device, FLOP/s; None where no data sheet is on file."""
+  """The published bf16 peak of one jax device in FLOP/s; None for a device not listed here."""
   for chip in CHIPS.values():
     if device.device_kind == chip.kind:
       return chip.bf16_flops / chip.devices
@@ -66,9 +66,9 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def topology_name(name: str) -> str:
-  """`v6e:16x16` as libtpu wants it, also from `v6e-256`, `v5litepod-16` or `v5p-128` (cores).
+  """`v6e:16x16` as libtpu expects it, also from `v6e-256`, `v5litepod-16` or `v5p-128` (cores).
 
-  Raises ValueError naming the known chips or sizes.
+  Raises UserError naming the known chips or sizes.
   """
   if ':' in name:
     chip = name.partition(':')[0]
@@ -93,7 +93,7 @@ def topology_name(name: str) -> str:
 
 
 def devices_of(topology: str, slices: int = 1) -> list:
-  """Abstract devices of a topology. ValueError if libtpu is missing or does not know it."""
+  """Abstract devices of a topology. UserError if libtpu is missing or does not know it."""
   chip = topology.partition(':')[0]
   options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
   if slices > 1:

@@ -18,13 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 COLLECTIVES = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'all-to-all',
-  'ragged-all-to-all',
-  'collective-permute',
-)
+  'all-gather all-reduce reduce-scatter all-to-all ragged-all-to-all collective-permute'
+).split()
 _BITS = {
   'pred': 8, 's8': 8, 'u8': 8, 'f8e4m3fn': 8, 'f8e5m2': 8, 's16': 16, 'u16': 16, 'f16': 16,
   'bf16': 16,
@@ -67,9 +62,7 @@ def collectives(text: str, mesh, slices: int = 1) -> list[Collective]:
           axes, ways = _axes(line, mesh)
           if ways > 1 and spread.get(_channel(line), name) == name:
             whole = _whole_bytes(kind, op, shape, ways)
-            if name.startswith(
-              'all-reduce-scatter'
-            ):  # how a TPU writes one: a sum, then a slice of it
+            if name.startswith('all-reduce-scatter'):  # on a TPU: a sum, then a slice of it
               kind = 'reduce-scatter'
             found[kind, axes, 'count'] += 1
             found[kind, axes, 'bytes'] += _sent(kind, whole, ways)
@@ -124,7 +117,7 @@ def _called(line, bodies):
 
 
 def _trips(line, bodies):
-  """How often a while loop runs; None where its text does not tell."""
+  """How often a while loop runs; None if its text does not say."""
   found = _TRIPS.search(line)
   if found:
     return int(found[1])
@@ -134,9 +127,8 @@ def _trips(line, bodies):
     for part in re.search(r'condition=%?([\w.\-]+), body=%?([\w.\-]+)', line).groups()
   )
 
-  def counter(
-    name, lines
-  ):  # (element of the loop's state, what was added to it) or (None, constant)
+  def counter(name, lines):
+    """(element of the loop's state, what was added to it), or (None, constant)."""
     op, operands = re.search(r' ([a-z][\w\-]*)\(([^()]*)\)', lines[name]).groups()
     operands = operands.replace('%', '').split(', ')
     if op == 'get-tuple-element':
@@ -194,7 +186,7 @@ def _sizes(shape) -> list[int]:
 
 
 def _whole_bytes(kind, op, shape, ways) -> float:
-  """Bytes of what is gathered, summed or exchanged."""
+  """Bytes of the whole array that is gathered, summed or exchanged."""
   sizes = _sizes(shape)
   if op.endswith('-start') and kind == 'collective-permute':
     return sizes[0]  # (operand, result, contexts)
@@ -222,9 +214,8 @@ def _first_group(line, devices) -> np.ndarray:
   if pairs:
     return np.array([int(pairs[1]), int(pairs[2])])
   named = re.search(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}', line)
-  if (
-    named
-  ):  # mesh['a'=2,'b'=8] {'b':(2)4}: along b, the 4 beside each other in the middle of 2 x 4 x 1
+  if named:
+    # mesh['a'=2,'b'=8] {'b':(2)4}: of b, cut into 2 x 4 x 1, the 4 in the middle
     chosen = {
       name: (int(before or 1), int(size or 0))
       for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named[3])
@@ -244,11 +235,11 @@ def _first_group(line, devices) -> np.ndarray:
     return np.array([int(n) for n in listed[1].split(',')])
   if 'replica_groups={}' in line or 'replica_groups' not in line:
     return np.arange(devices)
-  raise ValueError(f'replica groups in a form that is not known: {line.strip()[:200]}')
+  raise ValueError(f'replica groups of an unknown form: {line.strip()[:200]}')
 
 
 def _ids(order, devices) -> np.ndarray:
-  """The devices in the order `[2,4,2]T(1,0,2)`: cut so, and transposed so; None is 0, 1, 2 ..."""
+  """Device ids in an order such as `[2,4,2]T(1,0,2)`, a reshape and a transpose; None: 0, 1, ..."""
   ids = np.arange(devices)
   if order:
     dims, axes = re.fullmatch(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', order).groups()

@@ -1,9 +1,9 @@
-"""What a train step costs on a TPU pod that is not at hand: the real step, compiled ahead of time.
+"""What a train step would cost on a TPU pod: the real step, compiled ahead of time on a CPU.
 
-The `libtpu` wheel carries the TPU compiler. It compiles `train_step` for a named topology on a CPU
-machine, places every buffer, and refuses what does not fit. From its answer come bytes and
-collectives; operations come from `flops`, times from published peaks, with every assumption said.
-Nothing here was measured on a TPU.
+The `libtpu` wheel contains the TPU compiler. It compiles `train_step` for a named topology, places
+every buffer, and refuses what does not fit. Its answer gives bytes and collectives; operations come
+from `flops`, and times from published peaks under stated assumptions. Nothing here was measured on
+a TPU.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The answer. Bytes and seconds are of one device and one step; None where compilation refused.
+  """Bytes and seconds of one device and one step; None if the compiler refused the step.
 
-  memory: bytes by class. `gradients` and `activations` are arithmetic (trainable leaves in float32;
-    layer inputs that remat keeps) and share the peak with the rest, which is `temporaries`.
+  memory: bytes by class. `gradients` and `activations` are computed by hand (trainable leaves in
+  float32; layer inputs that remat keeps); `temporaries` are the rest of the peak.
   collectives: [{kind, axes, count, bytes}]. roofline: seconds by resource, and the step's bound.
   """
 
@@ -66,10 +66,10 @@ class Plan:
 
 
 def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
-  """Compiles the train step of `config` for `slices` slices of `topology` and accounts for it.
+  """The plan of the train step of `config`, compiled for `slices` slices of `topology`.
 
-  Raises ValueError for a topology, mesh or batch that cannot be laid out at all; a step that lays
-  out but does not fit comes back with `fits` False and advice.
+  A step that does not fit has `fits` False and advice. Raises UserError if the topology, the mesh
+  or the batch cannot be laid out.
   """
   topology = topology_name(topology)
   chip = CHIPS[topology.partition(':')[0]]
@@ -89,7 +89,7 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
     error = str(caught)
   compile_seconds = time.perf_counter() - began
 
-  needed, limit = _sizes_in(error) if error else (None, None)
+  needed, limit = sizes_in(error) if error else (None, None)
   peak, limit = needed, limit or int(chip.hbm * GIB)
   found = offloaded = None
   if compiled is not None:
@@ -154,7 +154,7 @@ def step_arguments(config: TrainConfig, mesh):
 
 
 def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
-  """What to change, the cheapest first."""
+  """What to change if the step does not fit, the cheapest change first."""
   shape = mesh.shape
   per_device = config.rows // (shape['data'] * shape['fsdp'])
   micro = per_device // config.optimizer.accumulate
@@ -162,8 +162,8 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
   out = []
   if fixed > 0.9 * limit:
     out.append(
-      f'a larger topology: parameters, moments, average and gradients take {fixed / GIB:.1f} GiB of a '
-      "device's, before any row"
+      f'a larger topology: parameters, moments, average and gradients take {fixed / GIB:.1f} GiB '
+      'per device before any row'
     )
   if config.model.remat in ('none', 'dots'):
     out.append(f'--config.model.remat=block (now {config.model.remat}): keep only layer inputs')
@@ -172,16 +172,16 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
     smaller = max(1, min(micro // 2, int(micro / over)))
     smaller = max(n for n in range(1, smaller + 1) if per_device % n == 0)
     out.append(
-      f'--config.optimizer.accumulate={per_device // smaller}: the same step, {smaller} rows a '
-      f'device at a time and not {micro}'
+      f'--config.optimizer.accumulate={per_device // smaller}: the same step, with {smaller} rows '
+      f'per device at a time instead of {micro}'
     )
-    out.append(f'--config.rows={config.rows * smaller // micro}: fewer rows a step')
+    out.append(f'--config.rows={config.rows * smaller // micro}: fewer rows per step')
   if config.model.remat == 'block':
     out.append('--config.model.remat=offload: keep layer inputs in host memory')
   if shape['data'] > 1 and 2 * shape['fsdp'] <= sharding.MAX_FSDP:
     out.append(
-      f'--config.mesh.fsdp={2 * shape["fsdp"]}: cut parameters over more devices; data is '
-      f'{shape["data"]}'
+      f'--config.mesh.fsdp={2 * shape["fsdp"]}: shard parameters over more devices (data is '
+      f'{shape["data"]})'
     )
   if micro == 1 and shape['fsdp'] > 1:
     context = 2 * shape['context']
@@ -252,9 +252,9 @@ def _roofline(config, mesh, chip, slices, work, found, memory):
       f'hbm: the train state read and written once at {chip.hbm_bandwidth / 1e12:.2f} TB/s, no '
       'activations'
     ),
-    f'links: each mesh axis is one ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
-    *([f'dcn: data crosses slices at {DCN / 1e9:.2f} GB/s a chip'] if slices > 1 else []),
-    'step: the slowest of these, as if all overlapped: a bound, not a prediction',
+    f'links: each mesh axis is a ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
+    *([f'dcn: data crosses slices at {DCN / 1e9:.2f} GB/s per chip'] if slices > 1 else []),
+    'step: the slowest of these, as if all overlapped; this is a bound and no prediction',
   )
   return seconds, assumptions
 
@@ -271,7 +271,7 @@ def table(result: Plan) -> str:
     'FITS' if result.fits else f'DOES NOT FIT: {result.reason}',
   ]
   lines += [f'  try {line}' for line in result.advice]
-  lines += ['', 'memory of one device']
+  lines += ['', 'memory per device']
   lines += [f'  {name:<28}{gib(n)}' for name, n in result.memory.items()]
   if result.peak_bytes is not None:
     lines.append(f'  {"peak" if result.fits else "needed":<28}{gib(result.peak_bytes)}')
@@ -282,14 +282,14 @@ def table(result: Plan) -> str:
   if result.host_offload_bytes:
     lines.append(f'  {"offloaded to the host":<28}{gib(result.host_offload_bytes)}')
   if result.collectives is not None:
-    lines += ['', 'collectives of one step: bytes one device sends']
+    lines += ['', 'collectives per step, with the bytes that one device sends']
     lines += [
       f'  {c["kind"]:<20}{"+".join(c["axes"]):<20}{c["count"]:>7} times {c["bytes"] / 1e9:9.2f} GB'
       for c in result.collectives
     ]
   lines += [
     '',
-    f'FLOPs of a step: {result.useful_flops:.4g} useful, {result.executed_flops:.4g} executed',
+    f'FLOPs per step: {result.useful_flops:.4g} useful, {result.executed_flops:.4g} executed',
   ]
   if result.tokens_per_second is not None:
     lines += ['', 'roofline']
@@ -312,8 +312,8 @@ def table(result: Plan) -> str:
   return '\n'.join(lines)
 
 
-def _sizes_in(message: str) -> tuple[int | None, int | None]:
-  """(bytes needed, bytes available) from the compiler's refusal, where it says them."""
+def sizes_in(message: str) -> tuple[int | None, int | None]:
+  """(bytes needed, bytes available) in the compiler's refusal; None for what it does not say."""
   units = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
   used = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message, re.IGNORECASE)
   if used:
