@@ -1,5 +1,6 @@
 """The causal VAE: causality, strides, chunks of a clip, latent statistics."""
 
+import dataclasses
 import functools
 
 import chex
@@ -106,6 +107,20 @@ def test_latents_decoded_in_chunks_equal_the_whole(count):
   chex.assert_trees_all_close(np.concatenate(chunks, axis=1), decode(z), atol=ROUNDING)
   streamed = np.concatenate(list(vae_lib.decode_stream(CONFIG, PARAMS, z)), axis=1)
   assert np.abs(streamed - vae_lib.to_uint8(decode(z)).astype(int)).max() <= 1
+
+
+def test_wan21_gives_in_chunks_what_it_gives_at_once():
+  config = dataclasses.replace(CONFIG, residual=False)
+  params = shrink.randomise(vae_shapes(config), 0)
+  clip = pixels(9)
+  whole = jax.jit(functools.partial(vae_lib.encode_pixels, config))(params, clip)
+  assert whole.shape == (2, 3, 4, 2, config.latent_channels)  # 8 pixels per cell
+  chunks = np.concatenate(list(vae_lib.encode_stream(config, params, clip)), axis=1)
+  chex.assert_trees_all_close(chunks, whole, atol=ROUNDING)
+  shown = jax.jit(functools.partial(vae_lib.decode_pixels, config))(params, whole)
+  streamed = np.concatenate(list(vae_lib.decode_stream(config, params, whole)), axis=1)
+  assert shown.shape == clip.shape
+  assert np.abs(streamed - np.asarray(shown).astype(int)).max() <= 1
 
 
 def test_frames_of_a_chunk_may_be_more_than_four(video):

@@ -56,9 +56,10 @@ def siglip(config, **shape):
 
 
 def wan(config):
-  """AutoencoderKLWan of diffusers in its Wan 2.2 form, of a VaeConfig."""
+  """AutoencoderKLWan of diffusers in the form of a VaeConfig, Wan 2.1 or 2.2."""
   import diffusers
 
+  pixels = {'patch_size': 2} if config.residual else {}
   return _random(
     diffusers.AutoencoderKLWan(
       base_dim=config.encoder_dim,
@@ -68,10 +69,10 @@ def wan(config):
       num_res_blocks=config.encoder_blocks,
       attn_scales=[],
       temperal_downsample=list(config.temporal_down),
-      is_residual=True,
-      in_channels=12,
-      out_channels=12,
-      patch_size=2,
+      is_residual=config.residual,
+      in_channels=12 if config.residual else 3,
+      out_channels=12 if config.residual else 3,
+      **pixels,
       scale_factor_temporal=config.temporal_stride,
       scale_factor_spatial=config.spatial_stride,
     )

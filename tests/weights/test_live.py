@@ -1,5 +1,6 @@
 """Real files, written by transformers and diffusers, through the command line and back."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -117,10 +118,13 @@ def test_resampled_positions_are_those_of_torch(tmp_path):
   assert np.linalg.norm(found - want) <= TOLERANCE * np.linalg.norm(want)
 
 
-def test_a_diffusers_vae_goes_in_and_comes_out_byte_equal(tmp_path):
-  saved(public.wan(CONFIG.vae), tmp_path / 'vae')
-  planned = parts.read_vae(CONFIG, tmp_path / 'vae')
-  tensors, config_json, stem = parts.home('vae-diffusers', whole(vae=planned.leaves))
+@pytest.mark.parametrize('residual', [True, False], ids=['wan22', 'wan21'])
+def test_a_diffusers_vae_goes_in_and_comes_out_byte_equal(tmp_path, residual):
+  vae = dataclasses.replace(CONFIG.vae, residual=residual)
+  saved(public.wan(vae), tmp_path / 'vae')
+  planned = parts.read_vae(dataclasses.replace(CONFIG, vae=vae), tmp_path / 'vae')
+  stored = dataclasses.replace(whole(vae=planned.leaves), vae_config=vae)
+  tensors, config_json, stem = parts.home('vae-diffusers', stored)
   (tmp_path / 'back').mkdir()
   safetensors.write_folder(tmp_path / 'back', tensors, stem=stem)
   file = 'diffusion_pytorch_model.safetensors'

@@ -6,7 +6,7 @@ import pytest
 from tests.weights.small import random_leaves, shapes_only, small_config
 from tuna_jax.config import VaeConfig
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
-from tuna_jax.sizes import TUNA_2B, TUNA_7B
+from tuna_jax.sizes import TUNA_2B, TUNA_7B, WAN21_VAE
 from tuna_jax.weights import tables
 from tuna_jax.weights.convert import export, plan
 from tuna_jax.weights.tensors import lazies
@@ -75,12 +75,18 @@ def test_a_full_size_official_checkpoint_maps_one_to_one(full):
 
 
 @pytest.mark.parametrize('table', [tables.wan_vae, tables.diffusers_vae])
-def test_the_full_size_vae_has_196_tensors_and_the_official_parameter_count(table):
-  config = VaeConfig()
+@pytest.mark.parametrize(
+  'config, count, parameters',
+  [(VaeConfig(), 196, 704_688_668), (WAN21_VAE, 194, 126_892_531)],
+  ids=['wan22', 'wan21'],
+)
+def test_the_full_size_vae_has_the_official_tensors_and_parameters(
+  table, config, count, parameters
+):
   shapes = vae_shapes(config)
   official = export(table(config), shapes_only(shapes))
-  assert len(official) == 196
-  assert sum(int(np.prod(t.shape)) for t in official.values()) == 704_688_668
+  assert len(official) == count
+  assert sum(int(np.prod(t.shape)) for t in official.values()) == parameters
   assert set(plan(table(config), official, shapes).leaves) == set(shapes_only(shapes))
 
 
@@ -97,6 +103,21 @@ def test_wan_names_and_shapes_are_those_of_the_file():
     'decoder.upsamples.2.upsamples.3.resample.1.weight': (512, 512, 3, 3),
     'decoder.upsamples.1.upsamples.3.time_conv.weight': (2048, 1024, 3, 1, 1),
     'decoder.head.2.weight': (12, 256, 3, 3, 3),
+  }
+  assert {name: official[name].shape for name in wanted} == wanted
+
+
+def test_wan21_names_count_blocks_and_resamples_in_one_list():
+  official = export(tables.wan_vae(WAN21_VAE), shapes_only(vae_shapes(WAN21_VAE)))
+  wanted = {
+    'encoder.conv1.weight': (96, 3, 3, 3, 3),
+    'encoder.downsamples.6.shortcut.weight': (384, 192, 1, 1, 1),
+    'encoder.downsamples.8.time_conv.weight': (384, 384, 3, 1, 1),
+    'decoder.upsamples.4.shortcut.weight': (384, 192, 1, 1, 1),
+    'decoder.upsamples.7.resample.1.weight': (192, 384, 3, 3),
+    'decoder.upsamples.3.time_conv.weight': (768, 384, 3, 1, 1),
+    'decoder.upsamples.14.residual.6.bias': (96,),
+    'decoder.head.2.weight': (3, 96, 3, 3, 3),
   }
   assert {name: official[name].shape for name in wanted} == wanted
 

@@ -1,11 +1,11 @@
-"""The Wan 2.2 causal video VAE: pixels to latents and back (docs/architecture.md 2).
+"""The causal video VAE: pixels to latents and back (docs/architecture.md 2; Wan 2.1: docs/showo2.md 2).
 
     whole clip   encode_pixels   pixels [n, F, ...] -> latents [n, T, ...]      decode_pixels   back
     in chunks    encode_stream   frame 0, then 4 frames -> 1 latent frame each time
                  decode_stream   latent frame 0 -> 1 frame, every later one -> 4 frames
 
 Axes:  n, B clips   F frames   H, W pixels   C channels   T, h, w latent frames, rows, columns
-       F = 1 + 4 (T - 1), H = 16 h, W = 16 w
+       F = 1 + 4 (T - 1), H = 16 h, W = 16 w (8 h, 8 w in Wan 2.1)
 A chunk runs the same modules as the whole clip and gives the same numbers; no buffer grows with the
 clip. Frame 0 is not halved or doubled in time, so a stream compiles two programs: for frame 0 and
 for all later chunks.
@@ -90,10 +90,14 @@ class Encoder(nn.Module):
   def __call__(self, video, carry: Carry):
     c = self.config
     last = len(c.dim_mult) - 1
-    x = CausalConv(c.encoder_dim, name='conv_in')(patchify(video), carry)
+    x = patchify(video) if c.residual else video
+    x = CausalConv(c.encoder_dim, name='conv_in')(x, carry)
     for i, mult in enumerate(c.dim_mult):
       resample, temporal = ('same', False) if i == last else ('down', c.temporal_down[i])
-      level = Level(c.encoder_dim * mult, c.encoder_blocks, resample, temporal, name=f'level_{i}')
+      features = c.encoder_dim * mult
+      level = Level(
+        features, c.encoder_blocks, resample, temporal, shortcut=c.residual, name=f'level_{i}'
+      )
       x = level(x, carry)
     x = nn.silu(ChanNorm(name='norm_out')(Middle(name='middle')(x, carry)))
     return CausalConv(2 * c.latent_channels, name='conv_out')(x, carry)
@@ -111,10 +115,19 @@ class VaeDecoder(nn.Module):
     for i, mult in enumerate(reversed(c.dim_mult)):
       resample, temporal = ('same', False) if i == last else ('up', c.temporal_down[::-1][i])
       features = c.decoder_dim * mult
-      level = Level(features, c.decoder_blocks, resample, temporal, i < last, name=f'level_{i}')
+      level = Level(
+        features,
+        c.decoder_blocks,
+        resample,
+        temporal,
+        shortcut=c.residual and i < last,
+        halving=not c.residual,
+        name=f'level_{i}',
+      )
       x = level(x, carry)
-    x = CausalConv(12, name='conv_out')(nn.silu(ChanNorm(name='norm_out')(x)), carry)
-    return unpatchify(x)
+    x = nn.silu(ChanNorm(name='norm_out')(x))
+    x = CausalConv(12 if c.residual else 3, name='conv_out')(x, carry)
+    return unpatchify(x) if c.residual else x
 
 
 class WanVae(nn.Module):

@@ -1,4 +1,4 @@
-"""Layers of the Wan 2.2 causal video VAE (docs/architecture.md 2.1 to 2.4).
+"""Layers of the causal video VAE, Wan 2.1 and 2.2 (docs/architecture.md 2.1 to 2.4).
 
 Axes:  B clips   F frames   H, W rows, columns   C channels
 Layout is [B, F, H, W, C]: frames fold into the batch and a causal 3-D convolution is a sum of 2-D
@@ -177,6 +177,7 @@ class Up(nn.Module):
   others do not see it.
   """
 
+  features: int
   temporal: bool
 
   @nn.compact
@@ -188,7 +189,7 @@ class Up(nn.Module):
       later = rearrange(later, 'b f h w (i c) -> b (f i) h w c', i=2)
       x = jnp.concatenate([x[:, :single], later], axis=1)
     x = repeat(x, 'b f h w c -> b f (h j) (w k) c', j=2, k=2)
-    return FrameConv(c, name='conv')(x)
+    return FrameConv(self.features, name='conv')(x)
 
 
 def patchify(x):
@@ -227,6 +228,7 @@ class Level(nn.Module):
   resample: str  # 'down', 'up' or 'same'
   temporal: bool  # frames are resampled too
   shortcut: bool = True
+  halving: bool = False  # 'up' halves the channels
 
   @nn.compact
   def __call__(self, x, carry: Carry):
@@ -237,7 +239,7 @@ class Level(nn.Module):
     if self.resample == 'down':
       y = Down(self.temporal, name='down')(y, carry)
     elif self.resample == 'up':
-      y = Up(self.temporal, name='up')(y, carry)
+      y = Up(self.features // (1 + self.halving), self.temporal, name='up')(y, carry)
     if not self.shortcut:
       return y
     if self.resample == 'up':

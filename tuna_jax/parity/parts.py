@@ -57,7 +57,7 @@ def vae_encode(case: Case) -> Outputs:
       'sample': posterior_sample(config, moments, eps, compat='official'),
     }
     out.update({f'out.{sub}.{name}': _channels_first(value) for name, value in values.items()})
-    out.update(_chunks(case, sub, seen, 'encoder', 'downsamples', x.shape[1]))
+    out.update(_chunks(case, config, sub, seen, 'encoder', x.shape[1]))
   return out
 
 
@@ -72,9 +72,8 @@ def vae_decode(case: Case) -> Outputs:
     pixels, seen = decode(params, z)
     out[f'out.{sub}.raw'] = _channels_first(pixels)
     out[f'out.{sub}.img'] = jnp.clip(out[f'out.{sub}.raw'], -1, 1)
-    out.update(
-      _chunks(case, sub, _intermediates(seen['intermediates']), 'decoder', 'upsamples', z.shape[1])
-    )
+    seen = _intermediates(seen['intermediates'])
+    out.update(_chunks(case, config, sub, seen, 'decoder', z.shape[1]))
   return out
 
 
@@ -87,7 +86,7 @@ def _seen_through(config, method: str):
   )
 
 
-def _chunks(case: Case, sub: str, seen, part: str, levels: str, frames: int) -> Outputs:
+def _chunks(case: Case, config, sub: str, seen, part: str, frames: int) -> Outputs:
   """Intermediates as the official code sees them: one chunk holds frame 0, the others equal shares
   of the rest.
   """
@@ -105,13 +104,26 @@ def _chunks(case: Case, sub: str, seen, part: str, levels: str, frames: int) -> 
     if not found:
       continue
     name, chunk = found[1], int(found[2])
-    value = seen.get(f'{part}/{names.get(name) or re.sub(rf"{levels}[.]", "level_", name)}')
+    value = seen.get(f'{part}/{names.get(name) or _level_of(config, part, name)}')
     if value is None:
       continue
     share = (value.shape[1] - 1) // (chunks - 1) if chunks > 1 else 0
     part_of = value[:, :1] if not chunk else value[:, 1 + (chunk - 1) * share : 1 + chunk * share]
     out[entry] = _channels_first(part_of)
   return out
+
+
+def _level_of(config, part: str, name: str) -> str:
+  """Our path of 'downsamples.3': a level, or in the flat list of Wan 2.1 a block or a resample."""
+  number = int(name.rpartition('.')[2])
+  if config.residual:
+    return f'level_{number}'
+  blocks, resample = {
+    'encoder': (config.encoder_blocks, 'down'),
+    'decoder': (config.decoder_blocks, 'up'),
+  }[part]
+  level, block = divmod(number, blocks + 1)
+  return f'level_{level}/{resample if block == blocks else f"block_{block}"}'
 
 
 def _channels_first(x):
@@ -479,6 +491,8 @@ def final_layer(config, params, x, time, owner, in_span):
 CASES = {
   'vae_encode': vae_encode,
   'vae_decode': vae_decode,
+  'vae21_encode': vae_encode,
+  'vae21_decode': vae_decode,
   'siglip': siglip,
   'connector_time': connector_time,
   'rope': rotary,

@@ -85,7 +85,7 @@ def tuna(
 
 def vae_config(config: Mapping) -> VaeConfig:
   """z_dim, c_dim, dec_dim, dim_mult, num_res_blocks, temperal_downsample; those absent are Wan
-  2.2's.
+  2.2's, whose official statistics have the std list in both places (B13).
   """
   blocks = config.get('num_res_blocks', _VAE.encoder_blocks)
   return VaeConfig(
@@ -96,9 +96,10 @@ def vae_config(config: Mapping) -> VaeConfig:
     encoder_blocks=blocks,
     decoder_blocks=blocks + 1,
     temporal_down=tuple(config.get('temperal_downsample', _VAE.temporal_down)),
-    latent_mean=WAN_STD,
-    latent_std=WAN_STD,
-  )  # B13
+    latent_mean=tuple(config.get('latent_mean', WAN_STD)),
+    latent_std=tuple(config.get('latent_std', WAN_STD)),
+    residual=config.get('version') != 'wan21',
+  )
 
 
 def vision_config(siglip: Mapping, grid: int, feature_layer: int) -> VisionConfig:

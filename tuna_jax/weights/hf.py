@@ -87,8 +87,10 @@ def siglip_json(config: TunaConfig) -> dict:
 
 def vae_json(config: VaeConfig) -> dict:
   """config.json of the VAE, for diffusers."""
-  pixels = {'in_channels': 12, 'out_channels': 12, 'patch_size': 2}
-  rest = {'attn_scales': [], 'dropout': 0.0, 'is_residual': True}
+  channels = 12 if config.residual else 3
+  pixels = {'in_channels': channels, 'out_channels': channels}
+  pixels['patch_size'] = 2 if config.residual else None
+  rest = {'attn_scales': [], 'dropout': 0.0, 'is_residual': config.residual}
   return {'_class_name': 'AutoencoderKLWan', **_write(_WAN, config), **rest, **pixels}
 
 

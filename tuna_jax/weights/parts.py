@@ -47,8 +47,8 @@ def official(config: TunaConfig, path) -> Plan:
 
 
 def read_vae(config: TunaConfig, path) -> Plan:
-  """Every leaf of `WanVae`: Wan2.2_VAE.pth, a diffusers folder, or an official checkpoint that
-  carries the VAE."""
+  """Every leaf of `WanVae`: Wan2.2_VAE.pth or Wan2.1_VAE.pth, a diffusers folder, or an official
+  checkpoint that carries the VAE."""
   reader = open_checkpoint(path)
   diffusers = any(tables.bare(name).startswith('quant_conv.') for name in reader)
   table = tables.diffusers_vae if diffusers else tables.wan_vae
@@ -63,7 +63,8 @@ def home(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
     if stored.vae is None:
       raise CheckpointError('--input holds no VAE; give the directory that does')
     if name == 'vae':
-      return export(tables.wan_vae(vae), stored.vae), hf.vae_json(vae), 'Wan2.2_VAE'
+      stem = 'Wan2.2_VAE' if vae.residual else 'Wan2.1_VAE'
+      return export(tables.wan_vae(vae), stored.vae), hf.vae_json(vae), stem
     tensors = export(tables.diffusers_vae(vae), stored.vae)
     return tensors, hf.vae_json(vae), 'diffusion_pytorch_model'
   if stored.params is None:

@@ -55,33 +55,36 @@ flow_head/final/adaln/{kernel,bias}             diffusion_head_b.adaLN_modulatio
 flow_head/final/linear/{kernel,bias}            diffusion_head_b.linear.{weight,bias}
 """
 
-# One half of the VAE. b: the blocks of a level. r: what ends a level. m: the middle.
-_WAN = """
-${h}/level_{}/block_{}/{norm1,norm2}/scale           ${b}.{}.residual.{0,3}.gamma            units3
-${h}/level_{}/block_{}/{conv1,conv2}/{kernel,bias}   ${b}.{}.residual.{2,6}.{weight,bias}
-${h}/level_{}/block_{}/shortcut/kernel               ${b}.{}.shortcut.weight                 units3
-${h}/level_{}/block_{}/shortcut/bias                 ${b}.{}.shortcut.bias
-${h}/level_{}/${r}/{conv,time_conv}/{kernel,bias}    ${b}.${n}.{resample.1,time_conv}.{weight,bias}
-${h}/middle/{block_0,block_1}/{norm1,norm2}/scale    ${h}.middle.{0,2}.residual.{0,3}.gamma  units3
-${h}/middle/{block_0,block_1}/conv1/{kernel,bias}    ${h}.middle.{0,2}.residual.2.{weight,bias}
-${h}/middle/{block_0,block_1}/conv2/{kernel,bias}    ${h}.middle.{0,2}.residual.6.{weight,bias}
-${h}/middle/attn/norm/scale                          ${h}.middle.1.norm.gamma                units2
-${h}/middle/attn/{qkv,proj}/kernel                   ${h}.middle.1.{to_qkv,proj}.weight      units2
-${h}/middle/attn/{qkv,proj}/bias                     ${h}.middle.1.{to_qkv,proj}.bias
-${h}/{conv_in,conv_out}/{kernel,bias}                ${h}.{conv1,head.2}.{weight,bias}
-${h}/norm_out/scale                                  ${h}.head.0.gamma                       units3
+# The VAE. h: its half. o, b: a block or resample of ours and of theirs. m: the middle.
+_WAN_BLOCK = """
+${h}/${o}/{norm1,norm2}/scale                       ${b}.residual.{0,3}.gamma                units3
+${h}/${o}/{conv1,conv2}/{kernel,bias}               ${b}.residual.{2,6}.{weight,bias}
+${h}/${o}/shortcut/kernel                           ${b}.shortcut.weight                     units3
+${h}/${o}/shortcut/bias                             ${b}.shortcut.bias
+"""
+_WAN_HALF = """
+${h}/middle/{block_0,block_1}/{norm1,norm2}/scale   ${h}.middle.{0,2}.residual.{0,3}.gamma   units3
+${h}/middle/{block_0,block_1}/conv1/{kernel,bias}   ${h}.middle.{0,2}.residual.2.{weight,bias}
+${h}/middle/{block_0,block_1}/conv2/{kernel,bias}   ${h}.middle.{0,2}.residual.6.{weight,bias}
+${h}/middle/attn/norm/scale                         ${h}.middle.1.norm.gamma                 units2
+${h}/middle/attn/{qkv,proj}/kernel                  ${h}.middle.1.{to_qkv,proj}.weight       units2
+${h}/middle/attn/{qkv,proj}/bias                    ${h}.middle.1.{to_qkv,proj}.bias
+${h}/{conv_in,conv_out}/{kernel,bias}               ${h}.{conv1,head.2}.{weight,bias}
+${h}/norm_out/scale                                 ${h}.head.0.gamma                        units3
 """
 _WAN_QUANT = """
 {quant,post_quant}/kernel  {conv1,conv2}.weight  units3
 {quant,post_quant}/bias    {conv1,conv2}.bias
 """
+_RESAMPLE = '${h}/${o}/{conv,time_conv}/{kernel,bias}  ${b}.{resample.1,time_conv}.{weight,bias}'
 
-_DIFFUSERS = """
-${h}/level_{}/block_{}/{norm1,norm2}/scale          ${b}.{}.resnets.{}.{norm1,norm2}.gamma   units3
-${h}/level_{}/block_{}/{conv1,conv2}/{kernel,bias}  ${b}.{}.resnets.{}.{conv1,conv2}.{weight,bias}
-${h}/level_{}/block_{}/shortcut/kernel              ${b}.{}.resnets.{}.conv_shortcut.weight  units3
-${h}/level_{}/block_{}/shortcut/bias                ${b}.{}.resnets.{}.conv_shortcut.bias
-${h}/level_{}/${r}/{conv,time_conv}/{kernel,bias}   ${b}.{}.$s.{resample.1,time_conv}.{weight,bias}
+_DIFFUSERS_BLOCK = """
+${h}/${o}/{norm1,norm2}/scale                       ${b}.{norm1,norm2}.gamma                 units3
+${h}/${o}/{conv1,conv2}/{kernel,bias}               ${b}.{conv1,conv2}.{weight,bias}
+${h}/${o}/shortcut/kernel                           ${b}.conv_shortcut.weight                units3
+${h}/${o}/shortcut/bias                             ${b}.conv_shortcut.bias
+"""
+_DIFFUSERS_HALF = """
 ${h}/middle/block_{}/{norm1,norm2}/scale            ${m}.resnets.{}.{norm1,norm2}.gamma      units3
 ${h}/middle/block_{}/{conv1,conv2}/{kernel,bias}    ${m}.resnets.{}.{conv1,conv2}.{weight,bias}
 ${h}/middle/attn/norm/scale                         ${m}.attentions.0.norm.gamma             units2
@@ -214,15 +217,21 @@ def siglip2(config: VisionConfig) -> Table:
 
 
 def wan_vae(config: VaeConfig) -> Table:
-  """Wan2.2_VAE.pth and the VAE in an official training checkpoint (docs/architecture.md 11.3)."""
+  """Wan2.2_VAE.pth, Wan2.1_VAE.pth, and the VAE in an official training checkpoint
+  (docs/architecture.md 11.3, docs/showo2.md 2)."""
   model = r'(tuna|siglip_proj|time_embed|diffusion_head_[ab])\.'
-  encoder = {'h': 'encoder', 'r': 'down', 'b': 'encoder.downsamples.{}.downsamples'}
-  decoder = {'h': 'decoder', 'r': 'up', 'b': 'decoder.upsamples.{}.upsamples'}
+  found = rows(_WAN_QUANT, **_UNITS)
+  for half, levels in (('encoder', 'downsamples'), ('decoder', 'upsamples')):
+    at = f'{half}.{levels}'
+    found += rows(_WAN_HALF, h=half, **_UNITS)
+    if config.residual:
+      own = f'{at}.{{}}.{levels}'
+      found += _level(_WAN_BLOCK, half, '{}', f'{own}.{{}}', f'{own}.{_blocks(config, half)}')
+    else:
+      found += _flat_levels(_WAN_BLOCK, config, half, at)
   return Table(
-    'Wan 2.2 VAE',
-    rows(_WAN, **encoder, n=str(config.encoder_blocks), **_UNITS)
-    + rows(_WAN, **decoder, n=str(config.decoder_blocks), **_UNITS)
-    + rows(_WAN_QUANT, **_UNITS),
+    f'Wan {"2.2" if config.residual else "2.1"} VAE',
+    found,
     drops=(
       Drop(rf'^(tuna_model\.)*{model}', 'not the VAE'),
       Drop(r'^(tuna_model\.)*vision_model\.(embeddings|encoder)\.', 'not the VAE'),
@@ -232,17 +241,43 @@ def wan_vae(config: VaeConfig) -> Table:
 
 
 def diffusers_vae(config: VaeConfig) -> Table:
-  """diffusers' AutoencoderKLWan in its Wan 2.2 form (is_residual=True); its names do not depend on
-  the config."""
-  del config
-  encoder = {'h': 'encoder', 'r': 'down', 'b': 'encoder.down_blocks', 's': 'downsampler'}
-  decoder = {'h': 'decoder', 'r': 'up', 'b': 'decoder.up_blocks', 's': 'upsampler'}
-  return Table(
-    'diffusers AutoencoderKLWan',
-    rows(_DIFFUSERS, **encoder, m='encoder.mid_block', **_UNITS)
-    + rows(_DIFFUSERS, **decoder, m='decoder.mid_block', **_UNITS)
-    + rows(_DIFFUSERS_QUANT, **_UNITS),
+  """diffusers' AutoencoderKLWan in its Wan 2.2 form (is_residual=True), or in that of Wan 2.1."""
+  found = rows(_DIFFUSERS_QUANT, **_UNITS)
+  for half, levels, sampler in (
+    ('encoder', 'down_blocks', 'downsampler'),
+    ('decoder', 'up_blocks', 'upsampler' if config.residual else 'upsamplers.0'),
+  ):
+    at = f'{half}.{levels}'
+    found += rows(_DIFFUSERS_HALF, h=half, m=f'{half}.mid_block', **_UNITS)
+    if config.residual or half == 'decoder':
+      found += _level(
+        _DIFFUSERS_BLOCK, half, '{}', f'{at}.{{}}.resnets.{{}}', f'{at}.{{}}.{sampler}'
+      )
+    else:
+      found += _flat_levels(_DIFFUSERS_BLOCK, config, half, at)
+  return Table('diffusers AutoencoderKLWan', found)
+
+
+def _blocks(config: VaeConfig, half: str) -> int:
+  return config.encoder_blocks if half == 'encoder' else config.decoder_blocks
+
+
+def _level(text: str, half: str, level, block: str, resample: str, number='{}') -> tuple[Row, ...]:
+  """The rows of a level's blocks and of its resample, by their names."""
+  own = {'encoder': 'down', 'decoder': 'up'}[half]
+  return rows(text, h=half, o=f'level_{level}/block_{number}', b=block, **_UNITS) + rows(
+    _RESAMPLE, h=half, o=f'level_{level}/{own}', b=resample
   )
+
+
+def _flat_levels(text: str, config: VaeConfig, half: str, at: str) -> tuple[Row, ...]:
+  """The levels of Wan 2.1, whose blocks and resamples lie in one list `at`."""
+  blocks, found = _blocks(config, half), ()
+  for level in range(len(config.dim_mult)):
+    first = level * (blocks + 1)
+    for block in range(blocks):
+      found += _level(text, half, level, f'{at}.{first + block}', f'{at}.{first + blocks}', block)
+  return tuple(dict.fromkeys(found))
 
 
 def _decoder(config: DecoderConfig, prefix: str) -> tuple[Row, ...]:
