@@ -31,23 +31,25 @@ def pictures(
   every = [p for kind in kinds for p in prompts[kind]]
   drawn = [p.pixels for p in generator.image(every, seed=seed, **vars(how))]
   real = [render(p, i) for i, p in enumerate(every)]
-  rebuilt = [v[0] for v in generator.decode(generator.encode([x[None] for x in real]))]
+  rebuilt = [v[0] for v in rebuild(generator, [x[None] for x in real])]
   results = {}
   for k, kind in enumerate(kinds):
     own = slice(k * n, (k + 1) * n)
-    found = [judge.detect(x) for x in drawn[own]]
     claims = [captions.parse_caption(p) for p in prompts[kind]]
-    right = [claim.true_of(things) for claim, things in zip(claims, found)]
-    results[kind] = Result(
-      score=right,
-      floor=[claim.true_of(things) for claim, things in zip(_others(claims), found)],
-      ceiling=[claim.true_of(judge.detect(x)) for claim, x in zip(claims, real[own])],
-      rebuilt=[claim.true_of(judge.detect(x)) for claim, x in zip(claims, rebuilt[own])],
-      samples=[
-        Sample(text, ok, {'drawn': x}) for text, ok, x in zip(prompts[kind], right, drawn[own])
-      ],
-    )
+    samples = [(p, {'drawn': x}) for p, x in zip(prompts[kind], drawn[own])]
+    found, true, again = (list(map(judge.detect, x[own])) for x in (drawn, real, rebuilt))
+    results[kind] = _result(claims, found, true, again, samples)
   return results
+
+
+def _result(claims, found, true, rebuilt, samples) -> Result:
+  """The things found in drawn, true and rebuilt media held against what was asked; samples: (text,
+  pictures) of each. Floor: each drawing against another prompt.
+  """
+  judged = lambda things, claims=claims: [c.true_of(t) for c, t in zip(claims, things)]
+  score = judged(found)
+  samples = [Sample(text, ok, shown) for (text, shown), ok in zip(samples, score)]
+  return Result(score, judged(found, _others(claims)), judged(true), judged(rebuilt), samples)
 
 
 def edits(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
@@ -55,22 +57,17 @@ def edits(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
   unchanged.
   """
   records = held_out('edit', n)
-  made = generator.edit(
-    [r['raw_image'] for r in records], [r['instruction'] for r in records], seed=seed, **vars(how)
+  before, wanted, asked = (
+    [r[field] for r in records] for field in ('raw_image', 'out_image', 'instruction')
   )
-  made = [p.pixels for p in made]
-  rebuilt = generator.decode(generator.encode([r['out_image'][None] for r in records]))
-  right = [judge.score_edit(x, r) for x, r in zip(made, records)]
-  return Result(
-    score=right,
-    floor=[judge.score_edit(r['raw_image'], r) for r in records],
-    ceiling=[judge.score_edit(r['out_image'], r) for r in records],
-    rebuilt=[judge.score_edit(x[0], r) for x, r in zip(rebuilt, records)],
-    samples=[
-      Sample(r['instruction'], ok, {'before': r['raw_image'], 'after': x, 'wanted': r['out_image']})
-      for r, ok, x in zip(records, right, made)
-    ],
+  made = [p.pixels for p in generator.edit(before, asked, seed=seed, **vars(how))]
+  rebuilt = [v[0] for v in rebuild(generator, [x[None] for x in wanted])]
+  score, floor, ceiling, again = (
+    [judge.score_edit(x, r) for x, r in zip(pictures, records)]
+    for pictures in (made, before, wanted, rebuilt)
   )
+  shown = [dict(before=b, after=x, wanted=w) for b, x, w in zip(before, made, wanted)]
+  return Result(score, floor, ceiling, again, list(map(Sample, asked, score, shown)))
 
 
 def clips(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
@@ -79,22 +76,18 @@ def clips(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
   Floor: each clip judged by another prompt. Ceiling: the rendered clips of the same prompts.
   """
   records = held_out('t2v', n)
-  prompts = [r['caption'] for r in records]
+  prompts, real = [r['caption'] for r in records], [r['video'] for r in records]
   filmed = [c.pixels for c in generator.video(prompts, world.FRAMES, seed=seed, **vars(how))]
-  rebuilt = generator.decode(generator.encode([r['video'] for r in records]))
-  claims = [captions.parse_caption(p) for p in prompts]
-  found = [judge.detect_clip(x) for x in filmed]
-  right = [claim.true_of(things) for claim, things in zip(claims, found)]
-  return Result(
-    score=right,
-    floor=[claim.true_of(things) for claim, things in zip(_others(claims), found)],
-    ceiling=[judge.score_clip(r['video'], r) for r in records],
-    rebuilt=[judge.score_clip(x, r) for x, r in zip(rebuilt, records)],
-    samples=[
-      Sample(text, ok, {'filmed': x, 'rendered': r['video']})
-      for text, ok, x, r in zip(prompts, right, filmed, records)
-    ],
+  found, true, again = (
+    list(map(judge.detect_clip, x)) for x in (filmed, real, rebuild(generator, real))
   )
+  samples = [(p, {'filmed': x, 'rendered': y}) for p, x, y in zip(prompts, filmed, real)]
+  return _result(list(map(captions.parse_caption, prompts)), found, true, again, samples)
+
+
+def rebuild(generator: Generator, media: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """uint8 [F, H, W, 3] each, through the VAE and back: the best that a drawing can look like."""
+  return generator.decode(generator.encode(media))
 
 
 def render(prompt: str, number: int) -> np.ndarray:

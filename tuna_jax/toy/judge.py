@@ -11,7 +11,9 @@ caller's.
 """
 
 import collections
+import dataclasses
 import functools
+import itertools
 
 import numpy as np
 from scipy import ndimage
@@ -24,9 +26,7 @@ BLOB = 'blob'
 COVER = 0.4  # a pixel belongs to a thing when its colour covers at least this share of it
 MIN_PIXELS = 20  # smaller specks are noise; the smallest thing covers about 70 pixels
 MIN_OVERLAP = 0.72  # of the best template; real things reach 0.95, noisy and blurred ones 0.8
-MAX_COLOUR_DISTANCE = (
-  80.0  # to the nearest colour, in 8-bit RGB; the closest two colours are 86 apart
-)
+MAX_COLOUR_DISTANCE = 80.0  # in 8-bit RGB; the closest two colours are 86 apart
 KEPT_WITHIN = 3.0  # pixels that a thing may wander in an edit that does not name it
 STILL_WITHIN = 8.0  # pixels over a clip; a moving thing walks 32
 MOVED_AT_LEAST = 20.0
@@ -82,51 +82,41 @@ def _name(depth, own, window):
   nearest = int(np.argmin(distance))
   overlap, shape, size, x, y = _fit(depth, own, window, inks[nearest])
   place = world.place_of(x, y)
-  named = overlap >= MIN_OVERLAP and distance[nearest] <= MAX_COLOUR_DISTANCE
-  return Thing(
-    shape if named else BLOB,
-    names[nearest],
-    size,
-    place,
-    x - PLACES[place][0],
-    y - PLACES[place][1],
-  )
+  if overlap < MIN_OVERLAP or distance[nearest] > MAX_COLOUR_DISTANCE:
+    shape = BLOB
+  dx, dy = x - PLACES[place][0], y - PLACES[place][1]
+  return Thing(shape, names[nearest], size, place, dx, dy)
 
 
 def _fit(depth, own, window, ink):
-  """(overlap, shape, size, x, y) of the best template, centred on whole pixels near the cut-out's."""
+  """(overlap, shape, size, x, y) of the best template, on whole pixels near the cut-out's centre."""
   near = ndimage.binary_dilation(own, iterations=2)
   cover = np.clip(depth @ ink / (ink @ ink), 0, 1).astype(np.float32) * near
   padded = np.pad(cover, 20)  # templates of 32 x 32 may hang over the picture's edge
   rows, columns = window
-  middle_y, middle_x = (rows.start + rows.stop) / 2, (columns.start + columns.stop) / 2
-  total = cover.sum()
+  templates, areas = _templates()
   best = (-1.0, SHAPES[0], SIZES[0], 0, 0)
-  for y in _around(middle_y):
-    for x in _around(middle_x):
-      patch = padded[y + 4 : y + 36, x + 4 : x + 36]
-      shared = np.minimum(patch, _templates()).sum((1, 2))
-      overlaps = shared / (total + _areas() - shared)
-      k = int(np.argmax(overlaps))
-      if overlaps[k] > best[0]:
-        best = (float(overlaps[k]), SHAPES[k // 2], SIZES[k % 2], x, y)
+  for y, x in itertools.product(_around(rows), _around(columns)):
+    patch = padded[y + 4 : y + 36, x + 4 : x + 36]
+    shared = np.minimum(patch, templates).sum((1, 2))
+    overlaps = shared / (cover.sum() + areas - shared)
+    k = int(np.argmax(overlaps))
+    if overlaps[k] > best[0]:
+      best = (float(overlaps[k]), SHAPES[k // 2], SIZES[k % 2], x, y)
   return best
 
 
-def _around(middle):
-  return range(max(0, round(middle) - 1), min(SIDE - 1, round(middle) + 1) + 1)
+def _around(window):
+  """Whole pixels at most one from the middle of a slice."""
+  middle = round((window.start + window.stop) / 2)
+  return range(max(0, middle - 1), min(SIDE - 1, middle + 1) + 1)
 
 
 @functools.cache
 def _templates():
-  return np.stack([world.mask(shape, size) for shape in SHAPES for size in SIZES]).astype(
-    np.float32
-  )
-
-
-@functools.cache
-def _areas():
-  return _templates().sum((1, 2))
+  """Every shape in every size, float32 [10, 32, 32], and the pixels that each covers."""
+  masks = np.stack([world.mask(shape, size) for shape in SHAPES for size in SIZES])
+  return masks.astype(np.float32), masks.astype(np.float32).sum((1, 2))
 
 
 def detect_clip(video):
@@ -139,9 +129,8 @@ def detect_clip(video):
   """
   video = np.asarray(video)
   if video.shape != (FRAMES, SIDE, SIDE, 3):
-    raise ValueError(
-      f'a clip of the world is [{FRAMES}, {SIDE}, {SIDE}, 3], not {list(video.shape)}'
-    )
+    wanted = f'[{FRAMES}, {SIDE}, {SIDE}, 3]'
+    raise ValueError(f'a clip of the world is {wanted}, not {list(video.shape)}')
   first, middle, last = (detect(video[k]) for k in (0, FRAMES // 2, FRAMES - 1))
   things = [_with_motion(t, _match(t, middle), _match(t, last)) for t in first]
   surplus = [t for t in last if not _match(t, first)] + [t for t in middle if not _match(t, first)]
@@ -164,14 +153,12 @@ def _with_motion(thing, middle, last):
     whole, half = np.array(_difference(thing, last)), np.array(_difference(thing, middle))
     for name, step in MOTIONS.items():
       along, across = whole @ np.array(step), np.abs(whole @ np.array(step[::-1]))
-      far = (
-        np.hypot(*whole) < STILL_WITHIN
-        if name == 'still'
-        else (along >= MOVED_AT_LEAST and across < STILL_WITHIN)
-      )
-      if far and np.hypot(*(half - whole / 2)) < STILL_WITHIN:
+      went = along >= MOVED_AT_LEAST and across < STILL_WITHIN
+      if name == 'still':
+        went = np.hypot(*whole) < STILL_WITHIN
+      if went and np.hypot(*(half - whole / 2)) < STILL_WITHIN:
         motion = name
-  return Thing(**{**vars(thing), 'motion': motion})
+  return dataclasses.replace(thing, motion=motion)
 
 
 # ---- is it what was asked?
@@ -191,8 +178,7 @@ def score_caption(text, scene):
 
 def score_t2i(image, record):
   """Whether a picture holds exactly what the `prompt` (or `caption`) of a record asks for."""
-  meaning = captions.parse_caption(record['prompt'] if 'prompt' in record else record['caption'])
-  return meaning.true_of(detect(image))
+  return _asked(record).true_of(detect(image))
 
 
 def score_edit(image, record):
@@ -211,10 +197,8 @@ def score_edit(image, record):
 
 
 def score_clip(video, record):
-  """Whether a clip shows exactly the things of the record's `prompt` (or `caption`), moving as it
-  says."""
-  meaning = captions.parse_caption(record['prompt'] if 'prompt' in record else record['caption'])
-  return meaning.true_of(detect_clip(video))
+  """Whether a clip shows exactly what the `prompt` (or `caption`) of a record says, moving so."""
+  return _asked(record).true_of(detect_clip(video))
 
 
 def score_answer(text, record):
@@ -231,6 +215,10 @@ def _meaning(text):
     return captions.parse_caption(_plain(text))
   except ValueError:  # a model may say anything; what is not a caption is a wrong caption
     return None
+
+
+def _asked(record):
+  return captions.parse_caption(record['prompt'] if 'prompt' in record else record['caption'])
 
 
 def _things(scene):

@@ -1,4 +1,4 @@
-"""What a model says of the held-out pictures and clips of the rendered world: captions and answers."""
+"""What a model says of held-out pictures and clips of the rendered world: captions and answers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,17 @@ def captions(generator: Generator, n: int) -> Result:
   """
   records = held_out('caption', n)
   question = generator.tasks.questions[0]
-  said = generator.text(
-    [question] * n, [r['image'] for r in records], max_new_tokens=CAPTION_TOKENS
-  )
+  pictures = [r['image'] for r in records]
+  said = generator.text([question] * n, pictures, max_new_tokens=CAPTION_TOKENS)
   usual = judge.most_frequent_caption(known('caption'))
   right = [judge.score_caption(text, r['scene']) for text, r in zip(said, records)]
-  return Result(
-    score=right,
-    floor=[judge.score_caption(usual, r['scene']) for r in records],
-    ceiling=[judge.score_caption(r['caption'], r['scene']) for r in records],
-    rebuilt=None,
-    samples=[
-      Sample(question, ok, {'picture': r['image']}, text, r['caption'])
-      for text, r, ok in zip(said, records, right)
-    ],
-  )
+  floor = [judge.score_caption(usual, r['scene']) for r in records]
+  ceiling = [judge.score_caption(r['caption'], r['scene']) for r in records]
+  samples = [
+    Sample(question, ok, {'picture': r['image']}, text, r['caption'])
+    for text, r, ok in zip(said, records, right)
+  ]
+  return Result(right, floor, ceiling, None, samples)
 
 
 def questions(generator: Generator, n: int, task: str = 'vqa') -> Result:
@@ -50,16 +46,13 @@ def questions(generator: Generator, n: int, task: str = 'vqa') -> Result:
   prior = judge.answer_prior(known(task))
   true = [r['conversations'][-1]['value'] for r in records]
   right = [judge.score_answer(text, r) for text, r in zip(said, records)]
-  return Result(
-    score=right,
-    floor=[judge.score_answer(prior[r['type']], r) for r in records],
-    ceiling=[judge.score_answer(text, r) for text, r in zip(true, records)],
-    rebuilt=None,
-    samples=[
-      Sample(question, ok, {media: r[media]}, text, wanted)
-      for question, ok, r, text, wanted in zip(asked, right, records, said, true)
-    ],
-  )
+  floor = [judge.score_answer(prior[r['type']], r) for r in records]
+  ceiling = [judge.score_answer(text, r) for text, r in zip(true, records)]
+  samples = [
+    Sample(question, ok, {media: r[media]}, text, wanted)
+    for question, ok, r, text, wanted in zip(asked, right, records, said, true)
+  ]
+  return Result(right, floor, ceiling, None, samples)
 
 
 def held_out(task: str, n: int) -> Sequence[dict]:
