@@ -3,11 +3,8 @@
 `detect` finds every thing of a picture: it cuts out what is not white, takes the nearest of the
 world's colours, and lays the 10 templates (shape, size) over the cut-out at every whole pixel near
 its centre; the best overlap names the thing. Whatever fits no template or no colour becomes a BLOB,
-which agrees with nothing, so smears and leftovers count as faults.
-
-The score functions hold pictures, clips and sentences against what a caption claims
-(`captions.Meaning`). They answer True or False for one item; means, floors and ceilings are the
-caller's.
+which agrees with nothing, so smears and leftovers count as faults. The score functions compare
+pictures, clips and sentences with what a caption claims (`captions.Meaning`), for one item.
 """
 
 import collections

@@ -11,16 +11,15 @@ shuffles.
 """
 
 import dataclasses
-import io
 import json
 from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from tuna_jax.data.records import PICTURES
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.evals.page import png
 from tuna_jax.toy import records, world
 
 SEED = 0
@@ -41,7 +40,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-  """Coloured shapes on white in 64 x 64: captions, questions, edits, clips; held-out compositions."""
+  """Coloured shapes on white in 64 x 64: captions, questions, edits and clips."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES: ClassVar = {'1.0.0': 'First version.'}
@@ -55,26 +54,18 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     task = self.builder_config.task
     world.check_name('task', task, records.TASKS)
     typed = ('type',) if 'type' in records.record(task, 'train', SEED, 0) else ()
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=records.record.__doc__,
-      license='Apache-2.0',
-      features=tfds.features.FeaturesDict(
-        {name: _feature(name) for name in (*TASKS[task].fields, *typed, 'scene')}
-      ),
-    )
+    fields = {name: _feature(name) for name in (*TASKS[task].fields, *typed, 'scene')}
+    features = tfds.features.FeaturesDict(fields)
+    about = dict(description=records.record.__doc__, license='Apache-2.0')
+    return tfds.core.DatasetInfo(builder=self, features=features, **about)
 
   def _split_generators(self, dl_manager):
-    config = self.builder_config
-    return {
-      'train': self._generate_examples('train', config.train),
-      'test': self._generate_examples('test', config.test),
-    }
+    counts = {'train': self.builder_config.train, 'test': self.builder_config.test}
+    return {split: self._generate_examples(split, count) for split, count in counts.items()}
 
   def _generate_examples(self, split, count):
-    config = self.builder_config
     for index in range(count):
-      yield index, _encode(records.record(config.task, split, SEED, index))
+      yield index, _encode(records.record(self.builder_config.task, split, SEED, index))
 
 
 def _feature(name):
@@ -93,7 +84,7 @@ def _encode(record):
   out = dict(record, scene=json.dumps(record['scene']))
   for name, value in record.items():
     if isinstance(value, np.ndarray):
-      out[name] = _png(value) if value.ndim == 3 else [_png(frame) for frame in value]
+      out[name] = png(value) if value.ndim == 3 else [png(frame) for frame in value]
   return out
 
 
@@ -104,15 +95,6 @@ def decode(row):
   if 'video' in out:
     out['video'] = np.stack(out['video'])
   if 'conversations' in out:
-    turns = out['conversations']
-    out['conversations'] = [
-      {'from': who.decode(), 'value': text.decode()}
-      for who, text in zip(turns['from'], turns['value'])
-    ]
+    turns = zip(out['conversations']['from'], out['conversations']['value'])
+    out['conversations'] = [{'from': w.decode(), 'value': text.decode()} for w, text in turns]
   return out
-
-
-def _png(picture: np.ndarray) -> bytes:
-  stream = io.BytesIO()
-  Image.fromarray(picture).save(stream, 'PNG')
-  return stream.getvalue()
