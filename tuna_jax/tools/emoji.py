@@ -1,10 +1,12 @@
 """Emoji of several makers as captioned pictures: fetched by package name with npm, written as JSONL
 and mixture files.
 
-    fetch      npm pack NAME@VERSION into a cache directory, unpack; nothing is installed and no script is run
-    join       one codepoint sequence (without fe0f) names a picture of every maker and its English label
-    split      by concept: skin tone, gender and direction collapsed, identical pictures together, all makers at once
-    write      OUT/pictures/STYLE/CODE.png (64x64 on white), OUT/SPLIT.TASK.jsonl, OUT/mixture.json, OUT/licences/
+    fetch  npm pack NAME@VERSION into a cache directory, unpack; nothing is installed, no script run
+    join   one codepoint sequence (without fe0f) names a picture of every maker and its label
+    split  by concept, over all makers: skin tone, gender and direction collapsed, identical
+           pictures together
+    write  OUT/pictures/STYLE/CODE.png (64x64 on white), OUT/SPLIT.TASK.jsonl, OUT/mixture.json,
+           OUT/licences/
 
 numpy only.
 """
@@ -49,73 +51,42 @@ class Maker:
   by_default: bool = True
 
 
+_SOURCE = 'emoji-datasource'
+# fmt: off
 MAKERS = (
-  Maker(
-    'noto', 'emoji-datasource-google@16.0.0', 'img/google/64/*.png', 'Apache-2.0, Google Noto Emoji'
-  ),
-  Maker(
-    'twemoji',
-    'emoji-datasource-twitter@16.0.0',
-    'img/twitter/64/*.png',
-    'CC-BY-4.0, Twemoji by Twitter',
-  ),
-  Maker(
-    'fluent', '@lobehub/fluent-emoji-3d@1.1.0', 'assets/*.webp', 'MIT, Fluent Emoji by Microsoft'
-  ),
-  Maker(
-    'openmoji', 'openmoji@17.0.0', 'color/72x72/*.png', 'CC-BY-SA-4.0, OpenMoji', by_default=False
-  ),
+  Maker('noto', f'{_SOURCE}-google@16.0.0', 'img/google/64/*.png', 'Apache-2.0, Google Noto Emoji'),
+  Maker('twemoji', f'{_SOURCE}-twitter@16.0.0', 'img/twitter/64/*.png',
+        'CC-BY-4.0, Twemoji by Twitter'),
+  Maker('fluent', '@lobehub/fluent-emoji-3d@1.1.0', 'assets/*.webp',
+        'MIT, Fluent Emoji by Microsoft'),
+  Maker('openmoji', 'openmoji@17.0.0', 'color/72x72/*.png', 'CC-BY-SA-4.0, OpenMoji', False),
 )
+# fmt: on
 WORDS = 'emojibase-data@17.0.0'  # MIT: labels and groups
 
 _TONES = {f'1f3f{d}' for d in 'bcdef'}
-_DROPPED = {
-  'fe0f',
-  '2640',
-  '2642',
-  '27a1',
-  '2194',
-  *_TONES,
-}  # presentation, gender signs, facing right
-_PERSON = {  # a gendered person -> the person without
-  '1f468': '1f9d1',
-  '1f469': '1f9d1',
-  '1f466': '1f9d2',
-  '1f467': '1f9d2',
-  '1f474': '1f9d3',
-  '1f475': '1f9d3',
-  '1f934': '1fac5',
-  '1f478': '1fac5',
-  '1f385': '1f9d1-1f384',
-  '1f936': '1f9d1-1f384',
-  '1f57a': '1f483',
-  '1f46b': '1f46b',
-  '1f46c': '1f46b',
-  '1f46d': '1f46b',
-}
+_DROPPED = {'fe0f', '2640', '2642', '27a1', '2194', *_TONES}  # also gender signs and directions
+# A gendered person and the person without a gender.
+_PERSON = dict(
+  pair.split(':')
+  for pair in '1f468:1f9d1 1f469:1f9d1 1f466:1f9d2 1f467:1f9d2 1f474:1f9d3 1f475:1f9d3 '
+  '1f934:1fac5 1f478:1fac5 1f385:1f9d1-1f384 1f936:1f9d1-1f384 1f57a:1f483 1f46b:1f46b '
+  '1f46c:1f46b 1f46d:1f46b'.split()
+)
 _PEOPLE = {'1f9d1', '1f9d2', '1f9d3', '1f46a'}
 
 
 def codes(name: str) -> str:
-  """The codepoints of a file name or hex code, lower case, joined by '-', without fe0f and leading
-  zeros.
-  """
+  """The codepoints of a file name, lower case, joined by '-', without fe0f and leading zeros."""
   parts = name.lower().replace('_', '-').split('-')
   return '-'.join(p.lstrip('0') for p in parts if p != 'fe0f')
 
 
 def concept(code: str) -> str:
-  """What stays of `codes` when skin tone, gender and direction are collapsed; the unit of the
-  split.
-  """
+  """`codes` with skin tone, gender and direction collapsed: what is split into train and test."""
   parts = [_PERSON.get(p, p) for p in code.split('-') if p not in _DROPPED]
-  parts = [
-    p
-    for i, p in enumerate(parts)
-    if p != '200d' or (0 < i < len(parts) - 1 and parts[i - 1] != '200d')
-  ]
-  while parts and parts[-1] == '200d':
-    parts.pop()
+  joined = ' '.join(parts).split('200d')  # the joiner between what is left, once
+  parts = ' 200d '.join(part.strip() for part in joined if part.strip()).split()
   bare = [p for p in parts if p != '200d']
   if '1f48b' in bare and '2764' in bare:
     return '1f48f'  # a kiss
@@ -134,9 +105,7 @@ def has_tone(code: str) -> bool:
 
 
 def fetch(package: str, cache: pathlib.Path) -> pathlib.Path:
-  """The unpacked directory of an npm package, fetched once. Raises EmojiUnavailable where npm or
-  its registry is not.
-  """
+  """The unpacked directory of an npm package, fetched once. Raises EmojiUnavailable."""
   folder = cache / package.replace('/', '-').lstrip('@')
   if folder.is_dir():
     return folder
@@ -155,9 +124,7 @@ def fetch(package: str, cache: pathlib.Path) -> pathlib.Path:
   except FileNotFoundError as e:
     raise EmojiUnavailable('emoji are fetched with npm, which is not installed here') from e
   except subprocess.TimeoutExpired as e:
-    raise EmojiUnavailable(
-      f'npm pack {package}: no answer of the registry within 10 minutes'
-    ) from e
+    raise EmojiUnavailable(f'npm pack {package}: no answer within 10 minutes') from e
   if done.returncode:
     reason = (done.stderr.strip().splitlines() or ['no reason given'])[0]
     raise EmojiUnavailable(f'npm pack {package} failed ({reason}): is a registry within reach?')
@@ -239,33 +206,27 @@ def build(
   group = _united(map(concept, (code for code, _ in pictures)), digests.values())
   counts = collections.Counter(pictures=len(pictures), concepts=len(set(group.values())))
   by_label = sorted({names[code][0] for code, _ in pictures})
-  records = {
-    (s, t): open(out / f'{s}.{t}.jsonl', 'w', encoding='utf-8') for s in SPLITS for t in TASKS
-  }  # noqa: SIM115
-  try:
-    for (code, style), path in sorted(pictures.items()):
-      label, kind = names[code]
-      split = 'test' if _share(group[concept(code)]) < test_share else 'train'
-      counts[f'{split} pictures'] += 1
-      for task, record in _records(path, label, kind, style, by_label).items():
-        records[split, task].write(json.dumps(record, ensure_ascii=False) + '\n')
-  finally:
-    for file in records.values():
-      file.close()
+  split_of = lambda concepts: 'test' if _share(concepts) < test_share else 'train'
+  lines: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+  for (code, style), path in sorted(pictures.items()):
+    label, kind = names[code]
+    split = split_of(group[concept(code)])
+    counts[f'{split} pictures'] += 1
+    for task, record in _records(path, label, kind, style, by_label).items():
+      lines[split, task].append(json.dumps(record, ensure_ascii=False) + '\n')
   for split in SPLITS:
-    counts[f'{split} concepts'] = len(
-      {g for g in group.values() if (_share(g) < test_share) == (split == 'test')}
-    )
-    rows = [
-      {'path': f'{split}.{task}.jsonl', 'root': '.', 'task': task, 'weight': 1.0} for task in TASKS
-    ]
+    counts[f'{split} concepts'] = len({g for g in group.values() if split_of(g) == split})
+    rows = []
+    for task in TASKS:
+      files.write_text(out / f'{split}.{task}.jsonl', ''.join(lines[split, task]))
+      rows.append({'path': f'{split}.{task}.jsonl', 'root': '.', 'task': task, 'weight': 1.0})
     name = 'mixture.json' if split == 'train' else 'mixture_test.json'
     files.write_json(out / name, rows)
   return dict(counts)
 
 
 def _records(path: str, label: str, kind: str, style: str, by_label: list[str]) -> dict[str, dict]:
-  """The record of each task for one picture."""
+  """The record of each task for one picture; `text` is what a decoder reads without pictures."""
   draw = int(_share(path) * 2**32)
   other = by_label[draw % len(by_label)]
   asked = label if draw % 2 else other
@@ -281,26 +242,21 @@ def _records(path: str, label: str, kind: str, style: str, by_label: list[str]) 
     'caption': {'image': path, 'caption': label},
     'vqa': {'image': path, 'conversations': _talk(talk)},
     'text': {'conversations': _talk(words)},
-  }  # what a decoder reads before it has eyes
+  }
 
 
 def _talk(pairs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-  return [
-    turn
-    for question, answer in pairs
-    for turn in ({'from': 'human', 'value': question}, {'from': 'gpt', 'value': answer})
-  ]
+  turns = ((('human', question), ('gpt', answer)) for question, answer in pairs)
+  return [{'from': who, 'value': text} for pair in turns for who, text in pair]
 
 
 def _share(name: str) -> float:
-  """A number in [0, 1) drawn by the name alone, so that a split never depends on what else was
-  fetched.
-  """
+  """A number in [0, 1) of the name alone: a split does not depend on what else was fetched."""
   return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), 'big') / 2**32
 
 
 def _united(concepts: Iterable[str], same: Iterable[list[str]]) -> Mapping[str, str]:
-  """concept -> the first concept of its group; those that share an identical picture are one group."""
+  """concept -> the first concept of its group; concepts with an identical picture are one group."""
   parent = {c: c for c in concepts}
 
   def root(c):
@@ -326,8 +282,6 @@ def _write_licence(folder: pathlib.Path, maker: Maker, package: pathlib.Path) ->
   for name in ('LICENSE', 'LICENSE.txt', 'LICENSE.md', 'package.json'):
     if (package / name).is_file():
       body = (package / name).read_text(encoding='utf-8', errors='replace')
-      text += [
-        f'--- {name} of the package',
-        body if name != 'package.json' else str(json.loads(body).get('license')),
-      ]
+      body = str(json.loads(body).get('license')) if name == 'package.json' else body
+      text += [f'--- {name} of the package', body]
   (folder / f'{maker.style}.txt').write_text('\n'.join(text) + '\n', encoding='utf-8')
