@@ -23,6 +23,8 @@ _IMPOSTORS = (
   (b'<html', 'a web page, so the download failed'),
   (b'<?xml', 'XML; save a drawing as PNG'),
   (b'<svg', 'an SVG drawing; save it as PNG'),
+  (b'\0\0\0\x0cjxl ', 'JPEG XL; save it as PNG'),
+  (b'\xff\x0a', 'JPEG XL; save it as PNG'),
   (b'%pdf', 'a PDF; save its pages as PNG'),
   (b'%!ps', 'EPS, which only another program can read; save it as PNG'),
   (b'\xc5\xd0\xd3\xc6', 'EPS, which only another program can read; save it as PNG'),

@@ -373,7 +373,8 @@ def test_a_file_that_is_cut_off_is_refused_by_name(tmp_path, kind):
     (b'<!DOCTYPE html><html></html>', 'web page'),
     (b'<svg xmlns="x"/>', 'SVG'),
     (b'%PDF-1.7', 'PDF'),
-    (b'\0\0\0\x18ftypheic' + b'\0' * 20, 'pillow-heif'),
+    (b'\0\0\0\x18ftypheic' + b'\0' * 20, 'pillow-heif|no known format'),
+    (b'\xff\x0a\xfa\x7f', 'JPEG XL'),
     (b'', 'empty file'),
     (b'hello', 'no known format'),
   ],
@@ -382,6 +383,13 @@ def test_what_is_no_picture_of_ours_is_said(tmp_path, content, words):
   (tmp_path / 'a.png').write_bytes(content)
   with pytest.raises(MediaError, match=rf'a\.png: .*{words}'):
     read_image(str(tmp_path / 'a.png'), '64')
+
+
+def test_the_thumbnail_of_a_raw_photo_is_not_the_photo(tmp_path):
+  for tags in ({50706: b'\1\4\0\0'}, {254: 1, 330: 8}):
+    Image.new('RGB', (64, 64)).save(tmp_path / 'photo.tif', tiffinfo=tags)
+    with pytest.raises(MediaError, match=r'photo\.tif: a raw photo'):
+      read_image(str(tmp_path / 'photo.tif'), '64')
 
 
 def test_a_format_that_starts_other_programs_is_refused_as_pil_picture_too():

@@ -202,3 +202,15 @@ def test_a_mixture_file_that_is_no_list_is_explained(tmp_path, content, words):
   (tmp_path / 'm.json').write_text(content)
   with pytest.raises(ValueError, match=words):
     read_mixture(tmp_path / 'm.json')
+
+
+def test_home_folders_are_expanded_in_mixtures(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  rows = [
+    {'path': '~/a.jsonl', 'root': '~/pictures', 'task': 't2i'},
+    {'path': '~a.jsonl', 'task': 't2i'},
+  ]
+  (tmp_path / 'm.json').write_text(json.dumps(rows))
+  home, beside = read_mixture(tmp_path / 'm.json')
+  assert (home.path, home.root) == (f'{tmp_path}/home/a.jsonl', f'{tmp_path}/home/pictures')
+  assert beside.path == f'{tmp_path}/~a.jsonl'

@@ -51,6 +51,11 @@ _QUARTERS = {
   (0, 1, -1, 0): Image.Transpose.ROTATE_270,
   (0, -1, 1, 0): Image.Transpose.ROTATE_90,
 }
+_ANGLES = {
+  1: Image.Transpose.ROTATE_90,
+  2: Image.Transpose.ROTATE_180,
+  3: Image.Transpose.ROTATE_270,
+}
 
 Shown = Iterator[tuple[Picture, int]]  # a frame, and at how many of the moments it is shown
 
@@ -247,12 +252,15 @@ def _timeline(container, stream, limits: Limits):
 
 def _turn_of_frame(frame) -> Image.Transpose | None:
   """The turn of the display matrix, to the nearest quarter."""
-  for data in frame.side_data:
-    if data.type.name == 'DISPLAYMATRIX':
-      a, b, _, c, d = struct.unpack_from('=5i', bytes(data))
-      most = max(map(abs, (a, b, c, d))) * 0.75
-      return _QUARTERS.get(tuple((v > most) - (v < -most) for v in (a, b, c, d)))
-  return None
+  try:
+    matrix = next((bytes(d) for d in frame.side_data if d.type.name == 'DISPLAYMATRIX'), None)
+  except ValueError:  # of side data of a kind that PyAV has no name for; flips are not known then
+    return _ANGLES.get(round(frame.rotation / 90) % 4)
+  if matrix is None:
+    return None
+  a, b, _, c, d = struct.unpack_from('=5i', matrix)
+  most = max(map(abs, (a, b, c, d))) * 0.75
+  return _QUARTERS.get(tuple((v > most) - (v < -most) for v in (a, b, c, d)))
 
 
 def _aspect_of(stream) -> float:

@@ -85,7 +85,7 @@ def name_of(source) -> str:
   """The path of a picture or clip, or the kind of thing it is."""
   if isinstance(source, (str, os.PathLike)):
     return os.fspath(source)
-  return f'a {type(source).__name__} in the record'
+  return {'bytes': 'encoded bytes', 'ndarray': 'an array'}.get(kind := type(source).__name__, kind)
 
 
 def locate(path: str, root: str) -> str:

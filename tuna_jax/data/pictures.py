@@ -97,6 +97,9 @@ def open_picture(source, limits: Limits = LIMITS) -> Picture:
   else:
     image = open_image(read(source, limits))
   limits.check_pixels(*image.size)
+  tags = image.tag_v2 if image.format == 'TIFF' else {}
+  if 50706 in tags or (330 in tags and tags.get(254, 0) & 1):
+    raise MediaError('a raw photo, of which only the thumbnail is readable; develop it first')
   if image.format not in ('JPEG', 'MPO'):
     image.load()  # PNG keeps EXIF behind the pixels, TIFF turns itself
   return Picture(image, turn_of(image))
@@ -108,8 +111,8 @@ def open_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_formats())
   except UnidentifiedImageError:
     what = files.impostor(data)
-    if not what and data[4:8] == b'ftyp' and data[8:12] in (b'heic', b'heix', b'mif1', b'msf1'):
-      what = "HEIC needs the package 'pillow-heif'"
+    if not what and data[4:12] in (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftypmsf1'):
+      what = "HEIC, which needs the package 'pillow-heif'" if 'HEIF' not in _formats() else ''
     raise MediaError(f'not a readable picture ({what or "of no known format"})') from None
 
 

@@ -120,4 +120,4 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
 
 
 def _beside(file, path: str) -> str:
-  return path if files.is_remote(path) else str(file.parent / path)
+  return path if files.is_remote(path) else str(file.parent / files.path(path))

@@ -152,7 +152,7 @@ class Tokenizer:
       for number, line in enumerate(f, 1):
         if line.strip():
           try:
-            token, rank = line.split()
+            token, rank = line.removeprefix(b'\xef\xbb\xbf').split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
           except ValueError as e:
             raise UserError(f'{path}:{number}: expected "base64 rank", found {line[:60]!r}') from e
