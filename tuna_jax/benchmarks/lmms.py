@@ -64,11 +64,15 @@ class Model:
   ):
     super().__init__()
     del max_batch_size, device
-    self.how, self.seed, self.mesh = Reading(images, resize), int(seed), None
+    self.how, self.seed = Reading(images, resize), int(seed)
+    self.devices = contextlib.nullcontext
     if (generator is None) == (not checkpoint):
       raise UserError('model_args: expected checkpoint=RUN, a run or a weights directory')
     if generator is None:
-      generator, self.mesh = _open(checkpoint, int(batch_size), vae=vae, tokenizer=tokenizer)
+      from tuna_jax.benchmarks.host import open_on_host
+
+      where = {'vae': vae, 'tokenizer': tokenizer, 'batch_size': int(batch_size)}
+      generator, self.devices = open_on_host(checkpoint, **where)
     changes = {'image_size': str(image_size), 'video_size': str(video_size)}
     changes['frames'] = int(frames or 0)
     changes = {name: value for name, value in changes.items() if value}
@@ -84,10 +88,7 @@ class Model:
     """Answers in the order of the requests. Every host of a run is given its own share."""
     from tqdm import tqdm  # lmms-eval brings it
 
-    with (
-      tqdm(total=len(requests), disable=self.rank != 0, desc='tuna_jax') as bar,
-      _inside(self.mesh),
-    ):
+    with tqdm(total=len(requests), disable=self.rank != 0, desc='tuna_jax') as bar, self.devices():
       return answers.answer(
         self.generator, map(self.question, requests), seed=self.seed, report=bar.update
       )
@@ -138,25 +139,3 @@ def _classes() -> dict[str, type]:
   for kind in (Simple, Chat):
     kind.__module__, kind.__qualname__ = __name__, kind.__name__
   return {'Simple': Simple, 'Chat': Chat}
-
-
-def _open(checkpoint, batch_size: int, **where):
-  """(a generator, the mesh it lies on). Each host holds whole weights on each of its devices and
-  answers its own share, so hosts need not run in step.
-  """
-  import jax
-
-  from tuna_jax import open_generator, sharding
-
-  devices, mesh = jax.local_devices(), None
-  if len(devices) > 1:
-    mesh = sharding.make_mesh(data=-1, fsdp=1, devices=devices)
-  return open_generator(checkpoint, mesh=mesh, batch_size=batch_size, **where), mesh
-
-
-def _inside(mesh):
-  if mesh is None:
-    return contextlib.nullcontext()
-  import jax
-
-  return jax.set_mesh(mesh)

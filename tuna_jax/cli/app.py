@@ -81,7 +81,7 @@ def run(
   Exits 2 with one line on stderr if a flag, an argument, a config file or a config field is wrong.
   """
   module = sys.modules[main.__module__]
-  program = f'tuna-jax {pathlib.Path(module.__file__).stem}'
+  program = f'tuna-jax {pathlib.Path(module.__file__).stem.replace("_", "-")}'
   actions, only = actions or {}, only or {}
   if actions:
     positional = ('|'.join(actions), *positional)

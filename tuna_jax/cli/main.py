@@ -22,7 +22,7 @@ def verbs() -> dict[str, str]:
       continue
     source = pathlib.Path(info.module_finder.path, f'{info.name}.py').read_text(encoding='utf-8')
     docstring = ast.get_docstring(ast.parse(source)) or ''
-    found[info.name] = docstring.partition('\n')[0]
+    found[info.name.replace('_', '-')] = docstring.partition('\n')[0]
   return found
 
 
@@ -68,7 +68,7 @@ def _main():
       'tuna-jax', f'unknown verb {verb!r}{nearest(verb, verbs())}; `tuna-jax --help` lists them'
     )
   sys.argv = [verb, *arguments[1:]]
-  runpy.run_module(f'tuna_jax.cli.{verb}', run_name='__main__', alter_sys=True)
+  runpy.run_module(f'tuna_jax.cli.{verb.replace("-", "_")}', run_name='__main__', alter_sys=True)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,129 @@
+"""Draws what the official scorer of a benchmark reads, under its exact names.
+
+  tuna-jax bench-samples geneval --prompts=evaluation_metadata.jsonl --checkpoint=RUN --out=OUT
+  tuna-jax bench-samples gedit --prompts=rows.jsonl --checkpoint=RUN --out=OUT --model=mine
+
+docs/benchmarks.md has the command of every benchmark. OUT/samples is the folder for the scorer,
+OUT/manifest.json says how it was made. A run that was killed goes on where it was when the same
+command is given again. Several hosts share the work: the processes of one run, or machines that are
+each given their --shard.
+"""
+
+from absl import flags
+
+from tuna_jax.cli import app
+from tuna_jax.config import UserError
+
+_PROMPTS = flags.DEFINE_string(
+  'prompts', None, 'The prompts of the benchmark, a file or for dpg a folder.', required=True
+)
+_OUT = flags.DEFINE_string('out', None, 'The folder to write or to continue.', required=True)
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'A run or a weights directory.', required=True
+)
+_VAE = flags.DEFINE_string('vae', '', 'Directory of the VAE, where the checkpoint does not say.')
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', '', 'Directory of the tokenizer, where the checkpoint does not say.'
+)
+_STEP = flags.DEFINE_integer('step', None, 'The step of a run. By default the latest is used.')
+_EMA = flags.DEFINE_bool('ema', True, 'Whether the averages of a run are used.')
+_SOURCES = flags.DEFINE_string(
+  'sources', '', 'The folder of the pictures to edit. By default it is that of the prompts.'
+)
+_MODEL = flags.DEFINE_string('model', 'tuna', 'The folder named after the model (oneig, gedit).')
+_SHARD = flags.DEFINE_string(
+  'shard', '', "The share of this machine, as in '0/4'. By default it is that of the process."
+)
+_SEED = flags.DEFINE_integer('seed', 42, 'The seed that the rule starts from.', lower_bound=0)
+_RULE = flags.DEFINE_enum(
+  'seeds',
+  'distinct',
+  ['distinct', 'same'],
+  'With distinct, sample i of prompt n has seed + 1000 n + i; with same it has seed + i.',
+)
+_SAMPLES = flags.DEFINE_integer(
+  'samples', None, 'Samples per prompt (geneval, vbench). By default the official number.', 1
+)
+_SIZE = flags.DEFINE_string(
+  'size',
+  None,
+  "'HxW' or 'N', multiples of 16, or a class of sizes. By default it is that of the checkpoint. "
+  "Edits also take 'own', the size of each source.",
+)
+_FRAMES = flags.DEFINE_integer('frames', None, 'Pictures of a clip, 4k + 1 (vbench).')
+_FPS = flags.DEFINE_integer('fps', 16, 'Pictures per second of a clip (vbench).', lower_bound=1)
+_NEGATIVE = flags.DEFINE_string('negative', '', 'The text that guidance moves away from.')
+_GUIDANCE = flags.DEFINE_float(
+  'guidance', None, 'The scale of guidance by text. By default it is 7.5, and 6 for clips.'
+)
+_POINTS = flags.DEFINE_integer('points', 50, 'Points of the time grid, one more than steps.')
+_SHIFT = flags.DEFINE_float('shift', 3.0, 'The shift of the time grid towards noise; 1 is none.')
+_SOLVER = flags.DEFINE_string('solver', 'euler', 'The solver, euler or heun.')
+_BATCH = flags.DEFINE_integer('batch_size', 16, 'Results that are drawn at once.', lower_bound=1)
+join = app.define_distributed()
+
+NAMES = ('geneval', 'dpg', 'oneig', 'imgedit', 'gedit', 'vbench')
+
+
+def main(argv):
+  name = argv[1]
+  for flag, names in (('frames', ('vbench',)), ('fps', ('vbench',)), ('sources', NAMES[3:5])):
+    if flags.FLAGS[flag].present and name not in names:
+      raise UserError(f'{name}: takes no --{flag}, which is for {" and ".join(names)}')
+  shard = _shard()
+  from tuna_jax.benchmarks import layouts, samples
+  from tuna_jax.benchmarks.host import open_on_host
+  from tuna_jax.sample.image import FILM_SCALE, SCALE
+
+  video = layouts.BENCHMARKS[name].kind == 'video'
+  scale = _GUIDANCE.value or (FILM_SCALE if video else SCALE)
+  settings = {
+    'negative': _NEGATIVE.value,
+    'guidance': scale,
+    'points': _POINTS.value,
+    'shift': _SHIFT.value,
+    'solver': _SOLVER.value,
+    **({'frames': _FRAMES.value, 'fps': _FPS.value} if video else {}),
+  }
+  generator, devices = open_on_host(
+    _CHECKPOINT.value,
+    vae=_VAE.value,
+    tokenizer=_TOKENIZER.value,
+    step=_STEP.value,
+    ema=_EMA.value,
+    batch_size=_BATCH.value,
+  )
+  request = samples.Request(
+    name,
+    _PROMPTS.value,
+    _OUT.value,
+    sources=_SOURCES.value,
+    model=_MODEL.value,
+    samples=_SAMPLES.value,
+    seeds=layouts.Seeds(_SEED.value, _RULE.value == 'same'),
+    size=_SIZE.value,
+    shard=shard,
+    settings=settings,
+  )
+  with devices():
+    left = samples.write(generator, request, lambda line: print(line, flush=True))
+  if left:
+    print(f'{name}: {len(left)} files of other shares are not there yet, first {left[0].path}')
+  else:
+    print(f'{name}: complete')
+
+
+def _shard() -> tuple[int, int]:
+  if _SHARD.value:
+    parts = _SHARD.value.split('/')
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+      raise UserError(f"--shard={_SHARD.value}: expected two numbers, as in '0/4'")
+    return int(parts[0]), int(parts[1])
+  join()
+  import jax
+
+  return jax.process_index(), jax.process_count()
+
+
+if __name__ == '__main__':
+  app.run(main, positional=('|'.join(NAMES),))
