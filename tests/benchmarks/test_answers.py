@@ -9,10 +9,8 @@ from PIL import Image
 from tuna_jax.benchmarks import answers
 from tuna_jax.benchmarks.answers import Question, Reading, Settings
 from tuna_jax.config import UserError
-from tuna_jax.data.media import BUCKETS
 
 GREEDY = Settings.of({'max_new_tokens': 4})
-SIZES = BUCKETS['512']
 
 
 class Echo:
@@ -73,8 +71,8 @@ def test_sampling_needs_do_sample_and_beams_are_refused():
 def test_squash_keeps_the_whole_picture_and_cover_keeps_its_aspect(height, width, bucket):
   pixels = shown(height, width)
   pixels[:, 0] = pixels[0, :] = 255  # the left and the upper edge
-  squashed = answers.show(Image.fromarray(pixels), 'squash', SIZES)
-  covered = answers.show(Image.fromarray(pixels), 'cover', SIZES)
+  squashed = answers.show(Image.fromarray(pixels), 'squash', '512')
+  covered = answers.show(Image.fromarray(pixels), 'cover', '512')
   assert squashed.shape[:2] == covered.shape[:2] == bucket
   assert squashed[0].min() > 100 and squashed[:, 0].min() > 100
   ratio = width / height - bucket[1] / bucket[0]
@@ -84,14 +82,14 @@ def test_squash_keeps_the_whole_picture_and_cover_keeps_its_aspect(height, width
 
 def test_the_squashed_bucket_is_nearest_in_aspect_as_the_authors_measure_it():
   # 1.505 is nearer to 9:7 by difference, and to 7:4 by the logarithm that training uses.
-  assert answers.show(shown(200, 301), 'squash', SIZES).shape[:2] == (448, 576)
-  assert answers.show(shown(200, 301), 'cover', SIZES).shape[:2] == (384, 672)
+  assert answers.show(shown(200, 301), 'squash', '512').shape[:2] == (448, 576)
+  assert answers.show(shown(200, 301), 'cover', '512').shape[:2] == (384, 672)
 
 
 def test_the_first_picture_or_all_of_them():
   pictures = [Image.fromarray(shown(32, 32)), '/clips/a.mp4']
   first, every = (
-    answers.from_visuals('<image> what <image>?', pictures, Reading(images), SIZES, GREEDY)
+    answers.from_visuals('<image> what <image>?', pictures, Reading(images), '512', GREEDY)
     for images in ('first', 'all')
   )
   assert first.turns == every.turns == [('user', 'what ?')]
@@ -105,11 +103,21 @@ def test_messages_keep_their_pictures_in_place():
     {'role': 'system', 'content': [text('Be brief.')]},
     {'role': 'user', 'content': [picture, text('Is it '), picture, text(' or not?')]},
   ]
-  every = answers.from_messages(messages, Reading('all'), SIZES, GREEDY)
+  every = answers.from_messages(messages, Reading('all'), '512', GREEDY)
   assert every.turns[1] == ('user', '<image>\nIs it <image> or not?') and len(every.visuals) == 2
-  first = answers.from_messages(messages, Reading('first'), SIZES, GREEDY)
+  first = answers.from_messages(messages, Reading('first'), '512', GREEDY)
   assert first.turns[1] == ('user', '<image>\nIs it  or not?') and len(first.visuals) == 1
   with pytest.raises(UserError, match="'audio'"):
     answers.from_messages(
-      [{'role': 'user', 'content': [{'type': 'audio', 'url': 'a'}]}], Reading(), SIZES, GREEDY
+      [{'role': 'user', 'content': [{'type': 'audio', 'url': 'a'}]}], Reading(), '512', GREEDY
     )
+
+
+def test_a_picture_of_any_mode_is_squashed_upright_on_white():
+  clear = Image.new('RGBA', (40, 30), (255, 0, 0, 0))
+  assert (answers.show(clear, 'squash', '512') == 255).all()
+  turned = Image.fromarray(shown(30, 40))
+  exif = turned.getexif()
+  exif[0x0112] = 6  # a quarter turn
+  turned.info['exif'] = exif.tobytes()
+  assert answers.show(turned, 'squash', '512').shape == (576, 448, 3)

@@ -229,3 +229,32 @@ def test_a_killed_process_leaves_whole_files_and_the_next_fills_the_gap(generato
     else:
       Image.open(after[path]).load()
   assert not list((out / 'partial').glob('0-of-1'))
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'tuna_jax.cli.main', 'bench-samples', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_help_names_every_benchmark():
+  said = command('--help').stdout
+  assert '|'.join(BENCHMARKS) in said
+
+
+@pytest.mark.parametrize(
+  'arguments, says',
+  [
+    (['dpg', '--samples=2'], 'takes no --samples, which is for geneval and vbench'),
+    (['geneval', '--shard=1'], "expected two numbers, as in '0/4'"),
+    (['genval'], "nearest is 'geneval'"),
+  ],
+)
+def test_a_mistake_is_one_line(arguments, says):
+  given = ['--prompts=p', '--out=o', '--checkpoint=c']
+  done = command(*arguments, *given)
+  assert done.returncode == 2 and says in done.stderr and done.stderr.count('\n') == 1

@@ -7,7 +7,6 @@ of pictures and settings; a pool that is full goes to `Generator.text` as batche
 from __future__ import annotations
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -92,16 +91,16 @@ class Question:
   settings: Settings
 
 
-def from_visuals(text: str, visuals: Sequence, how: Reading, sizes, settings) -> Question:
+def from_visuals(text: str, visuals: Sequence, how: Reading, size_class: str, settings) -> Question:
   """A question whose pictures stand first. Marks in its text are removed, as in the authors'
   adapter.
   """
   chosen = list(visuals)[: 1 if how.images == 'first' else None]
-  shown = [show(v, how.resize, sizes) for v in chosen]
+  shown = [show(v, how.resize, size_class) for v in chosen]
   return Question([('user', text.replace(PLACEHOLDER, '').strip())], shown, settings)
 
 
-def from_messages(messages: Sequence[Mapping], how: Reading, sizes, settings) -> Question:
+def from_messages(messages: Sequence[Mapping], how: Reading, size_class: str, settings) -> Question:
   """A conversation of {'role', 'content': [{'type', 'text' or 'url'}]}, its pictures where they
   stand. A picture at the start of a turn is followed by a newline, as in training.
   """
@@ -115,32 +114,31 @@ def from_messages(messages: Sequence[Mapping], how: Reading, sizes, settings) ->
       elif kind not in ('image', 'video'):
         raise UserError(f'content of type {kind!r}: expected text, image or video')
       elif how.images == 'all' or not visuals:
-        visuals.append(show(piece['url'], how.resize, sizes))
+        visuals.append(show(piece['url'], how.resize, size_class))
         text += PLACEHOLDER if text.replace(PLACEHOLDER + '\n', '') else PLACEHOLDER + '\n'
     turns.append((message['role'], text.strip()))
   return Question(turns, visuals, settings)
 
 
-def show(visual, resize: str, sizes: Sequence[media.Size]):
-  """A picture (PIL, path or array) as uint8 [H, W, 3] of one of `sizes`; the Path of a clip."""
+def show(visual, resize: str, size_class: str):
+  """A picture (PIL, path or array) as uint8 [H, W, 3] of a bucket, or the Path of a clip."""
   if isinstance(visual, str | pathlib.Path):
-    path = pathlib.Path(visual)
-    if path.is_dir() or path.suffix.lower() in FILMS:
-      return path
-    picture = media.open_picture(str(path))
-  elif isinstance(visual, Image.Image):
-    picture = visual
-    if picture.mode != 'RGB':  # what is transparent is laid on white, as everywhere
-      file = io.BytesIO()
-      picture.save(file, 'PNG')
-      picture = media.open_picture(file.getvalue())
-  else:
-    picture = media.open_picture(np.asarray(visual))
+    visual = pathlib.Path(visual)
+    if visual.is_dir() or visual.suffix.lower() in (*FILMS, '.gif'):
+      return visual
+    visual = str(visual)
   if resize == 'cover':
-    return media.fit(picture, media.choose_bucket(picture.height, picture.width, sizes))
-  aspect = picture.width / picture.height
-  height, width = min(sizes, key=lambda size: abs(size[1] / size[0] - aspect))
-  return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return media.read_image(visual, size_class)
+  pixels = whole(visual)
+  aspect = pixels.shape[1] / pixels.shape[0]
+  height, width = min(media.buckets(size_class), key=lambda size: abs(size[1] / size[0] - aspect))
+  picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+  return np.asarray(picture)
+
+
+def whole(picture) -> np.ndarray:
+  """A picture (PIL, path or array) as uint8 [H, W, 3] of its own size."""
+  return media.read_image(picture, '512', lambda height, width: (round(height), round(width)))
 
 
 def answer(

@@ -25,8 +25,8 @@ from etils import epath
 from PIL import Image
 
 from tuna_jax import files
+from tuna_jax.benchmarks.answers import whole
 from tuna_jax.config import UserError
-from tuna_jax.data import media
 
 SEED_STRIDE = 1000  # between the seeds of two prompts: more than any number of samples
 GRID = 4  # samples in a 2x2 grid, left to right, then down
@@ -136,7 +136,7 @@ def gedit(prompts, seeds: Seeds, count, model, sources) -> list[Sample]:
   for n, row in enumerate(_lines(prompts)):
     stem = f'{model}/fullset/{row["task_type"]}/{row["instruction_language"]}/{row["key"]}'
     source = str(root / row['input_image'])
-    also = {f'{stem}_SRCIMG.png': lambda source=source: png(media.open_picture(source))}
+    also = {f'{stem}_SRCIMG.png': lambda source=source: png(Image.fromarray(whole(source)))}
     seed = (seeds.of(n, 0),)
     out.append(Sample(f'{stem}.png', row['instruction'], seed, source, also, fitted=True))
   return out

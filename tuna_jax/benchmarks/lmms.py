@@ -97,12 +97,6 @@ class Model:
     """One request of lmms-eval as a question."""
     raise NotImplementedError
 
-  def sizes(self):
-    """The buckets of a picture."""
-    from tuna_jax.data import media
-
-    return media.buckets(self.generator.media.image_size)
-
   def loglikelihood(self, requests):
     raise NotImplementedError(
       'tuna_jax answers in text: tasks of multiple_choice are not supported'
@@ -124,7 +118,8 @@ def _classes() -> dict[str, type]:
     def question(self, request):
       context, kwargs, doc_to_visual, doc_id, task, split = request.args
       visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
-      return answers.from_visuals(context, visuals, self.how, self.sizes(), Settings.of(kwargs))
+      size = self.generator.media.image_size
+      return answers.from_visuals(context, visuals, self.how, size, Settings.of(kwargs))
 
   class Chat(Model, lmms):
     """The task's own messages, pictures where they stand."""
@@ -134,7 +129,8 @@ def _classes() -> dict[str, type]:
     def question(self, request):
       _, doc_to_messages, kwargs, doc_id, task, split = request.args
       messages = doc_to_messages(self.task_dict[task][split][doc_id])
-      return answers.from_messages(messages, self.how, self.sizes(), Settings.of(kwargs))
+      size = self.generator.media.image_size
+      return answers.from_messages(messages, self.how, size, Settings.of(kwargs))
 
   for kind in (Simple, Chat):
     kind.__module__, kind.__qualname__ = __name__, kind.__name__

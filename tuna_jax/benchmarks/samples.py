@@ -26,9 +26,11 @@ from etils import epath
 from PIL import Image
 
 from tuna_jax import files
+from tuna_jax.benchmarks.answers import whole
 from tuna_jax.benchmarks.layouts import BENCHMARKS, Sample, Seeds, digest, missing, png
 from tuna_jax.config import UserError
 from tuna_jax.data import media
+from tuna_jax.data.pictures import open_picture
 from tuna_jax.sample.generate import Generator
 from tuna_jax.sample.output import Picture
 from tuna_jax.tree import name_of
@@ -162,9 +164,9 @@ def _shape(generator: Generator, request: Request, sample: Sample):
   """What the shape of a result follows from, beside the size that all share."""
   if not sample.source:
     return None
-  picture = media.open_picture(sample.source)
+  picture = open_picture(sample.source)
   if request.size == 'own':
-    return picture.size
+    return picture.height, picture.width
   sizes = media.buckets(request.size or generator.media.image_size)
   return media.choose_bucket(picture.height, picture.width, sizes)
 
@@ -200,8 +202,8 @@ def _picture(sample: Sample, parts: Sequence[Picture]) -> bytes:
 def _edited(sample: Sample, result: Picture) -> bytes:
   if not sample.fitted:
     return _saved(result)
-  size = media.open_picture(sample.source).size
-  return png(result.pil().resize(size, Image.Resampling.BICUBIC))
+  height, width, _ = whole(sample.source).shape
+  return png(result.pil().resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _saved(result) -> bytes:

@@ -14,6 +14,21 @@ from absl import flags
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
+ACTIONS = {
+  'geneval': 'Writes 4 pictures of each row of evaluation_metadata.jsonl.',
+  'dpg': 'Writes a 2x2 grid of each file of the folder dpg_bench/prompts.',
+  'oneig': 'Writes a 2x2 grid of each row of OneIG-Bench.csv.',
+  'imgedit': 'Writes an edit of each entry of basic_edit.json.',
+  'gedit': 'Writes an edit of each row of a jsonl file, and its source beside it.',
+  'vbench': 'Writes 5 clips of each prompt of VBench_full_info.json, 25 to judge flickering.',
+}
+ONLY = {  # flags that not every benchmark takes
+  **dict.fromkeys(('frames', 'fps'), ('vbench',)),
+  'sources': ('imgedit', 'gedit'),
+  'samples': ('geneval', 'vbench'),
+  'model': ('oneig', 'gedit'),
+}
+
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'The prompts of the benchmark, a file or for dpg a folder.', required=True
 )
@@ -30,7 +45,7 @@ _EMA = flags.DEFINE_bool('ema', True, 'Whether the averages of a run are used.')
 _SOURCES = flags.DEFINE_string(
   'sources', '', 'The folder of the pictures to edit. By default it is that of the prompts.'
 )
-_MODEL = flags.DEFINE_string('model', 'tuna', 'The folder named after the model (oneig, gedit).')
+_MODEL = flags.DEFINE_string('model', 'tuna', 'The folder that is named after the model.')
 _SHARD = flags.DEFINE_string(
   'shard', '', "The share of this machine, as in '0/4'. By default it is that of the process."
 )
@@ -42,7 +57,7 @@ _RULE = flags.DEFINE_enum(
   'With distinct, sample i of prompt n has seed + 1000 n + i; with same it has seed + i.',
 )
 _SAMPLES = flags.DEFINE_integer(
-  'samples', None, 'Samples per prompt (geneval, vbench). By default the official number.', 1
+  'samples', None, 'Samples per prompt. By default it is the official number.', 1
 )
 _SIZE = flags.DEFINE_string(
   'size',
@@ -50,26 +65,21 @@ _SIZE = flags.DEFINE_string(
   "'HxW' or 'N', multiples of 16, or a class of sizes. By default it is that of the checkpoint. "
   "Edits also take 'own', the size of each source.",
 )
-_FRAMES = flags.DEFINE_integer('frames', None, 'Pictures of a clip, 4k + 1 (vbench).')
-_FPS = flags.DEFINE_integer('fps', 16, 'Pictures per second of a clip (vbench).', lower_bound=1)
+_FRAMES = flags.DEFINE_integer('frames', None, 'The number of frames of a clip, 4k + 1.')
+_FPS = flags.DEFINE_integer('fps', 16, 'How many frames of a clip are shown per second.', 1)
 _NEGATIVE = flags.DEFINE_string('negative', '', 'The text that guidance moves away from.')
 _GUIDANCE = flags.DEFINE_float(
   'guidance', None, 'The scale of guidance by text. By default it is 7.5, and 6 for clips.'
 )
 _POINTS = flags.DEFINE_integer('points', 50, 'Points of the time grid, one more than steps.')
 _SHIFT = flags.DEFINE_float('shift', 3.0, 'The shift of the time grid towards noise; 1 is none.')
-_SOLVER = flags.DEFINE_string('solver', 'euler', 'The solver, euler or heun.')
+_SOLVER = flags.DEFINE_enum('solver', 'euler', ['euler', 'heun'], 'The ODE solver.')
 _BATCH = flags.DEFINE_integer('batch_size', 16, 'Results that are drawn at once.', lower_bound=1)
 join = app.define_distributed()
-
-NAMES = ('geneval', 'dpg', 'oneig', 'imgedit', 'gedit', 'vbench')
 
 
 def main(argv):
   name = argv[1]
-  for flag, names in (('frames', ('vbench',)), ('fps', ('vbench',)), ('sources', NAMES[3:5])):
-    if flags.FLAGS[flag].present and name not in names:
-      raise UserError(f'{name}: takes no --{flag}, which is for {" and ".join(names)}')
   shard = _shard()
   from tuna_jax.benchmarks import layouts, samples
   from tuna_jax.benchmarks.host import open_on_host
@@ -126,4 +136,4 @@ def _shard() -> tuple[int, int]:
 
 
 if __name__ == '__main__':
-  app.run(main, positional=('|'.join(NAMES),))
+  app.run(main, actions=ACTIONS, only=ONLY)
