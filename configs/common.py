@@ -19,8 +19,7 @@ from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 
 def base(stage: str, size: str) -> TrainConfig:
-  """The settings that all stages of the published sizes share: 8 rows of 2,048 tokens per chip, on a
-  pod of 256 chips."""
+  """What all stages of the published sizes share: 8 rows of 2,048 tokens per chip, on 256 chips."""
   return TrainConfig(
     model=named_size('tiny' if size in tiny.STEPS else size),
     stage=stage,

@@ -91,7 +91,9 @@ folder = sys.argv[1]
 few = ['--size=16', '--points=3']
 for words, more in (
     (['t2i', 'a red ball', ''], [*few, f'--output={folder}/a.png']),
-    (['edit', 'make it blue'], [*few, f'--output={folder}/b.png', f'--image={folder}/a-0.png', '--guidance_interval=0,0.6']),
+    (['edit', 'make it blue'], [
+      *few, f'--output={folder}/b.png', f'--image={folder}/a-0.png', '--guidance_interval=0,0.6',
+    ]),
     (['t2v', 'a red ball'], [*few, f'--output={folder}/c.gif', '--frames=5']),
     (['ask', 'what is this'], [f'--image={folder}/a-0.png', '--max_new_tokens=4'])):
   for name in flags.FLAGS:

@@ -60,7 +60,8 @@ import ml_collections
 def get_config(size='tiny'):
   if size not in ('tiny', '2b'):
     raise ValueError(f'unknown size {size!r}: expected one of tiny, 2b')
-  return ml_collections.ConfigDict({'steps': 10, 'optimizer': {'lr': 1e-4, 'clip': 1.0}, 'data': {'seed': 0}})
+  optimizer = {'lr': 1e-4, 'clip': 1.0}
+  return ml_collections.ConfigDict({'steps': 10, 'optimizer': optimizer, 'data': {'seed': 0}})
 """
 
 REAL = 'from tuna_jax.cli.main import main; main()'
@@ -68,7 +69,7 @@ WITH_SCRATCH = 'import sys, tuna_jax.cli as c; c.__path__.append(sys.argv.pop(1)
 
 
 @pytest.fixture(scope='module')
-def room(tmp_path_factory):
+def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('cli')
   (folder / 'verbs').mkdir()
   (folder / 'verbs' / 'greet.py').write_text(SCRATCH)
@@ -77,11 +78,11 @@ def room(tmp_path_factory):
   return folder
 
 
-def command(room, *arguments, **environment):
+def command(folder, *arguments, **environment):
   root = pathlib.Path(__file__).parents[2]
   return subprocess.run(
-    [sys.executable, '-c', WITH_SCRATCH, str(room / 'verbs'), *arguments],
-    cwd=room,
+    [sys.executable, '-c', WITH_SCRATCH, str(folder / 'verbs'), *arguments],
+    cwd=folder,
     text=True,
     capture_output=True,
     check=False,
@@ -89,69 +90,69 @@ def command(room, *arguments, **environment):
   )
 
 
-def refused(room, *arguments) -> str:
+def refused(folder, *arguments) -> str:
   """The one line that a refusal prints."""
-  done = command(room, *arguments)
+  done = command(folder, *arguments)
   assert (done.returncode, done.stdout) == (2, ''), done
   lines = done.stderr.splitlines()
   assert len(lines) == 1, done.stderr
   return lines[0]
 
 
-def greet(room, *arguments):
-  return refused(room, 'greet', 'one', '--name=you', *arguments)
+def greet(folder, *arguments):
+  return refused(folder, 'greet', 'one', '--name=you', *arguments)
 
 
-def test_help_lists_each_verb_with_the_first_line_of_its_docstring(room):
-  done = command(room, '--help')
+def test_help_lists_each_verb_with_the_first_line_of_its_docstring(folder):
+  done = command(folder, '--help')
   assert done.returncode == 0
   assert re.search(r'^  greet +Greets the world a number of times\.$', done.stdout, re.MULTILINE)
 
 
-def test_help_of_the_frame_imports_no_verb(room):
-  (room / 'verbs' / 'broken.py').write_text('"""Breaks when imported."""\nraise RuntimeError\n')
+def test_help_of_the_frame_imports_no_verb(folder):
+  (folder / 'verbs' / 'broken.py').write_text('"""Breaks when imported."""\nraise RuntimeError\n')
   try:
-    assert 'Breaks when imported.' in command(room, '--help').stdout
+    assert 'Breaks when imported.' in command(folder, '--help').stdout
   finally:
-    (room / 'verbs' / 'broken.py').unlink()
+    (folder / 'verbs' / 'broken.py').unlink()
 
 
-def test_no_verb_is_a_usage_error(room):
-  done = command(room)
+def test_no_verb_is_a_usage_error(folder):
+  done = command(folder)
   assert done.returncode == 2 and 'usage: tuna-jax VERB' in done.stderr
 
 
-def test_unknown_verb_names_the_nearest(room):
-  assert refused(room, 'gret').startswith("tuna-jax: unknown verb 'gret'; nearest is 'greet'")
+def test_unknown_verb_names_the_nearest(folder):
+  assert refused(folder, 'gret').startswith("tuna-jax: unknown verb 'gret'; nearest is 'greet'")
 
 
-def test_a_flag_before_the_verb_is_refused(room):
-  assert 'the verb comes first' in refused(room, '--times=3', 'greet')
+def test_a_flag_before_the_verb_is_refused(folder):
+  assert 'the verb comes first' in refused(folder, '--times=3', 'greet')
 
 
-def test_a_verb_gets_its_flags_and_arguments(room):
-  done = command(room, 'greet', 'two', 'x.txt', '--name=you', '--times', '5', '--loud')
+def test_a_verb_gets_its_flags_and_arguments(folder):
+  done = command(folder, 'greet', 'two', 'x.txt', '--name=you', '--times', '5', '--loud')
   assert (done.returncode, done.stdout) == (0, "['two', 'x.txt'] 5 True red you\n"), done.stderr
 
 
-def test_python_m_is_the_same_command(room):
+def test_python_m_is_the_same_command(folder):
   run = (
     'import runpy, sys, tuna_jax.cli as c; c.__path__.append(sys.argv.pop(1)); '
     'runpy.run_module("tuna_jax.cli.greet", run_name="__main__", alter_sys=True)'
   )
   done = subprocess.run(
-    [sys.executable, '-c', run, str(room / 'verbs'), 'one', '--nmae=you'],
-    cwd=room,
+    [sys.executable, '-c', run, str(folder / 'verbs'), 'one', '--nmae=you'],
+    cwd=folder,
     text=True,
     check=False,
     capture_output=True,
     env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
   )
-  assert done.stderr == refused(room, 'greet', 'one', '--nmae=you') + '\n'
+  assert done.stderr == refused(folder, 'greet', 'one', '--nmae=you') + '\n'
 
 
-def test_help_of_a_verb_shows_its_own_flags_only(room):
-  done = command(room, 'greet', '--help')
+def test_help_of_a_verb_shows_its_own_flags_only(folder):
+  done = command(folder, 'greet', '--help')
   assert done.returncode == 0
   for text in (
     'usage: tuna-jax greet one|two [PATH] [--flags]',
@@ -169,63 +170,63 @@ def test_help_of_a_verb_shows_its_own_flags_only(room):
     assert noise not in done.stdout
 
 
-def test_help_of_an_action_says_what_it_does_and_lists_its_flags_only(room):
-  one, two = (command(room, 'greet', action, '--help').stdout for action in ('one', 'two'))
+def test_help_of_an_action_says_what_it_does_and_lists_its_flags_only(folder):
+  one, two = (command(folder, 'greet', action, '--help').stdout for action in ('one', 'two'))
   assert 'usage: tuna-jax greet one [PATH] [--flags]' in one and 'Greets once.' in one
   assert 'A longer explanation.' not in one and 'Greets twice.' not in one
   assert '--[no]loud' in two and '--[no]loud' not in one and '--times=<int>' in one
 
 
-def test_a_flag_of_another_action_is_refused(room):
-  assert greet(room, '--loud') == 'tuna-jax greet: one: takes no --loud, which is for two'
+def test_a_flag_of_another_action_is_refused(folder):
+  assert greet(folder, '--loud') == 'tuna-jax greet: one: takes no --loud, which is for two'
 
 
-def test_text_that_begins_with_a_dash_is_an_argument_if_it_cannot_be_a_flag(room):
-  done = command(room, 'greet', 'one', '-5 degrees', '--name=you', '--times', '-3')
+def test_text_that_begins_with_a_dash_is_an_argument_if_it_cannot_be_a_flag(folder):
+  done = command(folder, 'greet', 'one', '-5 degrees', '--name=you', '--times', '-3')
   assert done.stdout == "['one', '-5 degrees'] -3 False red you\n", done.stderr
-  assert greet(room, '-xyzzy').endswith(
+  assert greet(folder, '-xyzzy').endswith(
     'unknown flag --xyzzy; text that begins with a dash goes after --'
   )
-  assert "'-xyzzy'" in command(room, 'greet', '--name=you', '--', 'one', '-xyzzy').stdout
+  assert "'-xyzzy'" in command(folder, 'greet', '--name=you', '--', 'one', '-xyzzy').stdout
 
 
 @pytest.mark.parametrize(
   'arguments', ['--help', 'greet --help', 'greet --helpfull', 'greet one --name=you']
 )
-def test_a_reader_that_leaves_early_ends_the_command_without_a_word(room, arguments):
-  verb = f"{sys.executable} -c '{WITH_SCRATCH}' {room / 'verbs'} {arguments}"
+def test_a_reader_that_leaves_early_ends_the_command_without_a_word(folder, arguments):
+  verb = f"{sys.executable} -c '{WITH_SCRATCH}' {folder / 'verbs'} {arguments}"
   done = subprocess.run(
-    ['bash', '-c', f'{verb} | true'], cwd=room, text=True, capture_output=True, check=False,
+    ['bash', '-c', f'{verb} | true'], cwd=folder, text=True, capture_output=True, check=False,
     env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
   )  # fmt: skip
   assert not done.stderr
 
 
-def test_helpfull_shows_the_libraries_flags_too(room):
-  done = command(room, 'greet', '--helpfull')
+def test_helpfull_shows_the_libraries_flags_too(folder):
+  done = command(folder, 'greet', '--helpfull')
   assert done.returncode == 0 and '--verbosity' in done.stdout or '-v,--verbosity' in done.stdout
 
 
-def test_help_lists_the_fields_of_a_given_config(room):
-  done = command(room, 'greet', '--config=configs/stage2.py', '--help')
+def test_help_lists_the_fields_of_a_given_config(folder):
+  done = command(folder, 'greet', '--config=configs/stage2.py', '--help')
   assert '  --config.optimizer.lr=0.0001' in done.stdout
 
 
-def test_unknown_flag_names_the_nearest(room):
-  assert greet(room, '--tmies=3') == "tuna-jax greet: unknown flag --tmies; nearest is 'times'"
+def test_unknown_flag_names_the_nearest(folder):
+  assert greet(folder, '--tmies=3') == "tuna-jax greet: unknown flag --tmies; nearest is 'times'"
 
 
-def test_wrong_type_says_what_was_wanted(room):
-  assert greet(room, '--times=three') == 'tuna-jax greet: --times=three: expected an integer'
+def test_wrong_type_says_what_was_wanted(folder):
+  assert greet(folder, '--times=three') == 'tuna-jax greet: --times=three: expected an integer'
 
 
-def test_wrong_choice_names_the_nearest(room):
-  line = greet(room, '--colour=grene')
+def test_wrong_choice_names_the_nearest(folder):
+  line = greet(folder, '--colour=grene')
   assert line == "tuna-jax greet: --colour=grene: expected one of red|green; nearest is 'green'"
 
 
-def test_required_flag_is_named(room):
-  assert refused(room, 'greet', 'one') == 'tuna-jax greet: --name is required'
+def test_required_flag_is_named(folder):
+  assert refused(folder, 'greet', 'one') == 'tuna-jax greet: --name is required'
 
 
 @pytest.mark.parametrize(
@@ -240,13 +241,13 @@ def test_required_flag_is_named(room):
     ),
   ],
 )
-def test_positional_arguments_are_checked(room, arguments, message):
-  assert refused(room, 'greet', *arguments) == f'tuna-jax greet: {message}'
+def test_positional_arguments_are_checked(folder, arguments, message):
+  assert refused(folder, 'greet', *arguments) == f'tuna-jax greet: {message}'
 
 
-def test_config_overrides_reach_the_verb(room):
+def test_config_overrides_reach_the_verb(folder):
   done = command(
-    room,
+    folder,
     'greet',
     'one',
     '--name=you',
@@ -256,9 +257,9 @@ def test_config_overrides_reach_the_verb(room):
   assert done.stdout.startswith('lr 3e-05\n'), done.stderr
 
 
-def test_config_path_may_stand_apart_from_its_flag(room):
+def test_config_path_may_stand_apart_from_its_flag(folder):
   done = command(
-    room,
+    folder,
     'greet',
     'one',
     '--name=you',
@@ -279,70 +280,70 @@ def test_config_path_may_stand_apart_from_its_flag(room):
     ('lr', 'optimizer.lr'),
   ],
 )
-def test_misspelt_config_field_names_the_nearest(room, field, right):
-  line = greet(room, '--config=configs/stage2.py', f'--config.{field}=3')
+def test_misspelt_config_field_names_the_nearest(folder, field, right):
+  line = greet(folder, '--config=configs/stage2.py', f'--config.{field}=3')
   assert line == f"tuna-jax greet: --config.{field}: no such field; nearest is '{right}'"
 
 
-def test_field_of_a_leaf_is_refused(room):
-  assert 'steps is a int and has no fields' in greet(
-    room, '--config=configs/stage2.py', '--config.steps.x=3'
+def test_field_of_a_leaf_is_refused(folder):
+  assert 'steps is of type int and has no fields' in greet(
+    folder, '--config=configs/stage2.py', '--config.steps.x=3'
   )
 
 
-def test_wrong_type_of_a_config_field_says_what_was_wanted(room):
-  line = greet(room, '--config=configs/stage2.py', '--config.optimizer.lr=fast')
+def test_wrong_type_of_a_config_field_says_what_was_wanted(folder):
+  line = greet(folder, '--config=configs/stage2.py', '--config.optimizer.lr=fast')
   assert line == 'tuna-jax greet: --config.optimizer.lr=fast: expected a number'
 
 
-def test_missing_config_file_names_the_nearest(room):
-  line = greet(room, '--config=configs/stag2.py:2b')
+def test_missing_config_file_names_the_nearest(folder):
+  line = greet(folder, '--config=configs/stag2.py:2b')
   assert line.endswith("there is no file 'configs/stag2.py'; nearest is 'configs/stage2.py'")
 
 
-def test_an_error_of_the_config_file_keeps_its_own_words(room):
+def test_an_error_of_the_config_file_keeps_its_own_words(folder):
   assert "unknown size '7c': expected one of tiny, 2b" in greet(
-    room, '--config=configs/stage2.py:7c'
+    folder, '--config=configs/stage2.py:7c'
   )
 
 
-def test_override_without_a_config_is_refused(room):
-  assert greet(room, '--config.steps=3').endswith(
+def test_override_without_a_config_is_refused(folder):
+  assert greet(folder, '--config.steps=3').endswith(
     'overrides a field of --config, which is not given'
   )
 
 
-def test_a_mistake_of_the_user_is_one_line(room):
+def test_a_mistake_of_the_user_is_one_line(folder):
   assert (
-    refused(room, 'greet', 'one', '--name=nobody') == 'tuna-jax greet: nobody: cannot be greeted'
+    refused(folder, 'greet', 'one', '--name=nobody') == 'tuna-jax greet: nobody: cannot be greeted'
   )
 
 
-def test_a_missing_file_is_one_line(room):
-  assert 'gone.txt' in refused(room, 'greet', 'one', '--name=file')
+def test_a_missing_file_is_one_line(folder):
+  assert 'gone.txt' in refused(folder, 'greet', 'one', '--name=file')
 
 
-def test_every_other_error_keeps_its_traceback_whoever_raised_it(room):
-  done = command(room, 'greet', 'one', '--name=bug')
+def test_every_other_error_keeps_its_traceback_whoever_raised_it(folder):
+  done = command(folder, 'greet', 'one', '--name=bug')
   assert done.returncode == 1 and 'Traceback' in done.stderr and 'ValueError: max()' in done.stderr
 
 
-def test_the_traceback_of_a_users_error_can_be_asked_for(room):
-  done = command(room, 'greet', 'one', '--name=nobody', TUNA_JAX_TRACEBACK='1')
+def test_the_traceback_of_a_users_error_can_be_asked_for(folder):
+  done = command(folder, 'greet', 'one', '--name=nobody', TUNA_JAX_TRACEBACK='1')
   assert done.returncode == 1 and 'Traceback' in done.stderr
 
 
-def test_the_value_of_main_is_the_exit_code(room):
-  assert command(room, 'greet', 'one', '--name=again').returncode == 75
+def test_the_value_of_main_is_the_exit_code(folder):
+  assert command(folder, 'greet', 'one', '--name=again').returncode == 75
 
 
-def test_help_and_errors_do_not_import_jax(room):
+def test_help_and_errors_do_not_import_jax(folder):
   probe = WITH_SCRATCH.replace(
     'main()', '\ntry:\n  main()\nfinally:\n  assert "jax" not in sys.modules'
   )
   done = subprocess.run(
-    [sys.executable, '-c', probe, str(room / 'verbs'), 'greet', '--help'],
-    cwd=room,
+    [sys.executable, '-c', probe, str(folder / 'verbs'), 'greet', '--help'],
+    cwd=folder,
     text=True,
     check=False,
     capture_output=True,
@@ -351,9 +352,9 @@ def test_help_and_errors_do_not_import_jax(room):
   assert done.returncode == 0, done.stderr
 
 
-def test_missing_processes_are_named_and_worth_a_retry(room):
+def test_missing_processes_are_named_and_worth_a_retry(folder):
   done = command(
-    room,
+    folder,
     'greet',
     'one',
     '--name=all',

@@ -23,7 +23,8 @@ os.dup2(2, 1)
 from tuna_jax.train import distributed
 address, count, number, timeout, expect = sys.argv[1:]
 try:
-  distributed.initialize(address, int(count), int(number), float(timeout), int(expect) if expect != '-' else None)
+  expect = None if expect == '-' else int(expect)
+  distributed.initialize(address, int(count), int(number), float(timeout), expect)
 except (distributed.MissingProcesses, ValueError) as error:
   print(type(error).__name__, error)
   sys.exit(3)

@@ -34,10 +34,6 @@ TRACEBACK = 'TUNA_JAX_TRACEBACK'  # set to 1, errors of the user's making keep t
 USERS = (
   UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError
 )  # fmt: skip
-# The flags of `define_distributed`.
-DISTRIBUTED = (
-  'coordinator', 'num_processes', 'process_id', 'init_timeout_s', 'expect_processes'
-)  # fmt: skip
 PLAIN_TYPES = {'int': 'an integer', 'float': 'a number', 'bool': 'true or false'}
 
 
@@ -116,6 +112,22 @@ def run(
     absl_app.run(quietly, flags_parser=parse)
 
 
+# (flag, how it is defined, default, lower bound, help) of `define_distributed`.
+_DISTRIBUTED = (
+  ('coordinator', flags.DEFINE_string, None, None,
+   'The host:port of process 0. Cloud TPU, GKE and Slurm know their processes and need none.'),
+  ('num_processes', flags.DEFINE_integer, None, 1,
+   'How many processes the run has; it goes with --coordinator.'),
+  ('process_id', flags.DEFINE_integer, None, 0,
+   'The number of this process, from 0; it goes with --coordinator.'),
+  ('init_timeout_s', flags.DEFINE_float, '1800', 0,
+   'How many seconds to wait for the other processes.'),
+  ('expect_processes', flags.DEFINE_integer, None, 1,
+   'The run refuses to start with another number of processes, and names the missing ones.'),
+)  # fmt: skip
+DISTRIBUTED = tuple(name for name, *_ in _DISTRIBUTED)
+
+
 def define_distributed():
   """Defines the flags by which a verb joins the other processes of its run, and returns the
   function that joins it, which `main` calls first.
@@ -123,33 +135,11 @@ def define_distributed():
   Each flag may also come from the environment (TUNA_COORDINATOR, ...), which is how the launch
   scripts give every host one command line. The flag wins.
   """
-
-  def define(kind, name, default, text, **more):
+  for name, define, default, low, text in _DISTRIBUTED:
     variable = f'TUNA_{name.upper()}'
     text = f'{text} It may also come from the environment variable {variable}.'
-    kind(name, os.environ.get(variable, default), text, **more)
-
-  define(
-    flags.DEFINE_string, 'coordinator', None,
-    'The host:port of process 0. Cloud TPU, GKE and Slurm know their processes and need none.',
-  )  # fmt: skip
-  define(
-    flags.DEFINE_integer, 'num_processes', None,
-    'How many processes the run has; it goes with --coordinator.', lower_bound=1,
-  )  # fmt: skip
-  define(
-    flags.DEFINE_integer, 'process_id', None,
-    'The number of this process, from 0; it goes with --coordinator.', lower_bound=0,
-  )  # fmt: skip
-  define(
-    flags.DEFINE_float, 'init_timeout_s', '1800',
-    'How many seconds to wait for the other processes.', lower_bound=0.0,
-  )  # fmt: skip
-  define(
-    flags.DEFINE_integer, 'expect_processes', None,
-    'The run refuses to start with another number of processes than this, and names those missing.',
-    lower_bound=1,
-  )  # fmt: skip
+    bound = {} if low is None else {'lower_bound': low}
+    define(name, os.environ.get(variable, default), text, **bound)
   return _join
 
 

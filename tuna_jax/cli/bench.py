@@ -119,35 +119,36 @@ def _write(found):
 
 def sample_table(result, size: str) -> str:
   """What `bench sample` prints for one task."""
-  what = f'{size} {result["task"]} {result["side"]}x{result["side"]}'
-  steps = f'{result["points"]} points ({result["evaluations"]} evaluations)'
+  side, points = result['side'], f'{result["points"]} points ({result["evaluations"]} evaluations)'
   lines = [
-    f'{what}, {steps}, prompt {result["prompt"]}, padded {result["padded"]}',
+    f'{size} {result["task"]} {side}x{side}, {points}, prompt {result["prompt"]}, '
+    f'padded {result["padded"]}',
     f'{"":10}{"TFLOP":>12}{"seconds":>10}{"max difference":>17}',
   ]
   for form in ('naive', 'trimmed', 'cached'):
     row = result[form]
-    line = f'{form:10}{row["flops"] / 1e12:12.3f}'
-    if 'seconds' in row:
-      line += f'{row["seconds"]:10.2f}{row["max_abs_difference"]:17.1e}'
-    lines.append(line)
+    timed = f'{row["seconds"]:10.2f}{row["max_abs_difference"]:17.1e}' if 'seconds' in row else ''
+    lines.append(f'{form:10}{row["flops"] / 1e12:12.3f}{timed}')
   ratios = [
-    f'{result[f"naive_over_cached_{what}"]:.1f}x {name}'
+    f'{result[key]:.1f}x {name}'
     for what, name in (('flops', 'fewer FLOPs'), ('seconds', 'faster'))
-    if f'naive_over_cached_{what}' in result
+    if (key := f'naive_over_cached_{what}') in result
   ]
   return '\n'.join([*lines, f'cached against naive: {", ".join(ratios)}', ''])
 
 
 def decode_table(result, size: str) -> str:
   """What `bench decode` prints."""
-  lines = [f'{size}: {result["rows"]} rows, {result["new_tokens"]} new tokens each']
-  lines += [
-    f'{form:12}{result[form]["tokens_per_second"]:10.1f} tokens/s'
-    for form in ('recomputed', 'cached')
-  ]
+  speed = lambda form: f'{form:12}{result[form]["tokens_per_second"]:10.1f} tokens/s'
   same = 'the same tokens' if result['same'] else 'DIFFERENT TOKENS'
-  return '\n'.join([*lines, f'cached: {result["speedup"]:.1f}x faster, {same}'])
+  return '\n'.join(
+    [
+      f'{size}: {result["rows"]} rows, {result["new_tokens"]} new tokens each',
+      speed('recomputed'),
+      speed('cached'),
+      f'cached: {result["speedup"]:.1f}x faster, {same}',
+    ]
+  )
 
 
 if __name__ == '__main__':

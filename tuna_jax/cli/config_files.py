@@ -7,7 +7,6 @@ line with the nearest right name.
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from importlib.util import find_spec
 
 from tuna_jax.config import UserError, nearest
@@ -78,37 +77,20 @@ def load(flag, path: str):
 
 
 def _check_field(name: str, field: str, config):
-  node = config
-  walked = []
-  for part in re.split(r'\.|(?=\[)', field):
-    if not isinstance(node, Mapping) and not hasattr(node, 'keys'):
-      if part.startswith('['):
-        return  # an item of a list or tuple: the parser of ml_collections checks it
-      raise UserError(
-        f'--{name}.{field}: {".".join(walked)} is a {type(node).__name__} and has no fields'
-      )
-    if part not in node:
-      raise UserError(
-        f'--{name}.{field}: no such field{_nearest_field(field, part, walked, config)}'
-      )
-    node = node[part]
-    walked.append(part)
-
-
-def _nearest_field(field, part, walked, config):
-  """The sibling most like the wrong part, else the field of that name elsewhere, else any."""
-  every = list(fields(config))
-  prefix = '.'.join([*walked, ''])
-  siblings = {n[len(prefix) :].partition('.')[0] for n in every if n.startswith(prefix)}
-  if nearest(part, siblings):
-    rest = field[len(prefix) + len(part) :]
-    return nearest(
-      field,
-      [n for n in every if n.startswith(prefix)]
-      + [prefix + s + rest for s in siblings if prefix + s + rest in every],
-    )
-  same_name = [n for n in every if n.rpartition('.')[2] == field.rpartition('.')[2]]
-  return nearest(same_name[0], same_name) if same_name else nearest(field, every)
+  """Refuses an override of a field that the config has not, with the nearest one that it has."""
+  every = fields(config)
+  plain = field.partition('[')[
+    0
+  ]  # the items of a tuple are checked by the parser of ml_collections
+  if plain in every or any(known.startswith(f'{plain}.') for known in every):
+    return
+  for known, value in every.items():
+    if plain.startswith(f'{known}.'):
+      found = type(value).__name__
+      raise UserError(f'--{name}.{field}: {known} is of type {found} and has no fields')
+  same = [known for known in every if known.rpartition('.')[2] == plain.rpartition('.')[2]]
+  near = nearest(plain, same or every) or (nearest(same[0], same) if same else '')
+  raise UserError(f'--{name}.{field}: no such field{near}')
 
 
 def fields(config, prefix: str = '') -> dict[str, object]:

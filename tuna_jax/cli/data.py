@@ -21,7 +21,7 @@ from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
 ACTIONS = {
-  'shapes': 'Writes mixture files of the rendered world, whose records are made when they are read.',
+  'shapes': 'Writes mixture files of the rendered world, whose records are made as they are read.',
   'emoji': 'Makes captioned pictures of three emoji makers, fetched by package name with npm.',
   'check': 'Reads every record and names each unusable one; exits 1 above --max_skip_share.',
   'preview': 'Writes a page of what the model sees: tokens, spans, what is learned, pictures.',

@@ -95,7 +95,7 @@ def main(argv):
       'sampler': f'{how.solver}, {how.points - 1} steps, guidance {how.guidance.scale:g}, '
       f'shift {how.shift:g}',
       'weights': 'averaged (EMA)' if _EMA.value else 'as trained',
-      'stage': f'{config.stage}: {config.steps} steps of {config.rows} rows of {config.length} tokens',
+      'stage': f'{config.stage}: {config.steps} steps of {config.rows} x {config.length} tokens',
       'learning rate': f'{optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}',
       'decoder': describe(model.decoder),
       'vision tower': describe(model.vision),

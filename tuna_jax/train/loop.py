@@ -1,4 +1,4 @@
-"""`train`: from a config to a trained state. It may stop at any step; the next call continues it."""
+"""`train`: from a config to a trained state. It may stop at any step; the next call continues."""
 
 from __future__ import annotations
 

@@ -115,5 +115,5 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   leaves = optax.apply_updates(leaves, updates)
   step = state.step + 1
   ema = optimizer_lib.update_ema(state.ema, leaves, step, config.optimizer.ema)
-  metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), **sums}
+  metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **sums}
   return TrainState(step, state_lib.merge(state.params, leaves), ema, opt_state), metrics
