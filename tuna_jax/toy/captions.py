@@ -61,16 +61,12 @@ def describe(scene, style='full', rng=None):
       return describe(scene)
   if style == 'count':
     if not alike or things[0].motion:
-      raise ValueError(
-        f"'count' wants two or more still pictured things that are all alike: {scene}"
-      )
+      raise ValueError(f"'count' wants two or more things of a picture, all alike: {scene}")
     size = f'{things[0].size} ' if rng.random() < 0.3 else ''
     return f'{NUMBERS[len(things)]} {size}{things[0].colour} {PLURAL[things[0].shape]}'
   if style == 'relation':
     if alike or not _in_line(things):
-      raise ValueError(
-        f"'relation' wants two different things of a picture in a row or a column: {scene}"
-      )
+      raise ValueError(f"'relation' wants two different things in a row or a column: {scene}")
     a, b = rng.sample(things, 2)
     (relation,) = (r for r in RELATIONS if holds(r, a.center, b.center))
     return f'{phrase(a, False, False)} {relation} {phrase(b, False, False)}'
@@ -115,9 +111,8 @@ class Phrase:
 
   def fits(self, thing):
     """Whether the thing is as claimed."""
-    return all(
-      wanted is None or wanted == getattr(thing, name) for name, wanted in vars(self).items()
-    )
+    stated = {name: wanted for name, wanted in vars(self).items() if wanted is not None}
+    return all(getattr(thing, name) == wanted for name, wanted in stated.items())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _name(depth, own, window):
 
 
 def _fit(depth, own, window, ink):
-  """(overlap, shape, size, x, y) of the best template, on whole pixels near the cut-out's centre."""
+  """(overlap, shape, size, x, y) of the best template, on whole pixels near the centre."""
   near = ndimage.binary_dilation(own, iterations=2)
   cover = np.clip(depth @ ink / (ink @ ink), 0, 1).astype(np.float32) * near
   padded = np.pad(cover, 20)  # templates of 32 x 32 may hang over the picture's edge

@@ -17,9 +17,7 @@ DESCRIBE_CLIP = 'describe the clip.'
 def ask(scene, kind, rng):
   """A question of one of QUESTIONS and its answer; 'where' wants things that differ in kind.
 
-  An answer ends with its `verdict` and says before it what that follows from: each word that has to
-  be found out comes right after those that decide it, which a small model learns in a tenth of the
-  tokens. Verdicts of what: a shape's name; colour: a colour; count: a number word; where: a place;
+  Verdicts of what: a shape's name; colour: a colour; count: a number word; where: a place;
   yesno: yes or no, equally often.
   """
   world.check_name('question type', kind, QUESTIONS)
@@ -39,16 +37,12 @@ def ask(scene, kind, rng):
       return 'how many shapes are there?', NUMBERS[len(things)]
     if form < 0.75:
       shape = t.shape if rng.random() < 0.8 else rng.choice(SHAPES)
-      key, found = PLURAL[shape], [o for o in things if o.shape == shape]
-      name = key
+      key, name, found = PLURAL[shape], PLURAL[shape], [o for o in things if o.shape == shape]
     else:
-      colour = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
-      key, found = colour, [o for o in things if o.colour == colour]
-      name = f'{colour} shapes'
-    return (
-      f'how many {name} are there?',
-      f'{key} {_listed(t.place for t in found)}, so {NUMBERS[len(found)]}',
-    )
+      key = t.colour if rng.random() < 0.8 else rng.choice(tuple(COLOURS))
+      name, found = f'{key} shapes', [o for o in things if o.colour == key]
+    places, number = _listed(t.place for t in found), NUMBERS[len(found)]
+    return f'how many {name} are there?', f'{key} {places}, so {number}'
   if kind == 'where':
     if not _once(things, 'kind', t.kind):
       raise ValueError(f"'where' wants things of different kinds: {scene}")
@@ -64,9 +58,7 @@ VERDICTS = (*SHAPES, *COLOURS, *NUMBERS, *PLACES, *MOTIONS, 'yes', 'no')
 
 
 def verdict(answer):
-  """What an answer comes to: the longest of VERDICTS that it ends with, or all of it where there is
-  none.
-  """
+  """What an answer comes to: the longest of VERDICTS that it ends with, else all of it."""
   return max((v for v in VERDICTS if f' {answer}'.endswith(f' {v}')), key=len, default=answer)
 
 
@@ -95,18 +87,15 @@ def _ask_yesno(things, t, rng):
 
 
 def _absent_kind(things, t, rng):
-  """A kind that is not there but, as a rule, shares its colour or its shape with a thing that is."""
+  """A kind that is not there and shares its colour or its shape with `t`."""
   near = [k for k in world.KINDS if (k[0] == t.colour) != (k[1] == t.shape)]
   present = {o.kind for o in things}
   return rng.choice([k for k in near if k not in present])
 
 
 def ask_clip(scene, kind, rng):
-  """A question about a clip, of one of CLIP_QUESTIONS, and its answer, as `ask` gives them.
-
-  Verdicts of direction: left, right, up, down or still; what: the moving shape; colour; count;
-  yesno.
-  """
+  """A question about a clip, of one of CLIP_QUESTIONS, and its answer, as `ask` gives them. The
+  verdict of 'direction' is left, right, up, down or still."""
   world.check_name('clip question type', kind, CLIP_QUESTIONS)
   things = scene.things
   moving = [t for t in things if t.motion != 'still']
@@ -130,16 +119,12 @@ def ask_clip(scene, kind, rng):
   if rng.random() < 0.5 and moving:
     t = moving[0]
     motion = t.motion if true else rng.choice([m for m in list(MOTIONS)[:4] if m != t.motion])
-    return (
-      f'does the {t.colour} {t.shape} move {motion}?',
-      f'{_moves(t)}, so {"yes" if true else "no"}',
-    )
+    answer = 'yes' if true else 'no'
+    return f'does the {t.colour} {t.shape} move {motion}?', f'{_moves(t)}, so {answer}'
   if true != (t.motion != 'still') and len({o.motion == 'still' for o in things}) > 1:
     t = next(o for o in things if o is not t)
-  return (
-    f'does the {t.colour} {t.shape} move?',
-    f'{_moves(t)}, so {"no" if t.motion == "still" else "yes"}',
-  )
+  answer = 'no' if t.motion == 'still' else 'yes'
+  return f'does the {t.colour} {t.shape} move?', f'{_moves(t)}, so {answer}'
 
 
 def _moves(t):

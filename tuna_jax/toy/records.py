@@ -36,7 +36,7 @@ def record(task, split, seed, index):
 
       t2i, caption        image uint8 [64, 64, 3], caption. Captions of `caption` are the canonical
                           ones, those of `t2i` are of every style
-      vqa                 image, conversations, type (one of questions.QUESTIONS) of the last question
+      vqa                 image, conversations, type (of questions.QUESTIONS) of the last one
       text                conversations, type: the language of the other tasks without pictures
       edit                raw_image, out_image, instruction, type (one of edits.EDITS)
       t2v, video_caption  video uint8 [9, 64, 64, 3], caption

@@ -13,81 +13,47 @@ in train: what is new in test is only the combination. A test scene holds at lea
 composition, so the two splits cannot meet.
 """
 
+import collections
 import functools
+import itertools
 import random
 import zlib
 
 from tuna_jax.toy import world
-from tuna_jax.toy.world import (
-  COLOURS,
-  KINDS,
-  MOTIONS,
-  PLACES,
-  SHAPES,
-  SIDE,
-  SIZES,
-  Scene,
-  check_name,
-)
+from tuna_jax.toy.world import COLOURS, KINDS, MOTIONS, PLACES, SHAPES, SIZES, Scene, check_name
 
 SPLITS = ('train', 'test')
 
-
-def _index(colour, shape):
-  return list(COLOURS).index(colour), SHAPES.index(shape)
-
-
-def _grid():
-  for colour, shape in KINDS:
-    yield colour, shape, *_index(colour, shape)
-
-
 # Diagonals through the (colour, shape) table: each colour and each shape loses the same share, and
 # the kinds that lose a size, (i + 2 s) % 5 == 2, are not the kinds that lose a place.
-UNSEEN_THINGS = frozenset(
-  (SIZES[i % 2], colour, shape) for colour, shape, i, s in _grid() if (i + 2 * s) % 5 == 2
-)
+_GRID = [(c, z, i, s) for i, c in enumerate(COLOURS) for s, z in enumerate(SHAPES)]
+UNSEEN_THINGS = frozenset((SIZES[i % 2], c, z) for c, z, i, s in _GRID if (i + 2 * s) % 5 == 2)
 UNSEEN_PLACES = frozenset(
-  (colour, shape, tuple(PLACES)[(i + s // 2) % 4])
-  for colour, shape, i, s in _grid()
-  if (i + 2 * s) % 5 < 2
+  (c, z, tuple(PLACES)[(i + s // 2) % 4]) for c, z, i, s in _GRID if (i + 2 * s) % 5 < 2
 )
 UNSEEN_COUNTS = frozenset(
-  (n, colour, shape) for colour, shape, i, s in _grid() for n in (2, 3, 4) if (i + s + n) % 8 == 0
+  (n, c, z) for c, z, i, s in _GRID for n in (2, 3, 4) if (i + s + n) % 8 == 0
 )
 UNSEEN_MOTIONS = frozenset(
-  (motion, colour, shape)
-  for colour, shape, i, s in _grid()
-  for d, motion in enumerate(MOTIONS)
-  if (2 * i + 4 * s + d) % 9 == 0
+  (m, c, z) for c, z, i, s in _GRID for d, m in enumerate(MOTIONS) if (2 * i + 4 * s + d) % 9 == 0
 )
 UNSEEN_PAIRS = frozenset(
-  (a, b)
-  for k, a in enumerate(KINDS)
-  for b in KINDS[k + 1 :]
-  if zlib.crc32(f'{a} {b}'.encode()) % 100 < 12
+  pair
+  for pair in itertools.combinations(KINDS, 2)
+  if zlib.crc32(f'{pair[0]} {pair[1]}'.encode()) % 100 < 12
 )
 
 
 def unseen(scene):
   """The held-out compositions in a scene, as (what, composition) tuples; none in train."""
   found = []
-  kinds = {}
   for t in scene.things:
-    kinds[t.kind] = kinds.get(t.kind, 0) + 1
-    if (t.size, t.colour, t.shape) in UNSEEN_THINGS:
-      found.append(('thing', (t.size, t.colour, t.shape)))
-    for place in {t.place, t.end}:
-      if (t.colour, t.shape, place) in UNSEEN_PLACES:
-        found.append(('place', (t.colour, t.shape, place)))
-    if t.motion and (t.motion, t.colour, t.shape) in UNSEEN_MOTIONS:
-      found.append(('motion', (t.motion, t.colour, t.shape)))
-  for kind, count in kinds.items():
-    if (count, *kind) in UNSEEN_COUNTS:
-      found.append(('count', (count, *kind)))
-    for other in kinds:
-      if (kind, other) in UNSEEN_PAIRS:
-        found.append(('pair', (kind, other)))
+    found += [('thing', x) for x in [(t.size, *t.kind)] if x in UNSEEN_THINGS]
+    found += [('place', x) for x in {(*t.kind, t.place), (*t.kind, t.end)} if x in UNSEEN_PLACES]
+    found += [('motion', x) for x in [(t.motion, *t.kind)] if x in UNSEEN_MOTIONS]
+  kinds = collections.Counter(t.kind for t in scene.things)
+  found += [('count', (n, *kind)) for kind, n in kinds.items() if (n, *kind) in UNSEEN_COUNTS]
+  found += [('pair', x) for x in itertools.permutations(kinds, 2) if x in UNSEEN_PAIRS]
   return found
 
 
@@ -98,15 +64,12 @@ def held_out(scene):
 
 # `rng` is a `random.Random` everywhere: stable and fast.
 
-# (number of things, all of one kind and size) and its share.
-FAMILIES = (
-  ((1, False), 22),
-  ((2, False), 42),
-  ((3, False), 8),
-  ((4, False), 4),
-  ((2, True), 9),
-  ((3, True), 8),
-  ((4, True), 7),
+# ((number of things, whether all are of one kind and size), share of the scenes).
+_APART, _ALIKE = {1: 22, 2: 42, 3: 8, 4: 4}, {2: 9, 3: 8, 4: 7}
+FAMILIES = tuple(
+  ((n, alike), share)
+  for alike, shares in ((False, _APART), (True, _ALIKE))
+  for n, share in shares.items()
 )
 
 
@@ -130,12 +93,9 @@ def _random_things(rng, n, alike):
   places = sorted(rng.sample(range(4), n))
   kinds = [rng.choice(KINDS)] * n if alike else rng.sample(KINDS, n)
   size = rng.choice(SIZES)
-  return Scene(
-    tuple(
-      random_thing(rng, kind, size if alike else rng.choice(SIZES), tuple(PLACES)[p])
-      for kind, p in zip(kinds, places)
-    )
-  )
+  sizes = (size if alike else rng.choice(SIZES) for _ in kinds)  # drawn thing by thing
+  things = zip(kinds, sizes, (tuple(PLACES)[p] for p in places))
+  return Scene(tuple(random_thing(rng, *thing) for thing in things))
 
 
 def random_thing(rng, kind, size, place, motion=''):
@@ -145,7 +105,7 @@ def random_thing(rng, kind, size, place, motion=''):
 
 
 def random_clip(rng, split):
-  """A clip's scene in `split`: one thing that moves or stays, or one that moves and one that stays."""
+  """A clip's scene in `split`: one thing that moves or stays, or one of each."""
   check_name('split', split, SPLITS)
   n = 1 if rng.random() < 0.65 else 2
   while True:
@@ -157,7 +117,7 @@ def random_clip(rng, split):
 def _random_clip(rng, n):
   kinds = rng.sample(KINDS, n)
   place = rng.choice(tuple(PLACES))
-  motions = [m for m, (u, v) in MOTIONS.items() if (u, v) != (0, 0) and _stays_inside(place, u, v)]
+  motions = [m for m, step in MOTIONS.items() if any(step) and _stays_inside(place, *step)]
   motion = 'still' if n == 1 and rng.random() < 0.15 else rng.choice(motions)
   things = [random_thing(rng, kinds[0], rng.choice(SIZES), place, motion)]
   if n == 2:
@@ -168,7 +128,7 @@ def _random_clip(rng, n):
 
 def _stays_inside(place, u, v):
   x, y = PLACES[place]
-  return 0 <= x + 32 * u < SIDE and 0 <= y + 32 * v < SIDE
+  return 0 <= x + 32 * u < world.SIDE and 0 <= y + 32 * v < world.SIDE
 
 
 def make_rng(*names):

@@ -42,7 +42,7 @@ _OVERSAMPLE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-  """One shape: its names, its jitter in pixels and, in a clip only, its motion ('' in a picture)."""
+  """One shape: its names, its jitter in pixels and its motion ('' in a picture)."""
 
   shape: str
   colour: str
