@@ -1,6 +1,7 @@
 """Scores on records of one's own, in training and held out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,6 +49,39 @@ def test_records_of_ones_own_are_scored_in_training_and_held_out(album):
   }
   assert all(row.target is None and row.ceiling == 1.0 for row in scores.rows.values())
   assert scores.rows['captions_train'].floor == 0.5 and scores.rows['captions_test'].floor == 0.0
+
+
+def test_records_that_training_passed_over_are_passed_over(album, tmp_path):
+  for path in album.glob('*.png'):
+    shutil.copy(path, tmp_path)
+  good = {'image': 'red.png', 'caption': 'red', 'conversations': talk('red')}
+  bad = [
+    '{"image": "red.png", "capt',
+    {'image': 'red.png'},
+    {**good, 'caption': '\ud800', 'conversations': []},
+    {**good, 'caption': None, 'conversations': None},
+    {**good, 'image': 'gone.png'},
+  ]
+  silent = {**good, 'conversations': [{'from': 'gpt', 'value': 'I was not asked.'}]}
+  rows = []
+  for task in ('t2i', 'caption', 'vqa'):
+    lines = [x if isinstance(x, str) else json.dumps(x) for x in [*bad, good, *bad, silent, good]]
+    (tmp_path / f'{task}.jsonl').write_text('\n'.join(lines))
+    rows.append({'path': f'{task}.jsonl', 'task': task})
+  (tmp_path / 'bad.jsonl').write_text('\n'.join(json.dumps(x) for x in bad[1:]))
+  (tmp_path / 'train.json').write_text(json.dumps(rows))
+  (tmp_path / 'test.json').write_text(json.dumps([{'path': 'bad.jsonl', 'task': 'caption'}]))
+  said = []
+  scores = own_data.evaluate(
+    generator(), str(tmp_path / 'train.json'), str(tmp_path / 'test.json'), N, HOW, said.append
+  )
+  assert {name: row.n for name, row in scores.rows.items()} == {
+    'captions_train': 3,
+    'caption_words_train': 3,
+    'questions_train': 4,
+    'pictures_train': 3,
+  }
+  assert any('bad.jsonl: no record can be used' in line for line in said)
 
 
 def test_words_in_common():

@@ -15,7 +15,7 @@ import numpy as np
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import BadRecord, usable
 from tuna_jax.data.sources import Source, open_source, read_mixture
-from tuna_jax.data.tasks import PLACEHOLDER, turns_of
+from tuna_jax.data.tasks import PLACEHOLDER, TASKS, turns_of
 from tuna_jax.evals import results
 from tuna_jax.evals.results import KNOWN, Evaluation, Result, Sample
 from tuna_jax.sample.generate import Drawing, Generator
@@ -52,6 +52,9 @@ def evaluate(
 
   def part(split, task):
     records, known = first(opened[split][task], n), opened['train'][task]
+    if not records:
+      say(f'{opened[split][task].name}: no record can be used')
+      return {}
     found = _JUDGES[task](generator, records, known, how)
     return {f'{name}_{split}': result for name, result in found.items()}
 
@@ -65,16 +68,20 @@ def evaluate(
 
 
 def first(source: Source, n: int) -> list[dict]:
-  """Up to `n` records spread over a source; those that cannot be used are passed over."""
+  """Up to `n` records spread over a source; those that cannot be used, or ask nothing, are passed
+  over.
+  """
   records = []
   order = np.random.default_rng(0).permutation(len(source))
   for i in order:
     if len(records) == n:
       break
     try:
-      records.append(source[int(i)])
+      record = source[int(i)]
     except BadRecord:  # named and counted when the data were trained on
       continue
+    if 'conversations' not in TASKS[source.task].fields or _pairs(record):
+      records.append(record)
   return records
 
 
@@ -90,10 +97,11 @@ def captions(
     [question] * len(records), [r['image'] for r in records], max_new_tokens=CAPTION_TOKENS
   )
   seen = collections.Counter(record['caption'] for record in usable(known, KNOWN))
-  usual = seen.most_common(1)[0][0]
+  usual = seen.most_common(1)[0][0] if seen else ''
   common = max(
     (text for text, _ in seen.most_common(50)),
     key=lambda t: np.mean([f1(t, r['caption']) for r in records]),
+    default='',
   )
   right = [same(text, r['caption']) for text, r in zip(said, records)]
   samples = [
@@ -124,7 +132,8 @@ def questions(
   for record in usable(known, KNOWN):
     for asked, answer in _pairs(record):
       usual[asked][answer] += 1
-  anything = sum(usual.values(), collections.Counter()).most_common(1)[0][0]
+  answers = sum(usual.values(), collections.Counter()).most_common(1)
+  anything = answers[0][0] if answers else ''
   pairs = [_pairs(r) for r in records]
   history: list[list[tuple[str, str]]] = [[] for _ in records]
   right, floor, samples = [], [], []
