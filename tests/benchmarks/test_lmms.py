@@ -15,7 +15,7 @@ from tests.sample import small
 from tuna_jax.benchmarks import lmms
 from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.train import checkpoint
+from tuna_jax.weights import store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FULL = {
@@ -116,8 +116,8 @@ def test_several_hosts_each_answer_their_share(installed, tmp_path):
 def test_the_command_line_of_lmms_eval_runs_a_checkpoint(installed, tmp_path):
   out, weights = tmp_path / 'home', tmp_path / 'weights'
   run('tests.benchmarks.harness', out, 'tasks')
-  checkpoint.save_weights(str(weights), small.params(), small.CONFIG)
-  checkpoint.save_weights(str(weights / 'vae'), small.vae_params(), small.VAE)
+  store.save(weights, small.CONFIG, small.params())
+  store.save(weights / 'vae', small.VAE, small.vae_params())
   small.tokenizer().save(str(weights))
   task = out / 'tasks' / 'mme.yaml'  # a shipped task wins over a local one of the same name
   config = {**json.loads(task.read_text()), 'task': 'mme_local'}

@@ -13,7 +13,7 @@ from tuna_jax.data.segments import Example, Image, Text, Video, layout, pack
 from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.parity.sizes import quick_jit
+from tuna_jax.tools.xla_cpu import quick_jit
 from tuna_jax.toy.sizes import TINY
 
 CONFIG = dataclasses.replace(shrink.model(TINY), remat='none')

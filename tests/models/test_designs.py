@@ -9,7 +9,7 @@ from tests.models import designs, small
 from tuna_jax.config import DESIGNS
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.models.vision import patches
-from tuna_jax.parity.sizes import quick_jit
+from tuna_jax.tools.xla_cpu import quick_jit
 
 ROUNDING = 2e-5  # of numbers of order 1: float32 sums in another order
 

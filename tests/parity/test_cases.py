@@ -14,8 +14,8 @@ import pytest
 from tests.weights.small import random_leaves
 from tuna_jax.config import DecoderConfig, FlowHeadConfig, VisionConfig
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
-from tuna_jax.parity import cases, models, parts
-from tuna_jax.parity import sizes as sizes
+from tuna_jax.parity import cases, models, parts, sizes, towers
+from tuna_jax.parity.case import Case, GoldenError, compare
 from tuna_jax.weights import safetensors
 from tuna_jax.weights.convert import convert, export
 from tuna_jax.weights.tables import tuna_official, wan_vae
@@ -152,7 +152,8 @@ def test_a_misshapen_tensor_is_named(golden):
     }
   )
   assert faults(cases.run(folder, 'f_')) == [
-    'f_masks out.one.sdpa: misshapen: found float32[1, 1, 14, 14], the index says float32[2, 1, 14, 14]'
+    'f_masks out.one.sdpa: misshapen: found float32[1, 1, 14, 14], '
+    'the index says float32[2, 1, 14, 14]'
   ]
 
 
@@ -238,7 +239,7 @@ def test_a_truncated_file_is_named(golden):
 def test_a_directory_without_cases_is_refused_by_name(tmp_path, text):
   if text is not None:
     (tmp_path / 'index.json').write_text(text)
-  with pytest.raises(cases.GoldenError, match=str(tmp_path)):
+  with pytest.raises(GoldenError, match=str(tmp_path)):
     list(cases.run(tmp_path))
 
 
@@ -246,7 +247,7 @@ def test_a_directory_without_cases_is_refused_by_name(tmp_path, text):
 
 
 def verdict(ours, theirs, **entry):
-  return cases.compare('case', 'out.x', np.asarray(ours), np.asarray(theirs), entry).passed
+  return compare('case', 'out.x', np.asarray(ours), np.asarray(theirs), entry).passed
 
 
 def test_integers_must_be_equal():
@@ -306,7 +307,7 @@ def test_the_command_exits_2_where_there_is_no_golden_set(tuna_jax, tmp_path):
 
 def case_of(kind, config, weights, inputs):
   tensors = {f'in.{name}': np.asarray(value) for name, value in inputs.items()}
-  return cases.Case('other', kind, config, {}, tensors, weights, GOLDEN)
+  return Case('other', kind, config, {}, tensors, weights, GOLDEN)
 
 
 def shapes(outputs):
@@ -385,7 +386,7 @@ def test_the_decoder_takes_other_sizes():
   weights = {name: value for name, value in other_weights().items() if name.startswith('tuna.')}
   rng = np.random.default_rng(0)
   out = shapes(
-    parts.qwen2(
+    towers.qwen2(
       case_of(
         'qwen2',
         {'llm': LLM, 'vocab': VOCAB},

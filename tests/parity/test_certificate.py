@@ -12,9 +12,10 @@ import pytest
 from tuna_jax.config import WAN_STD
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.models.vae import WanVae
-from tuna_jax.parity import cases
-from tuna_jax.parity import sizes as sizes
+from tuna_jax.parity import sizes
+from tuna_jax.parity.case import GoldenError
 from tuna_jax.parity.certificate import certify, stage, write
+from tuna_jax.tools.xla_cpu import quick_jit
 from tuna_jax.weights import safetensors, store
 from tuna_jax.weights.convert import plan
 from tuna_jax.weights.tables import tuna_official, wan_vae
@@ -134,7 +135,7 @@ def faults(rows):
 
 
 def test_official_tensors_pass_stage_by_stage(stored, golden, tensors, tmp_path):
-  encode = sizes.quick_jit(
+  encode = quick_jit(
     lambda p, v: WanVae(stored.vae_config).apply({'params': p}, v, method='encode').mean
   )
   mean = encode(
@@ -195,7 +196,7 @@ def test_pictures_need_a_vae_and_latents_do_not(stored, golden):
 
 
 def test_a_set_without_certificate_cases_is_refused(stored):
-  with pytest.raises(cases.GoldenError, match='no case is of kind certificate'):
+  with pytest.raises(GoldenError, match='no case is of kind certificate'):
     certify(stored, GOLDEN)
 
 

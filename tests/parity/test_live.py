@@ -19,7 +19,7 @@ from tuna_jax.models.layers import Span
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.models.vae import WanVae
 from tuna_jax.models.vision import Vision
-from tuna_jax.parity.sizes import quick_jit
+from tuna_jax.tools.xla_cpu import quick_jit
 from tuna_jax.weights import parts, store, tables
 from tuna_jax.weights.convert import convert, export
 

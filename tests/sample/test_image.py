@@ -12,10 +12,10 @@ from tuna_jax import flow
 from tuna_jax.data import tasks
 from tuna_jax.data.segments import Image, Video, layout
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.parity.sizes import quick_jit
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample.image import Drawing, Guidance
 from tuna_jax.sample.prompt import collate, split, strides
+from tuna_jax.tools.xla_cpu import quick_jit
 
 TOLERANCE = 1e-5  # of the largest latent, after the whole ODE in float32
 CHANNELS = small.CONFIG.vae.latent_channels

@@ -12,10 +12,10 @@ from tests.sample import small
 from tuna_jax.data import tasks
 from tuna_jax.data.segments import Image, layout
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.parity.sizes import quick_jit
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.prompt import collate, strides
 from tuna_jax.sample.text import Choice
+from tuna_jax.tools.xla_cpu import quick_jit
 
 EOS = small.tokenizer().eos
 NEW = 12

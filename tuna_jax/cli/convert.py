@@ -1,5 +1,4 @@
-"""Moves weights between public files, official checkpoints and ours: assemble, import, export,
-inspect, diff.
+"""Moves weights between public files, official checkpoints and ours, and compares them.
 
   tuna-jax convert assemble --size=2b --decoder=DIR --vision=DIR --vae=PATH --output=DIR
   tuna-jax convert import --size=2b --input=PATH [--vae=PATH] --output=DIR [--recover]
@@ -20,11 +19,8 @@ exit code is 1 if a stage of the model disagrees.
 """
 
 import dataclasses
-import hashlib
 import time
-import zlib
 
-import numpy as np
 from absl import flags
 
 from tuna_jax import config as configs
@@ -32,9 +28,9 @@ from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 from tuna_jax.tools import recover
-from tuna_jax.weights import parts, safetensors, store, torchfile
+from tuna_jax.weights import compare, parts, safetensors, store, torchfile
 from tuna_jax.weights.open import open_checkpoint, verify
-from tuna_jax.weights.tensors import Lazy, blocks, cast, row_blocks
+from tuna_jax.weights.tensors import Lazy, cast
 
 _SIZE = flags.DEFINE_enum('size', None, sorted(sizes.SIZES), 'The named size of the model.')
 _MODEL = flags.DEFINE_string(
@@ -82,24 +78,19 @@ def main(argv):
   wanted = {'inspect': 1, 'diff': 2}.get(action, 0)
   if len(paths) != wanted:
     raise UserError(f'convert {action}: expected {wanted} paths, found {len(paths)}')
-  if action == 'inspect':
-    return inspect(paths[0])
-  if action == 'diff':
-    return diff(*paths)
-  if _VERIFY.value:  # is readable: conversion takes minutes
+  if _VERIFY.value and not paths:  # is readable: conversion takes minutes
     from tuna_jax.parity import certificate
 
     certificate.check(_VERIFY.value)
-  return {'assemble': assemble, 'import': import_, 'export': export}[action]()
+  actions = {'assemble': assemble, 'import': import_, 'export': export}
+  return {**actions, 'inspect': inspect, 'diff': diff}[action](*paths)
 
 
 def assemble():
   """Parts to a checkpoint of ours."""
   _need('assemble', output=_OUTPUT)
   config = _config()
-  sources = {
-    name: flag.value for name, flag in (('decoder', _DECODER), ('vision', _VISION), ('vae', _VAE))
-  }
+  sources = {'decoder': _DECODER.value, 'vision': _VISION.value, 'vae': _VAE.value}
   if not any(sources.values()):
     raise UserError('convert assemble: give at least one of --decoder, --vision, --vae')
   planned = parts.assemble(
@@ -112,10 +103,9 @@ def import_():
   """An official checkpoint to one of ours."""
   _need('import', input=_INPUT, output=_OUTPUT)
   config = _config()
-  # Official checkpoints were trained with the std list in both places (docs/architecture.md 2.5).
-  config = dataclasses.replace(
-    config, vae=dataclasses.replace(config.vae, latent_mean=config.vae.latent_std)
-  )
+  if config.vae is not None:  # trained with the std list in both places: docs/architecture.md 2.5
+    vae = dataclasses.replace(config.vae, latent_mean=config.vae.latent_std)
+    config = dataclasses.replace(config, vae=vae)
   planned = parts.official(config, _INPUT.value)
   found = recover.reinitialised(planned.leaves) if _RECOVER.value else None
   return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, found)
@@ -126,10 +116,8 @@ def export():
   _need('export', input=_INPUT, output=_OUTPUT)
   stored = store.open_stored(_INPUT.value, step=_STEP.value, ema=_EMA.value)
   tensors, config_json, stem = parts.home(_PART.value, stored)
-  kinds = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
-  dtype = safetensors.DTYPES[kinds[_DTYPE.value]]
-  tensors = cast(tensors, dtype)
-  print(f'{len(tensors)} tensors, {_bytes(tensors)}, as {_PART.value} in {_DTYPE.value}')
+  tensors = cast(tensors, _DTYPE.value)
+  print(f'{len(tensors)} tensors, {compare.size(tensors)}, as {_PART.value} in {_DTYPE.value}')
   if _DRY.value:
     for name, value in sorted(tensors.items()):
       print(f'  {name}  {list(value.shape)}')
@@ -144,52 +132,20 @@ def export():
       safetensors.write_folder(folder, tensors, stem=stem)
       files.write_json(folder / 'config.json', {**config_json, 'torch_dtype': _DTYPE.value})
   print(f'wrote {_OUTPUT.value}')
-  params, vae = (leaves and cast(leaves, dtype) for leaves in (stored.params, stored.vae))
+  params, vae = (leaves and cast(leaves, _DTYPE.value) for leaves in (stored.params, stored.vae))
   return _certify(dataclasses.replace(stored, params=params, vae=vae))
 
 
 def inspect(path):
-  """Prints every tensor of a checkpoint, and a checksum of the whole."""
-  tensors, whole = _open(path), hashlib.sha256()
-  for name, value in sorted(tensors.items()):
-    line = f'{name}  {value.dtype}{list(value.shape)}  {value.nbytes}'
-    if _CHECKSUMS.value:
-      crc = 0
-      for block in blocks(value):
-        crc = zlib.crc32(block, crc)
-      whole.update(f'{name} {value.dtype} {value.shape} {crc:08x}\n'.encode())
-      line += f'  {crc:08x}'
+  for line in compare.listing(_open(path), _CHECKSUMS.value):
     print(line)
-  count = sum(int(np.prod(t.shape)) for t in tensors.values())
-  print(f'{len(tensors)} tensors, {count:,} parameters, {_bytes(tensors)}')
-  if _CHECKSUMS.value:
-    print(f'sha256 of names, types, shapes and CRCs: {whole.hexdigest()}')
 
 
 def diff(a, b):
-  """Prints what differs between two checkpoints. Returns 1 if anything does."""
-  first, second = _open(a), _open(b)
-  lines = [f'only in {a}: {name}' for name in sorted(first.keys() - second.keys())]
-  lines += [f'only in {b}: {name}' for name in sorted(second.keys() - first.keys())]
-  for name in sorted(first.keys() & second.keys()):
-    x, y = first[name], second[name]
-    if x.shape != y.shape:
-      lines.append(f'{name}: shape {list(x.shape)} and {list(y.shape)}')
-      continue
-    worst, square, norm, same = 0.0, 0.0, 0.0, True
-    for index in row_blocks(x):
-      left, right = (np.asarray(v.read(index), np.float64) for v in (x, y))
-      same &= np.array_equal(left, right)
-      delta = np.abs(left - right)
-      worst = max(worst, float(delta.max(initial=0.0)))
-      square, norm = square + float((delta**2).sum()), norm + float((left**2).sum())
-    if x.dtype != y.dtype:
-      lines.append(f'{name}: type {x.dtype} and {y.dtype}')
-    if not same:
-      relative = (square / max(norm, 1e-300)) ** 0.5
-      lines.append(f'{name}: values differ, max abs {worst:.3g}, relative L2 {relative:.3g}')
+  first = _open(a)
+  lines = list(compare.differences((a, first), (b, _open(b))))
   print('\n'.join(lines) if lines else f'equal: {len(first)} tensors')
-  return 1 if lines else 0
+  return int(bool(lines))
 
 
 def _write(config, planned, sources, record, found=None):
@@ -208,8 +164,8 @@ def _write(config, planned, sources, record, found=None):
   if found is not None:
     print(recover.describe(found))
   print(
-    f'{len(planned.leaves)} leaves, {_bytes(planned.leaves)}'
-    + (f'; VAE {len(vae.leaves)} leaves, {_bytes(vae.leaves)}' if vae else '; no VAE')
+    f'{len(planned.leaves)} leaves, {compare.size(planned.leaves)}'
+    + (f'; VAE {len(vae.leaves)} leaves, {compare.size(vae.leaves)}' if vae else '; no VAE')
   )
   if _DRY.value:
     print(f'dry run: {_OUTPUT.value} was not written')
@@ -267,15 +223,8 @@ def _open(path) -> dict[str, Lazy]:
   if not store.is_stored(path):
     return open_checkpoint(path)
   stored = store.open_stored(path)
-  return {
-    **{f'params/{name}': value for name, value in (stored.params or {}).items()},
-    **{f'vae/{name}': value for name, value in (stored.vae or {}).items()},
-  }
-
-
-def _bytes(tensors) -> str:
-  total = sum(t.nbytes for t in tensors.values())
-  return f'{total / 1e9:.2f} GB' if total >= 1e8 else f'{total / 1e6:.2f} MB'
+  trees = {'params': stored.params or {}, 'vae': stored.vae or {}}
+  return {f'{tree}/{n}': value for tree, leaves in trees.items() for n, value in leaves.items()}
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Compares every module with golden tensors of the official one, a verdict an output.
+"""Compares every module with golden tensors of the official one, one verdict per output.
 
   tuna-jax parity --golden=DIR [--json=FILE] [--only=CASE]
 
-DIR holds index.json and the .safetensors files it names; any sizes will do. A row an output: shape,
+DIR holds index.json and the .safetensors files it names, of any sizes. One row per output: shape,
 largest absolute error, relative L2 error, the official code's own sensitivity to rounding, verdict.
 An output passes within 30 times that sensitivity or within 2e-6 relative L2, integers when they are
 equal.
@@ -19,13 +19,14 @@ from tuna_jax import files
 from tuna_jax.cli import app
 
 _GOLDEN = flags.DEFINE_string('golden', None, 'The directory of golden tensors.', required=True)
-_JSON = flags.DEFINE_string('json', None, 'Also write the rows to this file.')
-_ONLY = flags.DEFINE_string('only', '', 'Run only the cases whose name begins so.')
+_JSON = flags.DEFINE_string('json', None, 'Also write the rows to this file, as JSON.')
+_ONLY = flags.DEFINE_string('only', '', 'Run only the cases whose name begins with this.')
 
 
 def main(argv):
   del argv
   from tuna_jax.parity import cases
+  from tuna_jax.parity.case import report
 
   start, rows = time.time(), []
   for row in cases.run(_GOLDEN.value, _ONLY.value):
@@ -44,11 +45,9 @@ def main(argv):
       ),
       flush=True,
     )
-  found, seconds = cases.report(rows), time.time() - start
-  print(
-    f'{"PASS" if found["passed"] else "FAIL"}: {len(rows) - found["failed"]} of {len(rows)} rows in {found["cases"]} '
-    f'cases, {seconds:.0f} s'
-  )
+  found, seconds = report(rows), time.time() - start
+  verdict, good = 'PASS' if found['passed'] else 'FAIL', len(rows) - found['failed']
+  print(f'{verdict}: {good} of {len(rows)} rows in {found["cases"]} cases, {seconds:.0f} s')
   if _JSON.value:
     files.write_json(_JSON.value, {'golden': _GOLDEN.value, 'seconds': round(seconds, 1), **found})
   return int(not found['passed'])

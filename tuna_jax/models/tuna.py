@@ -163,8 +163,7 @@ class Tuna(nn.Module):
       masked: as in `features`.
     """
     c = self.config
-    images, visual = batch.grid.shape[1], latents.shape[1]
-    is_text, is_visual = batch.slot < 0, batch.slot >= images
+    visual, is_text = latents.shape[1], batch.slot < 0
     x = self.decoder.embed(batch.tokens)
     if visual:  # text alone has no visual table
       rows = len(latents)
@@ -200,22 +199,9 @@ class Tuna(nn.Module):
     if flow:
       if cache is not None and cache.flow is None:
         raise ValueError('this cache was made without the flow head: init_cache(..., flow=True)')
-      position, head_dim = batch.position, c.flow_head.head_dim
-      if visual:
-        cell = jnp.maximum(batch.slot - images, 0)
-        coords = _take(batch.coords, cell)
-        image = _take(batch.image[..., None], cell)[..., 0] - 1
-        owner = jnp.where(is_visual, image, jnp.maximum(batch.slot, 0))
-        owner = jnp.clip(owner, 0, images - 1)
-      else:  # text prefixes of a cache
-        coords, owner = jnp.zeros((*position.shape, 3), jnp.int32), jnp.zeros_like(batch.slot)
+      rotary, owner = flow_inputs(c, batch, pictures=visual > 0, cached=cache is not None)
+      if not visual:  # text prefixes of a cache
         time = jnp.zeros((x.shape[0], 1, c.flow_head.dim), x.dtype)
-      if c.flow_head.rotary == 'index':
-        rotary = rope.index_rotary(position, head_dim)
-      elif not visual and cache is None and c.compat == 'official':
-        rotary = rope.no_rotary(position, head_dim)  # docs/architecture.md 7.3: no picture at all
-      else:
-        rotary = rope.flow_rotary(position, coords, is_text, is_visual, head_dim)
       velocity, flow_cache = self.flow_head(
         hidden,
         span._replace(rotary=rotary),
@@ -237,6 +223,27 @@ class Tuna(nn.Module):
   def logits(self, hidden):
     """hidden [..., D] -> float32[..., padded_vocab]."""
     return self.decoder.logits(hidden)
+
+
+def flow_inputs(config: TunaConfig, batch: Batch, *, pictures: bool = True, cached: bool = False):
+  """(rotary tables, owner int[B, L]) of the flow head; `owner` is the image whose time modulates a
+  token of a span.
+
+  pictures: the batch has latents. cached: it continues a cache.
+  """
+  images, head_dim = batch.grid.shape[1], config.flow_head.head_dim
+  is_text, is_visual = batch.slot < 0, batch.slot >= images
+  owner, coords = jnp.zeros_like(batch.slot), jnp.zeros((*batch.slot.shape, 3), jnp.int32)
+  if pictures:
+    cell = jnp.maximum(batch.slot - images, 0)
+    coords = _take(batch.coords, cell)
+    own = _take(batch.image[..., None], cell)[..., 0] - 1
+    owner = jnp.clip(jnp.where(is_visual, own, jnp.maximum(batch.slot, 0)), 0, images - 1)
+  if config.flow_head.rotary == 'index':
+    return rope.index_rotary(batch.position, head_dim), owner
+  if not (pictures or cached) and config.compat == 'official':
+    return rope.no_rotary(batch.position, head_dim), owner  # docs/architecture.md 7.3
+  return rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim), owner
 
 
 def _take(table, index):

@@ -1,186 +1,75 @@
-"""Does this package compute what the official one computes? Golden tensors in, one verdict an
+"""Does this package compute what the official one computes? Golden tensors in, one verdict per
 output out.
 
 A golden directory holds `index.json`, the .safetensors files it names, and a tiny tokenizer. A case
 has tensors called `w.<official name>` (weights), `in.<sub>.<x>`, `out.<sub>.<x>` and
 `dbg.<sub>.<x>` (intermediates); the index gives each one's shape and type, and for an output
-`sens_1ulp`: how far the official output itself moves when weights and inputs move by 6e-8
-(docs/architecture.md 14). One function a kind of case computes the outputs with our modules:
-`parity_parts`, `parity_models`, `parity_samples`. Nothing in them knows a size; `parity_sizes`
-reads them all from the case.
-
-The bar, with no exceptions: integers equal; floats within 30 x sens_1ulp everywhere, or within 2e-6
-in relative L2.
+`sens_1ulp`. One function per kind of case computes the outputs with our modules. Nothing in them
+knows a size; `sizes` reads them all from the case.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 from etils import epath
 
+from tuna_jax import files
 from tuna_jax.config import UserError, nearest
+from tuna_jax.parity import models, parts, samples, showo2, towers
+from tuna_jax.parity.case import Case, Compute, GoldenError, Row, compare
 from tuna_jax.weights import safetensors
-from tuna_jax.weights.tensors import CheckpointError, Lazy
+from tuna_jax.weights.tensors import CheckpointError
 
-SENSITIVITIES = 30.0  # of the official output to one rounding of everything that goes in
-RELATIVE = 2e-6  # L2, of an output less sensitive than that
 INDEX = 'index.json'
 GROUPS = ('w', 'in', 'out', 'dbg')
-
-
-class GoldenError(UserError):
-  """A directory that holds no golden set."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One comparison, or one fault. `passed` says which; a fault has a `note` and perhaps no numbers."""
-
-  case: str
-  output: str
-  passed: bool
-  shape: tuple[int, ...] | None = None
-  max_abs: float | None = None
-  relative: float | None = None
-  sensitivity: float | None = None
-  note: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One case as its function sees it.
-
-  config: the index's. tensors: {name: numpy} of in.*, out.* and dbg.*. weights: {official name:
-  Lazy}. model: where the case runs the whole model, config['model'] of the case. folder: the golden
-  directory.
-  """
-
-  name: str
-  kind: str
-  config: Mapping[str, Any]
-  entries: Mapping[str, Mapping[str, Any]]
-  tensors: Mapping[str, np.ndarray]
-  weights: Mapping[str, Lazy]
-  folder: epath.Path
-
-  def given(self, *path: str) -> np.ndarray:
-    """The tensor in.<path>; KeyError naming it if the case has none."""
-    return self.tensors['.'.join(('in', *path))]
-
-  def has(self, *path: str) -> bool:
-    """Whether there is an in.<path>."""
-    return '.'.join(('in', *path)) in self.tensors
-
-  def wants(self, *path: str) -> bool:
-    """Whether the case asks for out.<path>."""
-    return '.'.join(('out', *path)) in self.entries
-
-
-Compute = Callable[[Case], Mapping[str, Any]]
+KINDS: Mapping[str, Compute] = {
+  **parts.CASES,
+  **towers.CASES,
+  **models.CASES,
+  **samples.CASES,
+  **showo2.CASES,
+}
 
 
 def run(folder, only: str = '', kinds: Mapping[str, Compute] | None = None) -> Iterator[Row]:
   """Yields one Row for every output of every case of the golden directory, and one for every fault.
 
-  only: cases whose name begins so. kinds: what computes each kind of case; others are left out.
-  Default: all that bring their own weights, and any other kind is a fault. Raises GoldenError where
-  there is no readable index or no case.
+  only: cases whose name begins so. kinds: what computes each kind of case; cases of other kinds are
+  left out. Default: KINDS, all that bring their own weights, and any other kind is a fault. Raises
+  GoldenError where there is no readable index or no case.
   """
-  folder = epath.Path(folder)
+  folder = files.path(folder)
   cases = read_index(folder)
   yield from _unnamed(folder, cases)
   names = [str(case.get('name')) for case in cases]
   chosen = [
     case
-    for case, name in zip(cases, names)
+    for case, name in zip(cases, names, strict=True)
     if name.startswith(only) and (kinds is None or case.get('kind') in kinds)
   ]
   if not chosen:
     raise GoldenError(f'{folder}: no case begins with {only!r}{nearest(only, names)}')
-  if kinds is None:
-    from tuna_jax.parity import models, parts, samples, showo2
-
-    kinds = {**parts.CASES, **models.CASES, **samples.CASES, **showo2.CASES}
+  by_name = dict(zip(names, cases, strict=True))
   with jax.default_matmul_precision('highest'):
     for entry in chosen:
-      yield from _run_case(folder, entry, dict(zip(names, cases)), kinds)
+      yield from _run_case(folder, entry, by_name, KINDS if kinds is None else kinds)
 
 
-def read_index(folder: epath.Path) -> list[dict]:
+def read_index(folder) -> list[dict]:
   """The cases of index.json. Raises GoldenError naming what is wrong with it."""
-  path = epath.Path(folder) / INDEX
+  path = files.path(folder) / INDEX
   if not path.exists():
     raise GoldenError(f'{folder}: no {INDEX} there: not a directory of golden tensors')
   try:
-    cases = json.loads(path.read_text())['cases']
-  except (ValueError, KeyError, TypeError) as error:
+    cases = files.read_json(path)['cases']
+  except (UserError, KeyError, TypeError) as error:
     raise GoldenError(f'{path}: damaged: {type(error).__name__} {error}') from None
   if not isinstance(cases, list) or not cases or not all(isinstance(case, dict) for case in cases):
     raise GoldenError(f'{path}: no cases')
   return cases
-
-
-def report(rows: Iterable[Row]) -> dict:
-  """The rows and what they add up to, for JSON."""
-  rows = list(rows)
-  failed = sum(not row.passed for row in rows)
-  return {
-    'passed': not failed,
-    'failed': failed,
-    'cases': len({row.case for row in rows if row.case}),
-    'tolerance': {'sensitivities': SENSITIVITIES, 'relative': RELATIVE},
-    'rows': [
-      {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in dataclasses.asdict(row).items()
-      }
-      for row in rows
-    ],
-  }
-
-
-def compare(case: str, output: str, ours, theirs: np.ndarray, entry: Mapping[str, Any]) -> Row:
-  """The verdict on one output."""
-  ours, theirs = np.asarray(ours), np.asarray(theirs)
-  shape, sensitivity = theirs.shape, float(entry.get('sens_1ulp') or 0.0)
-  if ours.shape != theirs.shape:
-    return Row(case, output, False, shape, note=f'ours has shape {list(ours.shape)}')
-  if not np.issubdtype(theirs.dtype, np.floating):
-    wrong = int(np.sum(ours.astype(np.int64) != theirs.astype(np.int64)))
-    error = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0.0))
-    return Row(
-      case,
-      output,
-      not wrong,
-      shape,
-      error,
-      0.0 if not wrong else None,
-      0.0,
-      f'{wrong} of {theirs.size} differ' if wrong else '',
-    )
-  ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-  if not np.array_equal(np.isnan(ours), np.isnan(theirs)) or np.isinf(ours).any():
-    return Row(
-      case,
-      output,
-      False,
-      shape,
-      sensitivity=sensitivity,
-      note='not finite where the other is, or infinite',
-    )
-  difference, size = np.nan_to_num(ours - theirs), np.linalg.norm(np.nan_to_num(theirs))
-  largest, norm = float(np.abs(difference).max(initial=0.0)), float(np.linalg.norm(difference))
-  relative = norm / size if size else (0.0 if not norm else float('inf'))
-  passed = largest <= SENSITIVITIES * sensitivity or relative <= RELATIVE
-  note = '' if passed else f'allowed {SENSITIVITIES * sensitivity:.1e}, or {RELATIVE:.0e} relative'
-  return Row(case, output, bool(passed), shape, largest, float(relative), sensitivity, note)
 
 
 def _run_case(folder, entry, entries, cases: Mapping[str, Compute]) -> Iterator[Row]:
@@ -220,9 +109,8 @@ def _run_case(folder, entry, entries, cases: Mapping[str, Compute]) -> Iterator[
 
 
 def _read_case(folder, entry, entries) -> tuple[Case, list[tuple[str, str]]]:
-  """The case with its tensors in memory, and (tensor, fault) of all that disagree with the index."""
-  config = entry['config']
-  meanings = {name: meaning for name, meaning in entry['tensors'].items()}
+  """The case with its tensors in memory, and (tensor, fault) where they disagree with the index."""
+  meanings = dict(entry['tensors'])
   tensors = safetensors.read_file(_inside(folder, entry['file']))
   faults = [
     (name, 'missing: the index names it, the file has no such tensor' + nearest(name, tensors))
@@ -233,29 +121,20 @@ def _read_case(folder, entry, entries) -> tuple[Case, list[tuple[str, str]]]:
     (name, 'extra: in the file, not in the index') for name in tensors if name not in meanings
   ]
   arrays = {}
-  for name, tensor in tensors.items():
-    if name not in meanings:
-      continue
+  for name in [name for name in tensors if name in meanings]:
+    meaning, tensor = meanings[name], tensors[name]
     if name.partition('.')[0] not in GROUPS:
       faults.append((name, f'unknown group: names begin with {", ".join(GROUPS)}'))
-    meaning = meanings[name]
-    found, wanted = (
-      [list(tensor.shape), str(tensor.dtype)],
-      [list(meaning['shape']), meaning['dtype']],
-    )
+    found = f'{tensor.dtype}{list(tensor.shape)}'
+    wanted = f'{meaning["dtype"]}{list(meaning["shape"])}'
     if found != wanted:
-      faults.append(
-        (name, f'misshapen: found {found[1]}{found[0]}, the index says {wanted[1]}{wanted[0]}')
-      )
+      faults.append((name, f'misshapen: found {found}, the index says {wanted}'))
       continue
-    array = np.asarray(tensor)
-    if np.issubdtype(array.dtype, np.floating):
-      odd = int(np.sum(~np.isfinite(array)))
-      if odd != meaning.get('non_finite', 0):
-        faults.append(
-          (name, f'{odd} values are not finite, the index says {meaning.get("non_finite", 0)}')
-        )
-    arrays[name] = array
+    arrays[name] = np.asarray(tensor)
+    if np.issubdtype(arrays[name].dtype, np.floating):
+      odd, told = int(np.sum(~np.isfinite(arrays[name]))), meaning.get('non_finite', 0)
+      if odd != told:
+        faults.append((name, f'{odd} values are not finite, the index says {told}'))
   keys = {f'w.{key}' for key in entry.get('state_dict_keys', ())}
   faults += [
     (name, 'missing: a state_dict key without a tensor') for name in keys - meanings.keys()
@@ -265,28 +144,24 @@ def _read_case(folder, entry, entries) -> tuple[Case, list[tuple[str, str]]]:
     for name in meanings
     if name.startswith('w.') and name not in keys
   ]
-  weights_entry = entry
-  if entry.get('weights_file') not in (None, entry['file']):
-    source = config.get('weights_from')
-    if source not in entries:
-      raise GoldenError(f'weights_from {source!r}: no such case{nearest(source, entries)}')
-    weights_entry = entries[source]
-    if weights_entry['file'] != entry['weights_file']:
-      raise GoldenError(
-        f'weights_file {entry["weights_file"]!r}: case {source} is in {weights_entry["file"]!r}'
-      )
-    weights_tensors = safetensors.read_file(_inside(folder, entry['weights_file']))
-  else:
-    weights_tensors = tensors
-  weights = {
-    name.removeprefix('w.'): tensor
-    for name, tensor in weights_tensors.items()
-    if name.startswith('w.')
-  }
+  held = _other_weights(folder, entry, entries) or tensors
+  weights = {name[2:]: tensor for name, tensor in held.items() if name.startswith('w.')}
   arrays = {name: array for name, array in arrays.items() if not name.startswith('w.')}
-  return Case(
-    entry['name'], entry['kind'], config, meanings, arrays, weights, epath.Path(folder)
-  ), faults
+  case = Case(entry['name'], entry['kind'], entry['config'], meanings, arrays, weights, folder)
+  return case, faults
+
+
+def _other_weights(folder, entry, entries):
+  """The tensors of the case that `weights_from` names, or None if the case has its own."""
+  if entry.get('weights_file') in (None, entry['file']):
+    return None
+  source = entry['config'].get('weights_from')
+  if source not in entries:
+    raise GoldenError(f'weights_from {source!r}: no such case{nearest(source, entries)}')
+  held = entries[source]['file']
+  if held != entry['weights_file']:
+    raise GoldenError(f'weights_file {entry["weights_file"]!r}: case {source} is in {held!r}')
+  return safetensors.read_file(_inside(folder, held))
 
 
 def _inside(folder, file) -> epath.Path:
@@ -311,8 +186,5 @@ def _unnamed(folder, cases) -> Iterator[Row]:
 
 
 def _text(error: Exception) -> str:
-  return (
-    str(error)
-    if isinstance(error, (GoldenError, CheckpointError))
-    else f'{type(error).__name__}: {error}'
-  )
+  named = isinstance(error, GoldenError | CheckpointError)
+  return str(error) if named else f'{type(error).__name__}: {error}'

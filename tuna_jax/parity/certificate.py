@@ -1,12 +1,13 @@
 """The parity certificate: a checkpoint of ours beside what PyTorch computed with the same weights,
 stage by stage.
 
-The tensors come as a golden set (`weights.parity`) with cases of kind 'certificate'. They hold no
+The tensors come as a golden set (parity/cases.py) with cases of kind 'certificate'. They hold no
 weights; each sub of config.subs has inputs, and as many of the outputs as were saved:
 
     in.<sub>.text_tokens   int32[B, L]
-    in.<sub>.mp            int32[B, n, 2], (offset, length) of each span; (-1, -1) where there is none
-    in.<sub>.images        float32[m, 3, F, H, W] in [-1, 1], m = B n; or in.<sub>.latents, and no VAE; or none of them
+    in.<sub>.mp            int32[B, n, 2], (offset, length) of each span; (-1, -1) where none is
+    in.<sub>.images        float32[m, 3, F, H, W] in [-1, 1], m = B n; or in.<sub>.latents, and no
+                           VAE is needed; or neither, for text alone
     in.<sub>.noise, .t     float32[m, C, T, h, w] and float32[K, m]: x_t = t latent + (1 - t) noise
 
     out.<sub>.latent       [m, C, T, h, w], the normalised posterior mean
@@ -38,10 +39,10 @@ from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.models.tuna import Connector, Tuna
 from tuna_jax.models.vae import WanVae, normalize
 from tuna_jax.parity import cases, official
-from tuna_jax.parity import sizes as sizes
-from tuna_jax.parity.cases import Case, Row
+from tuna_jax.parity.case import RELATIVE, SENSITIVITIES, Case, GoldenError, Outputs, Row, report
 from tuna_jax.parity.models import to_grids, token_rows
-from tuna_jax.parity.parts import Outputs, arguments_of, decoder_layers
+from tuna_jax.parity.towers import arguments_of, decoder_layers
+from tuna_jax.tools.xla_cpu import quick_jit
 from tuna_jax.weights import store
 from tuna_jax.weights.tensors import CheckpointError
 
@@ -63,7 +64,7 @@ STAGES = {
 def check(folder):
   """Raises GoldenError unless the folder is a golden set with a certificate case."""
   if not any(case.get('kind') == KIND for case in cases.read_index(folder)):
-    raise cases.GoldenError(f'{folder}: no case is of kind {KIND}')
+    raise GoldenError(f'{folder}: no case is of kind {KIND}')
 
 
 def certify(stored: store.Stored, folder) -> list[Row]:
@@ -87,13 +88,13 @@ def certify(stored: store.Stored, folder) -> list[Row]:
 def certificate(config, params, vae_config, vae_params, case: Case) -> Outputs:
   """Every stage of every sub, from its inputs to the velocities."""
 
-  @sizes.quick_jit
+  @quick_jit
   def encode(params, video):
     return normalize(
       vae_config, WanVae(vae_config).apply({'params': params}, video, method='encode').mean
     )
 
-  @sizes.quick_jit
+  @quick_jit
   def read(params, batch, x):
     time = jnp.ones(batch.grid.shape[:2])
     with arguments_of('connector', 'decoder') as calls:
@@ -112,7 +113,7 @@ def certificate(config, params, vae_config, vae_params, case: Case) -> Outputs:
       }
     return seen
 
-  @sizes.quick_jit
+  @quick_jit
   def draw(params, batch, x, t):
     return Tuna(config).apply({'params': params}, batch, x, t).velocity
 
@@ -200,7 +201,7 @@ def write(folder, rows: Sequence[Row], about: dict) -> str:
   about: what was compared, by what.
   """
   text = '\n'.join(_markdown(rows, about)) + '\n'
-  files.write_json(folder / 'certificate.json', {**about, **cases.report(rows)})
+  files.write_json(folder / 'certificate.json', {**about, **report(rows)})
   files.write_text(folder / 'certificate.md', text)
   return text
 
@@ -209,24 +210,22 @@ def _markdown(rows: Sequence[Row], about: dict) -> Iterator[str]:
   failed = [row for row in rows if not row.passed]
   yield f'# Parity certificate: {"FAIL" if failed else "PASS"}\n'
   yield from (f'* {name}: {value}' for name, value in about.items())
-  yield (
-    f'* bar: within {cases.SENSITIVITIES:.0f} x the sensitivity everywhere, or {cases.RELATIVE:.0e} in relative '
-    f'L2; KL {KL:.0e} nats\n'
-  )
+  bar = f'within {SENSITIVITIES:.0f} x the sensitivity everywhere, or {RELATIVE:.0e} in relative L2'
+  yield f'* bar: {bar}; KL {KL:.0e} nats\n'
   yield '| stage | verdict | rows | largest error | largest relative L2 |\n|---|---|---|---|---|'
   for name in dict.fromkeys(STAGES.values()):
     own = [row for row in rows if stage(row) == name]
-    errors, relatives = (
-      [getattr(row, field) for row in own if getattr(row, field) is not None]
-      for field in ('max_abs', 'relative')
-    )
+    error = max((row.max_abs for row in own if row.max_abs is not None), default=None)
+    relative = max((row.relative for row in own if row.relative is not None), default=None)
     verdict = 'not given' if not own else 'pass' if all(row.passed for row in own) else 'FAIL'
-    yield f'| {name} | {verdict} | {len(own)} | {_number(max(errors, default=None))} | {_number(max(relatives, default=None))} |'
-  yield '\n| output | shape | max abs | relative L2 | sensitivity | verdict |\n|---|---|---|---|---|---|'
+    yield f'| {name} | {verdict} | {len(own)} | {_number(error)} | {_number(relative)} |'
+  yield '\n| output | shape | max abs | relative L2 | sensitivity | verdict |'
+  yield '|---|---|---|---|---|---|'
   for row in rows:
     shape = '' if row.shape is None else 'x'.join(map(str, row.shape))
     numbers = ' | '.join(_number(n) for n in (row.max_abs, row.relative, row.sensitivity))
-    yield f'| {row.case} {row.output} | {shape} | {numbers} | {"pass" if row.passed else "FAIL"} {row.note} |'
+    verdict = 'pass' if row.passed else 'FAIL'
+    yield f'| {row.case} {row.output} | {shape} | {numbers} | {verdict} {row.note} |'
 
 
 def _number(value) -> str:

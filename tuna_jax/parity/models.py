@@ -1,7 +1,8 @@
 """Golden cases of the whole model: weights, forward and gradients, the training wrapper, flow
 matching.
 
-Axes:  B rows   L positions   V latent cells   n images a row   C latent channels   D width   K grid points
+Axes:  B rows   L positions   V latent cells   n images per row   C latent channels   D width
+       K grid points
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from tuna_jax import flow, losses
 from tuna_jax.batch import to_cells, to_tokens
 from tuna_jax.models.tuna import TimeEmbed, Tuna
 from tuna_jax.models.vae import WanVae, posterior_sample
-from tuna_jax.parity import official
-from tuna_jax.parity import sizes as sizes
-from tuna_jax.parity.cases import Case, Row
-from tuna_jax.parity.parts import Outputs, arguments_of, common_shape, flow_layers
+from tuna_jax.parity import official, sizes
+from tuna_jax.parity.case import Case, Outputs, Row
+from tuna_jax.parity.towers import arguments_of, common_shape, flow_layers
 from tuna_jax.sample import image as drawing
+from tuna_jax.tools.xla_cpu import quick_jit
 from tuna_jax.train import step as train_step_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.weights import designs, tables
@@ -82,8 +83,8 @@ def forward(config, params, batch, x, t) -> dict:
 def with_absent(config, params, t):
   """Parameters whose words past the vocabulary are the time tokens of t [B, M], one after another.
 
-  The official Show-o2 puts the time token of an absent span, (0, 0), at position 0 as if it were text
-  (F5): there `tokens` holds the word of its image.
+  The official Show-o2 puts the time token of an absent span, (0, 0), at position 0 as if it were
+  text (F5): there `tokens` holds the word of its image.
   """
   time = TimeEmbed(config).apply({'params': params['time_embed']}, t.reshape(-1))
   token = params['time_token']
@@ -128,7 +129,7 @@ def full_forward(case: Case) -> Outputs:
       total += coefficients[0] * error.mean()
     return total, {**seen, **official_means(ntp, error, options)}
 
-  train = sizes.quick_jit(jax.grad(loss, has_aux=True))
+  train = quick_jit(jax.grad(loss, has_aux=True))
   subs = case.config['subs']
   layouts = {}
   for sub, s in subs.items():
@@ -217,7 +218,7 @@ def _gradients(case: Case, sub: str, gradients, vocab: int) -> Outputs:
 
 
 def token_rows(config, x, rows: int):
-  """Official cells [(b n), c, t, h, w], t left out for stills -> rows of `Batch.latents` [b, V, C]."""
+  """Official cells [(b n), c, t, h, w], stills without t -> rows of `Batch.latents` [b, V, C]."""
   x = x[:, :, None] if x.ndim == 4 else x
   x = to_tokens(rearrange(x, 'm c t h w -> m t h w c'), config.patch, config.layout)
   return x.reshape(rows, -1, config.token_dim)
@@ -233,7 +234,7 @@ def to_grids(config, x, images: int, grid):
 
 
 def encode(config, vae_params, images, noise):
-  """Pixels [m, F, H, W, 3] and posterior noise [m, C, T, h, w] -> official latents [m, C, T, h, w]."""
+  """Pixels [m, F, H, W, 3] and posterior noise [m, C, T, h, w] -> official latents like it."""
   moments = WanVae(config.vae).apply({'params': vae_params}, images, method='encode')
   noise = rearrange(noise, 'm c t h w -> m t h w c')
   return rearrange(
@@ -256,9 +257,9 @@ def train_step(case: Case) -> Outputs:
     ntp_coeff=options['ntp_coeff'],
     flow_coeff=options['flow_coeff'],
   )
-  encoder = sizes.quick_jit(functools.partial(encode, config))
+  encoder = quick_jit(functools.partial(encode, config))
 
-  @sizes.quick_jit
+  @quick_jit
   def run(params, batch, noise, t):
     sums = train_step_lib.loss_sums(params, batch, noise, t, config=training)
     x_t = batch.latents
@@ -328,42 +329,4 @@ def _clips(images, sub):
   return rearrange(images, 'b c f h w -> b f h w c')
 
 
-# ---- flow matching
-
-
-def transport(case: Case) -> Outputs:
-  """j: times, path, grids, Euler."""
-  u, r, x0, x1, t = (jnp.asarray(case.given(name)) for name in ('u', 'r', 'x0', 'x1', 't'))
-  lognormal = jax.nn.sigmoid(u)
-  shift = functools.partial(flow.time_shift, shift=flow.TRAIN_SHIFT)
-  x_t, velocity = flow.interpolate(x1, x0, t)
-  out = {
-    'out.mu': np.float32(np.log(flow.TRAIN_SHIFT)),
-    'out.xt': x_t,
-    'out.ut': velocity,
-    'out.t_lognorm': lognormal,
-    'out.t_lognorm_shift': shift(lognormal),
-    'out.t_uniform': r,
-    'out.t_uniform_shift': shift(r),
-    'out.t_maxt0_1': shift(jnp.ones_like(u)),
-  }
-  for points in case.config['steps']:
-    for factor in case.config['shifts']:
-      out[f'out.grid.n{points}.s{"none" if factor is None else factor}'] = flow.times(
-        points, factor or 1.0
-      )
-  for points, level in case.config['noise_levels']:
-    out[f'out.grid_noise.n{points}.nl{level}'] = flow.times(points)[int((1 - level) * points) :]
-  x, grid = jnp.asarray(case.given('x_toy')), flow.times(len(case.tensors['out.euler_toy']))
-  states = [x] + [
-    flow.solve(lambda x, t: -0.5 * x + t, x, grid[: k + 1]) for k in range(1, len(grid))
-  ]
-  return {**out, 'out.euler_toy': jnp.stack(states)}
-
-
-CASES = {
-  'full_weights': full_weights,
-  'full_forward': full_forward,
-  'train_step': train_step,
-  'transport': transport,
-}
+CASES = {'full_weights': full_weights, 'full_forward': full_forward, 'train_step': train_step}

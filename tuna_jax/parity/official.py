@@ -4,16 +4,18 @@
 Nothing is trained with these: `tasks.py` and `segments.py` are the clean ones. Parity needs them,
 and so does whoever reads official batches. They differ from ours in that
 
-    B2   image and edit data reserve N positions for N latent cells: the time token takes one, the last cell is cut
-    B6   understanding data puts the picture before the conversation and learns system and user turns too
+    B2   image and edit data reserve N positions for N latent cells: the time token takes one, and
+         the last cell is cut
+    B6   understanding data puts the picture before the conversation and learns system and user
+         turns too
     B7   text alone carries a span without a picture
     B14  clips of another length than 4k + 1 lose their tail
     B15  pictures of another aspect ratio get black bars
     B16  the bucket is the nearest by linear aspect ratio
 
-Axes:  L positions   n images a row   B rows   V latent cells of a row   M image slots of a row
-A span is given by its number of positions, the time token included. Labels are -100 where nothing is learned and stand
-at the token itself, not before it. numpy only.
+Axes:  L positions   n images per row   B rows   V latent cells of a row   M image slots of a row
+A span is given by its number of positions, the time token included. Labels are -100 where nothing
+is learned and stand at the token itself, not before it. numpy only.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tuna_jax.data import segments, tasks
 from tuna_jax.data.segments import Text
 
 IGNORED = -100
-STRIDE = 16  # pixels a latent cell
+STRIDE = 16  # pixels per latent cell
 
 
 class Laid(NamedTuple):
@@ -150,7 +152,7 @@ def image_item(
   multi_resolution: bool = False,
   resolution_buckets=(),
 ):
-  """An item of the image streams: data_type 't2i', 'mmu' or 'mmu_text'. pictures: uint8 [h, w, 3]."""
+  """An item of an image stream: data_type 't2i', 'mmu' or 'mmu_text'. pictures: uint8 [h, w, 3]."""
   size = _size(image_size)
   if multi_resolution:
     height, width = pictures[0].shape[:2]

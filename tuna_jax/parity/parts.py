@@ -1,38 +1,34 @@
-"""What each kind of golden case computes with our modules: {'out.<sub>.<x>': array}, and 'dbg.'
-where it costs nothing.
+"""Golden cases of the VAE, the vision tower, the connector, rotary tables and masks. Each function
+gives {'out.<sub>.<x>': array}, plus 'dbg.' intermediates that are computed anyway.
 
-Axes:  B rows   L positions   V latent cells   M image slots   n images a row   C latent channels   D width
+Axes:  B rows   L positions   V latent cells   M image slots   n images per row   D width
 All subs of a case are laid into one Batch shape, so each case compiles once, as training does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
 from tuna_jax import batch as batches
+from tuna_jax import flow
 from tuna_jax.models import rope
 from tuna_jax.models.attention import visible
-from tuna_jax.models.decoder import Decoder, DecoderBlock
-from tuna_jax.models.flow_head import FinalLayer, FlowBlock
-from tuna_jax.models.layers import Mlp, Span
-from tuna_jax.models.tuna import Connector, TimeEmbed, sinusoid
+from tuna_jax.models.tuna import Connector, TimeEmbed, flow_inputs, sinusoid
 from tuna_jax.models.vae import WanVae, normalize, posterior_sample
 from tuna_jax.models.vision import Vision, patches, position_weights
-from tuna_jax.parity import official
-from tuna_jax.parity import sizes as sizes
-from tuna_jax.parity.cases import Case
+from tuna_jax.parity import official, sizes
+from tuna_jax.parity.case import Case, Outputs
+from tuna_jax.tools.xla_cpu import quick_jit
 
 BLOCKED = -(2.0**63)  # the additive mask of the official sdpa path
-Outputs = Mapping[str, object]
 
 
 # ---- the VAE
@@ -79,7 +75,7 @@ def vae_decode(case: Case) -> Outputs:
 
 def _seen_through(config, method: str):
   """(params, x) -> (what the VAE's method gives, what every module in it gave)."""
-  return sizes.quick_jit(
+  return quick_jit(
     lambda params, x: WanVae(config).apply(
       {'params': params}, x, method=method, capture_intermediates=True
     )
@@ -164,7 +160,7 @@ def tower(case: Case, config, params, clips: Mapping) -> Outputs:
   laid = {sub: pictures(config, x) for sub, x in clips.items()}
   shape = np.max([batch.image.shape for batch, _ in laid.values()], axis=0)
 
-  @sizes.quick_jit
+  @quick_jit
   def run(params, tokens, batch):
     where = (batch.coords, batch.image, batch.grid)
     if config.patch > 1:
@@ -203,7 +199,7 @@ def tower(case: Case, config, params, clips: Mapping) -> Outputs:
 
 
 def pictures(config, x) -> tuple[batches.Batch, np.ndarray]:
-  """(coords, image and grid, tokens) of one picture or clip a row: x [B, c, h, w] or [B, c, T, h, w]."""
+  """(coords, image and grid, tokens) of one picture or clip per row: x [B, c(, T), h, w]."""
   x = x[:, :, None] if x.ndim == 4 else x
   tokens = batches.to_tokens(np.moveaxis(x, 1, -1), config.patch, config.layout)
   rows, *grid, size = tokens.shape
@@ -213,36 +209,10 @@ def pictures(config, x) -> tuple[batches.Batch, np.ndarray]:
   return batch, tokens.reshape(rows, -1, size)
 
 
-@contextlib.contextmanager
-def arguments_of(*names: str):
-  """A list that fills with the arguments of every call of the modules of these names, in order."""
-  calls = []
-
-  def keep(call, args, kwargs, context):
-    if context.module.name in names and context.method_name == '__call__':
-      calls.append(args)
-    return call(*args, **kwargs)
-
-  with nn.intercept_methods(keep):
-    yield calls
-
-
 def connector_time(case: Case) -> Outputs:
   """d: connector and time embedding."""
-  width, frequencies = case.config['hidden_size'], case.weights['time_embed.mlp.0.weight'].shape[1]
-  vision = sizes.VisionConfig(
-    num_layers=1,
-    dim=case.config['clip_latent_dim'],
-    num_heads=1,
-    num_kv_heads=1,
-    head_dim=case.config['clip_latent_dim'],
-    mlp_dim=8,
-    grid=2,
-  )
-  flow_head = sizes.FlowHeadConfig(
-    num_layers=1, dim=width, num_heads=1, num_kv_heads=1, head_dim=16, mlp_dim=8
-  )
-  config = sizes.tuna(vision=vision, flow_head=flow_head, time_frequencies=frequencies)
+  frequencies = case.weights['time_embed.mlp.0.weight'].shape[1]
+  config = sizes.connector(case.config, frequencies)
   params = sizes.load_tuna(config, case.weights, 'connector', 'time_embed')
   features = {
     name.removeprefix('in.feat'): x
@@ -250,7 +220,7 @@ def connector_time(case: Case) -> Outputs:
     if name.startswith('in.feat')
   }
 
-  @sizes.quick_jit
+  @quick_jit
   def run(params, t, features):
     project = {
       name: Connector(config).apply({'params': params['connector']}, x)
@@ -270,7 +240,7 @@ def connector_time(case: Case) -> Outputs:
 
 def rotary(case: Case) -> Outputs:
   """e: every table, and queries and keys of mixed sequences."""
-  return sizes.quick_jit(lambda tensors: _rotary(case, tensors))(
+  return quick_jit(lambda tensors: _rotary(case, tensors))(
     {name: x for name, x in case.tensors.items() if name.endswith(('.q', '.k'))}
   )
 
@@ -300,25 +270,16 @@ def _rotary(case: Case, tensors) -> Outputs:
       tuple(s['thw']),
       1,
     )
-    table = flow_rotary(batch, s['d'])
+    table, _ = flow_inputs(sizes.flow_head_only(s['d']), batch)
     for name in ('q', 'k'):
       x = rearrange(tensors[f'in.{sub}.{name}'], 'b h l d -> b l h d')
       out[f'out.{sub}.{name}'] = rearrange(rope.rotate(x, table), 'b l h d -> b h l d')
   return out
 
 
-def flow_rotary(batch, head_dim: int) -> rope.Rotary:
-  """The flow head's tables for a Batch."""
-  images = batch.grid.shape[1]
-  is_text, is_visual = batch.slot < 0, batch.slot >= images
-  cell = np.maximum(batch.slot - images, 0)
-  coords = np.take_along_axis(batch.coords, cell[..., None], axis=1)
-  return rope.flow_rotary(batch.position, coords, is_text, is_visual, head_dim)
-
-
 def masks(case: Case) -> Outputs:
   """f: who sees whom."""
-  return sizes.quick_jit(lambda: _masks(case))()
+  return quick_jit(lambda: _masks(case))()
 
 
 def _masks(case: Case) -> Outputs:
@@ -332,163 +293,41 @@ def _masks(case: Case) -> Outputs:
   return out
 
 
-# ---- the decoder and the flow head, layer by layer
+# ---- flow matching
 
 
-def qwen2(case: Case) -> Outputs:
-  """g: hidden states of every layer and logits, under the omni mask and causal."""
-  config = sizes.tuna(decoder=sizes.decoder_config(case.config['llm'], case.config['vocab']))
-  params = sizes.load_tuna(config, case.weights, 'decoder')['decoder']
-  embeds, small, positions = case.given('embeds'), case.given('embeds_small'), case.given('mp')
-  rows, own = embeds.shape[:2]
-  length = max(own, small.shape[1])
-  omni = official.to_batch(np.zeros((rows, length), np.int32), positions, None, 1)
-  causal = np.broadcast_to(np.arange(length, dtype=np.int32), (rows + len(small), length))
-  # Nothing sees what is padded behind it.
-  x = np.concatenate(
-    [np.pad(e, [(0, 0), (0, length - e.shape[1]), (0, 0)]) for e in (embeds, embeds, small)]
-  )
-  kv_limit = np.concatenate([omni.kv_limit, causal])
-
-  @sizes.quick_jit
-  def run(params, x, kv_limit):
-    d, one = config.decoder, jnp.ones_like(kv_limit)
-    position = jnp.broadcast_to(jnp.arange(x.shape[1]), kv_limit.shape)
-    span = Span(rope.decoder_rotary(position, d.head_dim, d.rope_theta), kv_limit, one, one)
-    last, _ = Decoder(config).apply({'params': params}, x, span)
-    logits = Decoder(config).apply({'params': params}, last, method='logits')[..., : d.vocab_size]
-    return (*decoder_layers(config, params, x, span)[:-1], last), logits
-
-  hidden, logits = run(params, x, kv_limit)
-  out = {f'out.hidden{i}': h[:rows, :own] for i, h in enumerate(hidden)}
-  return {
-    **out,
-    'out.logits': logits[:rows, :own],
-    'out.logits_causal': logits[rows : 2 * rows, :own],
-    'out.hidden_causal': hidden[-1][rows : 2 * rows, :own],
-    'out.logits_small_causal': logits[2 * rows :, : small.shape[1]],
+def transport(case: Case) -> Outputs:
+  """j: times, path, grids, Euler."""
+  u, r, x0, x1, t = (jnp.asarray(case.given(name)) for name in ('u', 'r', 'x0', 'x1', 't'))
+  lognormal = jax.nn.sigmoid(u)
+  shift = functools.partial(flow.time_shift, shift=flow.TRAIN_SHIFT)
+  x_t, velocity = flow.interpolate(x1, x0, t)
+  out = {
+    'out.mu': np.float32(np.log(flow.TRAIN_SHIFT)),
+    'out.xt': x_t,
+    'out.ut': velocity,
+    'out.t_lognorm': lognormal,
+    'out.t_lognorm_shift': shift(lognormal),
+    'out.t_uniform': r,
+    'out.t_uniform_shift': shift(r),
+    'out.t_maxt0_1': shift(jnp.ones_like(u)),
   }
-
-
-def decoder_layers(config, params, x, span: Span) -> list:
-  """The residual stream before the first layer and after each, before the final norm."""
-
-  def step(x, layer):
-    x, _ = DecoderBlock(config).apply({'params': layer}, x, span)
-    return x, x
-
-  return [x, *jax.lax.scan(step, x, params['layers'])[1]]
-
-
-def flow_head(case: Case) -> Outputs:
-  """h: adaLN, attention, blocks and the final layer at every token."""
-  c = case.config
-  config = sizes.tuna(
-    flow_head=sizes.flow_head_config(c, c['num_layers'], c['intermediate_size']),
-    vae=sizes.VaeConfig(latent_channels=c['image_latent_dim'], latent_mean=(), latent_std=()),
-  )
-  params = sizes.load_tuna(config, case.weights, 'flow_head')['flow_head']
-  grids = {sub: s['thw'] and tuple(s['thw']) for sub, s in c['subs'].items()}
-  return flow_head_subs(case, config, params, grids)
-
-
-def flow_head_subs(case: Case, config, params, grids: Mapping) -> dict:
-  """Every sub through the head's layers; {sub: (frames, rows, columns), or None for no picture}.
-
-  Where the rotary tells nothing of the grid, that of the first span's length will do.
-  """
-  subs = {}
-  for sub, grid in grids.items():
-    positions = case.given(sub, 'mp')
-    if config.flow_head.rotary == 'index':
-      grid = (1, 1, max(int(positions[..., 1].max()) - 1, 1))
-    subs[sub] = positions, grid
-  shape = common_shape(
-    {sub: (*layout, case.given(sub, 'hidden').shape[1]) for sub, layout in subs.items()}
-  )
-  run = sizes.quick_jit(lambda *args: flow_layers(config, *args))
-  direct = sizes.quick_jit(lambda *args: final_layer(config, *args))
-  out = {}
-  for sub, (positions, grid) in subs.items():
-    hidden = case.given(sub, 'hidden')
-    rows, length = hidden.shape[:2]
-    batch = official.to_batch(np.zeros((rows, length), np.int32), positions, grid, 1, shape)
-    x = np.zeros((*shape[:2], hidden.shape[2]), np.float32)
-    x[:rows, :length] = hidden
-    time = np.zeros((shape[0], shape[3], hidden.shape[2]), np.float32)
-    time[:rows, : positions.shape[1]] = case.given(sub, 'temb').reshape(rows, -1, hidden.shape[2])
-    args = flow_arguments(config, batch, time, rotate=grid is not None)
-    seen = dict(run(params, x, *args))
-    mod0 = seen.pop('mod0')[:rows, : positions.shape[1]]
-    out.update({f'out.{sub}.{name}': value[:rows, :length] for name, value in seen.items()})
-    out[f'out.{sub}.mod0'] = mod0.reshape(-1, mod0.shape[-1])
-    if case.wants(sub, 'final_direct'):
-      out[f'out.{sub}.final_direct'] = direct(params['final'], x, *args[1:])[:rows, :length]
-  return out
-
-
-def common_shape(subs) -> tuple[int, int, int, int]:
-  """(B, L, V, M) that holds every {sub: (positions, grid, length)}."""
-  each = [
-    (len(positions), length, positions.shape[1] * int(np.prod(grid or 1)), positions.shape[1])
-    for positions, grid, length in subs.values()
+  for points in case.config['steps']:
+    for factor in case.config['shifts']:
+      out[f'out.grid.n{points}.s{"none" if factor is None else factor}'] = flow.times(
+        points, factor or 1.0
+      )
+  for points, level in case.config['noise_levels']:
+    out[f'out.grid_noise.n{points}.nl{level}'] = flow.times(points)[int((1 - level) * points) :]
+  x, grid = jnp.asarray(case.given('x_toy')), flow.times(len(case.tensors['out.euler_toy']))
+  states = [x] + [
+    flow.solve(lambda x, t: -0.5 * x + t, x, grid[: k + 1]) for k in range(1, len(grid))
   ]
-  return tuple(np.max(each, axis=0).tolist())
-
-
-def flow_arguments(config, batch, time, *, rotate: bool = True):
-  """(span, time, owner, in_span) of the flow head; without `rotate`, the official head on a batch
-  without pictures.
-  """
-  images, head_dim = batch.grid.shape[1], config.flow_head.head_dim
-  if config.flow_head.rotary == 'index':
-    rotary = rope.index_rotary(batch.position, head_dim)
-  else:
-    rotary = flow_rotary(batch, head_dim) if rotate else rope.no_rotary(batch.position, head_dim)
-  cell = np.maximum(batch.slot - images, 0)
-  owner = np.where(
-    batch.slot >= images,
-    np.take_along_axis(batch.image, cell, axis=1) - 1,
-    np.maximum(batch.slot, 0),
-  )
-  return Span(rotary, batch.kv_limit, batch.segment, batch.segment), time, owner, batch.slot >= 0
-
-
-def flow_layers(config, params, hidden, span, time, owner, in_span) -> dict:
-  """{'mod0', 'attn0', 'block{i}', 'final'}: the flow head taken apart."""
-  seen, x = {}, hidden
-  if 'bridge' in params:
-    width = config.flow_head.dim
-    bridge = Mlp(width, width, config.dtype, approximate=False)
-    x = seen['bridged'] = bridge.apply({'params': params['bridge']}, hidden)
-  for i in range(config.flow_head.num_layers):
-    (x, _), inside = FlowBlock(config).apply(
-      {'params': sizes.layer(params['layers'], i)},
-      x,
-      (span, time, owner, in_span),
-      capture_intermediates=True,
-    )
-    if not i:
-      inside = inside['intermediates']
-      seen['mod0'] = inside['adaln']['__call__'][0]
-      seen['attn0'] = inside['attn']['__call__'][0][0]
-    seen[f'block{i}'] = x
-  seen['final'] = final_layer(config, params['final'], x, time, owner, in_span)
-  return seen
-
-
-def final_layer(config, params, x, time, owner, in_span):
-  """The final layer at every token; those outside spans are not modulated, which is a modulation of
-  zeros.
-  """
-  plain = {**params, 'adaln': jax.tree.map(jnp.zeros_like, params['adaln'])}
-  modulated, unmodulated = (
-    FinalLayer(config).apply({'params': p}, x, time, owner) for p in (params, plain)
-  )
-  return jnp.where(in_span[..., None], modulated, unmodulated)
+  return {**out, 'out.euler_toy': jnp.stack(states)}
 
 
 CASES = {
+  'transport': transport,
   'vae_encode': vae_encode,
   'vae_decode': vae_decode,
   'vae21_encode': vae_encode,
@@ -497,6 +336,4 @@ CASES = {
   'connector_time': connector_time,
   'rope': rotary,
   'masks': masks,
-  'qwen2': qwen2,
-  'flow_head': flow_head,
 }

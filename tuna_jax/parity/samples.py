@@ -1,15 +1,15 @@
 """Golden cases of what the model makes: pictures, clips, edits, text; and of how official data is
 laid out.
 
-Axes:  R pictures   B = 2 R rows, conditional first   n images a row   C latent channels   K grid points
+Axes:  R pictures   B = 2 R rows, conditional first   n images per row   C latent channels
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -19,47 +19,41 @@ from tuna_jax.config import UserError
 from tuna_jax.data import tasks
 from tuna_jax.data.segments import Image, Text, Video, layout
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.models.tuna import Tuna
 from tuna_jax.models.vae import WanVae
-from tuna_jax.parity import official
-from tuna_jax.parity import sizes as sizes
-from tuna_jax.parity.cases import Case, Row
+from tuna_jax.parity import official, sizes
+from tuna_jax.parity.case import Case, Outputs, Row
 from tuna_jax.parity.models import encode, forward, to_grids, token_rows
-from tuna_jax.parity.parts import Outputs
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.prompt import collate, split, strides
+from tuna_jax.tools.xla_cpu import quick_jit
 
 
-def _sampler(config, guidance, points: int, shift: float):
-  """(params, prompts, grid, noise) -> (latents of the sampler itself, x and v at every evaluation)."""
+def _sampler(config, how: drawing.Drawing):
+  """(params, prompts, grid, noise) -> (latents of the sampler, x and v at every evaluation)."""
+  guidance, times = how.guidance, flow.times(how.points, how.shift)
+
+  @quick_jit
+  def step(params, prompts, grid, x, pair):
+    field = drawing.velocity_field(
+      config, params, prompts, grid, x.shape[1], guidance.numbers, branches=guidance.branches
+    )
+    return flow.solve(field, x, pair), field(x, pair[0])
 
   def run(params, prompts, grid, noise):
-    pictures = len(noise)
-    cache = drawing.prefill(config, params, prompts, noise.shape[1] + 1)
-    target = drawing.target_batch(prompts, np.tile(grid, (guidance.branches, 1)), noise.shape[1])
-    times = flow.times(points, shift)
-
-    def evaluate(x, pair):
-      t, after = pair
-      time = jnp.full((guidance.branches * pictures, 1), t)
-      v = (
-        Tuna(config)
-        .apply({'params': params}, target, jnp.tile(x, (guidance.branches, 1, 1)), time, cache)
-        .velocity
+    x, states, velocities = noise, [], []
+    for pair in itertools.pairwise(times):
+      states.append(x)
+      x, v = step(params, prompts, grid, x, np.stack(pair))
+      velocities.append(v)
+    whole = quick_jit(
+      lambda params, prompts, noise: drawing.sample_latents(
+        config, params, prompts, grid, noise, how
       )
-      if guidance.branches > 1:
-        v = drawing.combine(jnp.split(v, guidance.branches), guidance.scale, 1.0)
-      return x + (after - t) * v, (x, v)
+    )
+    return whole(params, prompts, noise), states, velocities
 
-    steps = jax.lax.scan(evaluate, noise, (times[:-1], times[1:]))[1]
-    return drawing.sample_latents(
-      config, params, prompts, grid, noise, drawing.Drawing(guidance, points, shift)
-    ), steps
-
-  return lambda params, prompts, grid, noise: sizes.quick_jit(
-    lambda params, prompts, noise: run(params, prompts, grid, noise)
-  )(params, prompts, noise)
+  return run
 
 
 def _opened(case: Case):
@@ -67,14 +61,14 @@ def _opened(case: Case):
   to pixels.
   """
   config, params, vae_params = sizes.load_whole(case.config['model'], case.weights)
-  decode = sizes.quick_jit(
+  decode = quick_jit(
     lambda params, z: WanVae(config.vae).apply({'params': params}, z, method='decode')
   )
   return (
     config,
     params,
     open_tokenizer(case),
-    functools.partial(sizes.quick_jit(functools.partial(encode, config)), vae_params),
+    functools.partial(quick_jit(functools.partial(encode, config)), vae_params),
     lambda latents: jnp.clip(
       rearrange(
         decode(vae_params, rearrange(latents, 'b c t h w -> b t h w c')), 'b t h w c -> b c t h w'
@@ -86,8 +80,9 @@ def _opened(case: Case):
 
 
 def sampled(sub: str, config, params, tokenizer, plans, laid, noise, how) -> dict:
-  """The outputs that all samplers share. plans: conditional rows, then the others; noise [R, C, T, h, w].
+  """The outputs that all samplers share.
 
+  plans: conditional rows, then the others. noise: [R, C, T, h, w].
   how: (scale of guidance, grid points, shift).
   """
   scale, points, shift = how
@@ -98,8 +93,8 @@ def sampled(sub: str, config, params, tokenizer, plans, laid, noise, how) -> dic
   prompts = collate(
     [split(plan, tokenizer, strides(config))[0] for plan in plans], config.token_dim
   )
-  sampler = _sampler(config, guidance, points, shift)
-  latents, (states, velocities) = sampler(
+  sampler = _sampler(config, drawing.Drawing(guidance, points, shift))
+  latents, states, velocities = sampler(
     params, prompts, np.int32([grid] * len(noise)), token_rows(config, noise, len(noise))
   )
   latents = to_grids(config, latents, 1, grid)
@@ -163,7 +158,7 @@ def sample_edit(case: Case) -> Outputs:
 def mmu_generate(case: Case) -> Outputs:
   """l: greedy text about a picture, by our cached decoding and our own prompt."""
   config, params, tokenizer, encoder, _ = _opened(case)
-  embed = sizes.quick_jit(
+  embed = quick_jit(
     lambda params, batch: forward(
       config, params, batch, batch.latents, jnp.ones(batch.grid.shape[:2])
     )['input_embeds']

@@ -1,6 +1,6 @@
-"""Golden cases of Show-o2 (docs/showo2.md), in the schema of `cases`: late fusion, raster runs, one rotary.
+"""Golden cases of Show-o2 (docs/showo2.md): late fusion, raster runs, one rotary.
 
-Axes:  B rows   L positions   V visual tokens   n images a row   D width   E head width
+Axes:  B rows   L positions   V visual tokens   n images per row   D width   E head width
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tuna_jax.models import rope
 from tuna_jax.models.flow_head import QK_NORM_EPS
 from tuna_jax.models.layers import Mlp, RMSNorm
 from tuna_jax.models.tuna import Connector, TimeEmbed, Tuna, sinusoid
-from tuna_jax.parity import models, official, parts, samples, showo2_layouts, sizes
-from tuna_jax.parity.cases import Case, Row
-from tuna_jax.parity.parts import Outputs
+from tuna_jax.parity import models, official, parts, samples, showo2_layouts, sizes, towers
+from tuna_jax.parity.case import Case, Outputs, Row
 from tuna_jax.sample import showo2 as asking
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.prompt import collate, strides
+from tuna_jax.tools.xla_cpu import quick_jit
 from tuna_jax.weights import designs
 from tuna_jax.weights.convert import export
 
@@ -48,7 +48,7 @@ def semantic(case: Case) -> Outputs:
 
 
 def fusion(case: Case) -> Outputs:
-  """d2: both projections, their fusion, the time embedding and its token, the bridge into the head."""
+  """d2: both projections, their fusion, the time embedding, its token, the bridge to the head."""
   config = sizes.model_config(case.config['model'], case.weights)
   own = ('vision', 'projector', 'connector', 'time_embed', 'time_token', 'flow_head/bridge')
   params = sizes.load_tuna(config, case.weights, *own)
@@ -57,10 +57,10 @@ def fusion(case: Case) -> Outputs:
   def linear(name, x):
     return x @ params[name]['kernel'] + params[name]['bias']
 
-  @sizes.quick_jit
+  @quick_jit
   def see(params, x, batch):
     where = (batch.coords, batch.image, batch.grid)
-    with parts.arguments_of('connector') as calls:
+    with towers.arguments_of('connector') as calls:
       fused = Tuna(config).apply({'params': params}, x, *where, method='features')
     own, projected = jnp.split(calls[0][0], [config.vision.dim], axis=-1)
     return {'semantic': own, 'gen': projected, 'fused': fused}
@@ -90,7 +90,7 @@ def flow_head(case: Case) -> Outputs:
     flow_head=head, vae=sizes.VaeConfig(latent_channels=64, latent_mean=(), latent_std=())
   )
   params = sizes.load_tuna(config, case.weights, 'flow_head')['flow_head']
-  out = parts.flow_head_subs(case, config, params, {sub: None for sub in c['subs']})
+  out = towers.flow_head_subs(case, config, params, {sub: None for sub in c['subs']})
   norms = sizes.layer(params['layers'], 0)['attn']
   for name in ('q', 'k'):
     norm = RMSNorm(QK_NORM_EPS)
@@ -155,15 +155,15 @@ def greedy(case: Case) -> Outputs:
   config = sizes.model_config(case.config['model'], case.weights)
   params, tokenizer = sizes.load_tuna(config, case.weights), samples.open_tokenizer(case)
 
-  @sizes.quick_jit
+  @quick_jit
   def see(params, tokens, batch):
     where = (batch.coords, batch.image, batch.grid)
     return Tuna(config).apply({'params': params}, tokens, *where, method='features')
 
-  @sizes.quick_jit
+  @quick_jit
   def embed(params, prompts, features):
     time = jnp.ones(prompts.grid.shape[:2])
-    with parts.arguments_of('decoder') as calls:
+    with towers.arguments_of('decoder') as calls:
       Tuna(config).apply(
         {'params': params}, prompts, prompts.latents, time, flow=False, features=features
       )

@@ -15,16 +15,15 @@ from tuna_jax.data import tasks
 from tuna_jax.data.segments import Text, layout
 from tuna_jax.models.attention import visible
 from tuna_jax.parity import official, samples
-from tuna_jax.parity.cases import Case
+from tuna_jax.parity.case import Case, Outputs
 from tuna_jax.parity.official import IGNORED, Laid
-from tuna_jax.parity.parts import Outputs
 from tuna_jax.sample.showo2 import SYSTEM
 
 MIXED_MULTIPLE = 128  # what the length of a story's prompt is padded to
 
 
 def story(special, texts: Sequence[Sequence[int]], span: int, length: int, most: int) -> Laid:
-  """[bos] text [boi] span [eoi] text ... [eos] [pad]...: all of it learned, pads of pictures included."""
+  """[bos] text [boi] span [eoi] text ... [eos] [pad]...: all is learned, pads of pictures too."""
   plan = [Text((special.bos,))]
   for ids in texts:
     plan += [Text(tuple(ids)), official.span_of(span, True)]

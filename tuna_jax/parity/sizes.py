@@ -7,9 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
-
-import jax
+from collections.abc import Mapping
 
 from tuna_jax import tree
 from tuna_jax.config import (
@@ -23,8 +21,7 @@ from tuna_jax.config import (
 )
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.sizes import WAN21_VAE
-from tuna_jax.tools.xla_cpu import CPU_OPTIONS
-from tuna_jax.weights import designs, tables
+from tuna_jax.weights import designs, hf, tables
 from tuna_jax.weights.convert import convert
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
@@ -55,11 +52,6 @@ _TOWER = {
 }
 _VAE = VaeConfig()  # Wan 2.2's own sizes
 _tuna_shapes, _vae_shapes = functools.cache(tuna_shapes), functools.cache(vae_shapes)
-
-
-def quick_jit(function: Callable) -> Callable:
-  """jax.jit for what runs once: on a CPU, without the expensive half of the compiler."""
-  return jax.jit(function, compiler_options=CPU_OPTIONS if jax.default_backend() == 'cpu' else None)
 
 
 def tuna(
@@ -103,38 +95,9 @@ def vae_config(config: Mapping) -> VaeConfig:
 
 
 def vision_config(siglip: Mapping, grid: int, feature_layer: int) -> VisionConfig:
-  """A Hugging Face SigLIP config, cut at the feature layer, with a position table of side `grid`."""
+  """A Hugging Face SigLIP config up to the feature layer, with a position table of side `grid`."""
   _check(siglip, 'hidden_act', 'attention_dropout')
-  heads = siglip['num_attention_heads']
-  return VisionConfig(
-    num_layers=siglip['num_hidden_layers'] + feature_layer + 1
-    if feature_layer < 0
-    else feature_layer,
-    dim=siglip['hidden_size'],
-    num_heads=heads,
-    num_kv_heads=heads,
-    head_dim=siglip['hidden_size'] // heads,
-    mlp_dim=siglip['intermediate_size'],
-    norm_eps=siglip['layer_norm_eps'],
-    grid=grid,
-  )
-
-
-def decoder_config(llm: Mapping, vocab_size: int) -> DecoderConfig:
-  """A Hugging Face Qwen2 config."""
-  heads = llm['num_attention_heads']
-  return DecoderConfig(
-    num_layers=llm['num_hidden_layers'],
-    dim=llm['hidden_size'],
-    num_heads=heads,
-    num_kv_heads=llm['num_key_value_heads'],
-    head_dim=llm.get('head_dim') or llm['hidden_size'] // heads,
-    mlp_dim=llm['intermediate_size'],
-    norm_eps=llm['rms_norm_eps'],
-    vocab_size=vocab_size,
-    tied=llm['tie_word_embeddings'],
-    rope_theta=float(llm['rope_theta']),
-  )
+  return hf.vision_config(siglip, grid=grid, feature_layer=feature_layer)
 
 
 def showo2_config(model: Mapping, vae: VaeConfig | None = None) -> TunaConfig:
@@ -143,7 +106,7 @@ def showo2_config(model: Mapping, vae: VaeConfig | None = None) -> TunaConfig:
   layers = options['num_diffusion_layers']
   return tuna(
     vision=vision_config(siglip, math.isqrt(siglip['positions']), -2),
-    decoder=decoder_config(model['llm'], model['token_ids']['llm_vocab_size']),
+    decoder=hf.decoder_config(model['llm'], model['token_ids']['llm_vocab_size']),
     flow_head=flow_head_config(head, layers, head['intermediate_size'], rotary='index'),
     vae=vae or dataclasses.replace(WAN21_VAE, latent_mean=(), latent_std=()),
     design='late_fusion',
@@ -168,6 +131,19 @@ def flow_head_config(
   )
 
 
+def flow_head_only(head_dim: int) -> TunaConfig:
+  """A model whose flow head has heads of this size; nothing else matters."""
+  return tuna(flow_head=FlowHeadConfig(**{**_TOWER, 'head_dim': head_dim}))
+
+
+def connector(config: Mapping, time_frequencies: int) -> TunaConfig:
+  """The connector from clip_latent_dim to hidden_size, and the time embedding of that width."""
+  width, features = config['hidden_size'], config['clip_latent_dim']
+  vision = VisionConfig(**{**_TOWER, 'dim': features, 'head_dim': features}, grid=2)
+  flow_head = FlowHeadConfig(**{**_TOWER, 'dim': width})
+  return tuna(vision=vision, flow_head=flow_head, time_frequencies=time_frequencies)
+
+
 def model_config(model: Mapping, weights: Mapping[str, Lazy]) -> TunaConfig:
   """The whole model of config['model'].
 
@@ -183,7 +159,7 @@ def model_config(model: Mapping, weights: Mapping[str, Lazy]) -> TunaConfig:
     vision=vision_config(
       model['siglip'], options['siglip_image_size'], options['siglip_feature_layer']
     ),
-    decoder=decoder_config(llm, _rows(weights, 'tuna.model.embed_tokens.weight', 0)),
+    decoder=hf.decoder_config(llm, _rows(weights, 'tuna.model.embed_tokens.weight', 0)),
     flow_head=flow_head_config(
       options,
       options['flow_head_num'],
@@ -195,9 +171,7 @@ def model_config(model: Mapping, weights: Mapping[str, Lazy]) -> TunaConfig:
 
 
 def load_tuna(config: TunaConfig, weights: Mapping[str, Lazy], *parts: str):
-  """Our parameters from official names: all, or those below `parts` (as 'vision', 'flow_head/bridge').
-  CheckpointError lists faults.
-  """
+  """Our parameters from official names: all, or those below `parts` such as 'flow_head/bridge'."""
   shapes = _tuna_shapes(config)
   wanted = tree.unflatten(
     {

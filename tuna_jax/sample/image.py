@@ -70,6 +70,11 @@ class Guidance:
     return 1 if self.scale == 1 else 2
 
   @property
+  def numbers(self) -> np.ndarray:
+    """float32[5] for `velocity_field`."""
+    return np.float32([self.scale, self.image_scale or 1.0, *self.interval, self.rescale])
+
+  @property
   def limited(self) -> bool:
     """Whether some times are not guided."""
     return self.branches > 1 and self.interval != (0.0, 1.0)
@@ -129,9 +134,6 @@ def sample_latents(
   if len(prompts.tokens) != guidance.branches * len(noise):
     found, wanted = len(prompts.tokens), f'{len(noise)} pictures of {guidance.branches} branches'
     raise UserError(f'{found} prompt rows for {wanted}')
-  numbers = np.float32(
-    [guidance.scale, guidance.image_scale or 1.0, *guidance.interval, guidance.rescale]
-  )
   run = next(_runs)
   if report is not None:
     _reports[run] = functools.partial(_count, report, itertools.count(1))
@@ -142,7 +144,7 @@ def sample_latents(
       np.asarray(grid, np.int32),
       noise,
       flow.times(how.points, how.shift),
-      numbers,
+      guidance.numbers,
       np.int32(run),
       config=config,
       branches=guidance.branches,
@@ -218,6 +220,58 @@ def combine(branches: Sequence[jax.Array], scale, image_scale, rescale=None):
   return out * (rescale * ratio + 1 - rescale)
 
 
+def velocity_field(
+  config,
+  params,
+  prompts: Batch,
+  grid,
+  cells: int,
+  numbers,
+  *,
+  branches,
+  limited=False,
+  rescaled=False,
+):
+  """velocity(x [R, N, C], t) of the pictures behind `prompts`, which are read once, here.
+
+  grid: int[R, 3]. cells: N. numbers, branches, limited: of `Guidance`. rescaled: its rescale is
+  above 0.
+  """
+  scale, image_scale, low, high, rescale = numbers
+  pictures = len(grid)
+  model = Tuna(config)
+  cache = prefill(config, params, prompts, cells + 1)
+  target = target_batch(prompts, jnp.tile(grid, (branches, 1)), cells)
+
+  def evaluate(x, t, branches):
+    rows = branches * pictures
+    here = jax.tree.map(lambda a: a[:rows], target)
+    kept = cache._replace(
+      decoder=jax.tree.map(lambda a: a[:, :rows], cache.decoder),
+      flow=jax.tree.map(lambda a: a[:, :rows], cache.flow),
+      segment=cache.segment[:rows],
+    )
+    time = jnp.full((rows, 1), t, jnp.float32)
+    return model.apply({'params': params}, here, x, time, kept).velocity
+
+  def guided(x, t):
+    return combine(
+      jnp.split(evaluate(x, t, branches), branches),
+      scale,
+      image_scale,
+      rescale if rescaled else None,
+    )
+
+  def velocity(x, t):
+    if branches == 1:
+      return evaluate(x, t, 1)
+    if not limited:
+      return guided(x, t)
+    return jax.lax.cond((t >= low) & (t <= high), guided, lambda x, t: evaluate(x, t, 1), x, t)
+
+  return velocity
+
+
 # The compiled program is the same for all runs, so it names its run to the callback.
 _runs = itertools.count()
 _reports: dict[int, Callable[[], None]] = {}
@@ -251,38 +305,21 @@ def _sample(
   solver,
   reported,
 ):
-  scale, image_scale, low, high, rescale = numbers
-  pictures, cells, _ = noise.shape
-  model = Tuna(config)
-  cache = prefill(config, params, prompts, cells + 1)
-  target = target_batch(prompts, jnp.tile(grid, (branches, 1)), cells)
-
-  def evaluate(x, t, branches):
-    rows = branches * pictures
-    here = jax.tree.map(lambda a: a[:rows], target)
-    kept = cache._replace(
-      decoder=jax.tree.map(lambda a: a[:, :rows], cache.decoder),
-      flow=jax.tree.map(lambda a: a[:, :rows], cache.flow),
-      segment=cache.segment[:rows],
-    )
-    time = jnp.full((rows, 1), t, jnp.float32)
-    return model.apply({'params': params}, here, x, time, kept).velocity
-
-  def guided(x, t):
-    return combine(
-      jnp.split(evaluate(x, t, branches), branches),
-      scale,
-      image_scale,
-      rescale if rescaled else None,
-    )
+  field = velocity_field(
+    config,
+    params,
+    prompts,
+    grid,
+    noise.shape[1],
+    numbers,
+    branches=branches,
+    limited=limited,
+    rescaled=rescaled,
+  )
 
   def velocity(x, t):
     if reported:
       jax.debug.callback(_tell, run, t)
-    if branches == 1:
-      return evaluate(x, t, 1)
-    if not limited:
-      return guided(x, t)
-    return jax.lax.cond((t >= low) & (t <= high), guided, lambda x, t: evaluate(x, t, 1), x, t)
+    return field(x, t)
 
   return flow.solve(velocity, noise, times, solver)

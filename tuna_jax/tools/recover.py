@@ -22,6 +22,28 @@ SHARE = 0.5  # of a layer's matrices
 STACKED = re.compile(r'(.+?)/layers/(.+)')
 
 
+STAGE = '''"""Recovery: trains the towers whose layers look re-initialised before the whole model.
+
+{listed}
+
+Written by `tuna-jax convert import --recover`; recover.json has the evidence. Layers are stacked,
+so all layers of such a tower train; every other leaf has neither gradient nor optimizer state.
+Continue with configs/stage2.py.
+"""
+
+from tuna_jax.configs import stage2
+
+
+def get_config(size: str = 'tiny'):
+  """size: tiny, 2b or 7b."""
+  config = stage2.get_config(size)
+  config.stage = 'recover'
+  config.init_from = {weights!r}
+  config.optimizer.groups = {groups!r}
+  return config
+'''
+
+
 def reinitialised(leaves: Mapping[str, Lazy]) -> dict[str, dict[str, str]]:
   """{tower: {layer number: evidence}} for the layers that look re-initialised. Reads every stacked
   leaf once.
@@ -49,7 +71,8 @@ def reinitialised(leaves: Mapping[str, Lazy]) -> dict[str, dict[str, str]]:
       for layer in np.flatnonzero(outside.mean(0) >= SHARE):
         names = [name for name, out in zip(matrices, outside[:, layer]) if out]
         reasons.setdefault(int(layer), []).append(
-          f'{len(names)} of {len(matrices)} matrices spread unlike those of other layers: {", ".join(names)}'
+          f'{len(names)} of {len(matrices)} matrices spread unlike those of other layers: '
+          + ', '.join(names)
         )
     if reasons:
       result[tower] = {str(layer): '; '.join(why) for layer, why in sorted(reasons.items())}
@@ -113,26 +136,4 @@ def stage(found: Mapping[str, Mapping[str, str]], weights) -> str:
   listed = [f'  {tower}: layers {", ".join(found[tower])}' for tower in sorted(found)] or [
     '  none was found'
   ]
-  return '\n'.join(
-    [
-      '"""Recovery: trains the towers whose layers look re-initialised before the whole model trains again.',
-      '',
-      *listed,
-      '',
-      'Written by `tuna-jax convert import --recover`; recover.json has the evidence. Layers are stacked, so all layers of',
-      'such a tower train; every other leaf has neither gradient nor optimizer state. Continue with configs/stage2.py.',
-      '"""',
-      '',
-      'from tuna_jax.configs import stage2',
-      '',
-      '',
-      "def get_config(size: str = 'tiny'):",
-      '  """size: tiny, 2b or 7b."""',
-      '  config = stage2.get_config(size)',
-      "  config.stage = 'recover'",
-      f'  config.init_from = {str(weights)!r}',
-      f'  config.optimizer.groups = {groups!r}',
-      '  return config',
-      '',
-    ]
-  )
+  return STAGE.format(listed='\n'.join(listed), weights=str(weights), groups=groups)

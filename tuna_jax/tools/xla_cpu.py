@@ -4,8 +4,16 @@ Imports no jax: tests set flags before jax is imported.
 """
 
 import importlib.metadata
+from collections.abc import Callable
 
 # Most of the time of such programs is compilation; without the expensive passes it takes a seventh.
 CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   CPU_OPTIONS['xla_cpu_use_fusion_emitters'] = False  # later versions abort on this option
+
+
+def quick_jit(function: Callable) -> Callable:
+  """jax.jit for what runs once: on a CPU, without the expensive half of the compiler."""
+  import jax
+
+  return jax.jit(function, compiler_options=CPU_OPTIONS if jax.default_backend() == 'cpu' else None)

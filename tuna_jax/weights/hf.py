@@ -11,7 +11,7 @@ from tuna_jax.weights.tensors import CheckpointError, raise_faults
 _TOWER = """num_layers:num_hidden_layers dim:hidden_size num_heads:num_attention_heads
   mlp_dim:intermediate_size"""
 _QWEN2 = f"""{_TOWER} num_kv_heads:num_key_value_heads norm_eps:rms_norm_eps
-  tied:tie_word_embeddings rope_theta:rope_theta vocab_size:vocab_size"""
+  tied:tie_word_embeddings rope_theta:rope_theta"""
 _SIGLIP = f'{_TOWER} norm_eps:layer_norm_eps'
 _WAN = """encoder_dim:base_dim decoder_dim:decoder_base_dim latent_channels:z_dim dim_mult:dim_mult
   encoder_blocks:num_res_blocks temporal_down:temperal_downsample latent_mean:latents_mean
@@ -48,7 +48,7 @@ def check_sizes(folder, config: DecoderConfig | VisionConfig):
   if isinstance(config, VisionConfig):
     table, found, free = _SIGLIP, found.get('vision_config', found), ('num_layers',)
   else:
-    table, free = _QWEN2, ('vocab_size',)
+    table, free = _QWEN2, ()
   faults = [
     f'{theirs} is {found[theirs]}; the model (--size or --model) has {getattr(config, ours)}'
     for ours, theirs in _pairs(table)
@@ -64,6 +64,7 @@ def qwen2_json(config: DecoderConfig) -> dict:
     'model_type': 'qwen2',
     'hidden_act': 'silu',
     **_write(_QWEN2, config),
+    'vocab_size': config.vocab_size,
     'max_position_embeddings': 32768,
     'attention_dropout': 0.0,
     'use_sliding_window': False,
