@@ -207,6 +207,12 @@ REBUILD = b'ctorch._utils\n_rebuild_tensor_v2\n('
     (b'ctorch\nfloat32\n)R.', 'a call of torch.float32'),
     (b'ctorch\nSize\n}V__code__\nK\x01sbN.', 'no state dict'),
     (REBUILD + b'K\x01K\x01K\x01K\x01tR.', 'damaged'),
+    (
+      b'(' + b'K\x01' * 500_000 + b'tq\x00' + b'ctorch\nSize\nh\x00\x85R0' * 1000,
+      'refused: .* calls',
+    ),
+    (b'(' + b'K\x01' * 500_000 + b'tq\x00' + b'ctorch\nSize\nh\x00R', '500000 arguments'),
+    (b'(' + b'K\x01' * 500_000 + b'tQ.', 'unknown kind of reference'),
     (b'(((((t.', 'no state dict'),
     (b'N0.', 'damaged'),
   ],

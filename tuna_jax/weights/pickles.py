@@ -18,6 +18,8 @@ import numpy as np
 from tuna_jax.weights.tensors import CheckpointError
 
 RANK_LIMIT = 32
+ARGUMENTS = 8  # of a call; the tensor format has at most seven
+WORK = 10_000_000  # elements that all calls together are given: a few per tensor are needed
 OPCODES = """
   PROTO FRAME STOP MARK POP GLOBAL STACK_GLOBAL BINPERSID PERSID REDUCE BUILD NONE NEWTRUE NEWFALSE
   EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 LIST DICT SETITEM SETITEMS APPEND
@@ -93,7 +95,8 @@ class _Global(NamedTuple):
   def __call__(self, *arguments):
     match self.name.rpartition('.')[2]:
       case 'OrderedDict':
-        return _pairs([part for pair in (arguments[0] if arguments else ()) for part in pair])
+        keys_and_values = [(key, value) for key, value in (arguments[0] if arguments else ())]
+        return _pairs([part for pair in keys_and_values for part in pair])
       case 'Size':
         return tuple(*arguments)
       case 'device':
@@ -117,6 +120,7 @@ class _Unpickler(pickle._Unpickler):
   def __init__(self, stream, storages: dict):
     super().__init__(stream)
     self.storages = storages
+    self.work = 0
 
   def find_class(self, module, name):
     if f'{module}.{name}' not in ALLOWED:
@@ -127,6 +131,8 @@ class _Unpickler(pickle._Unpickler):
 
   def persistent_load(self, pid) -> Storage:
     """The storage of ('storage', type, key, device, count[, view])."""
+    if type(pid) is not tuple or not 5 <= len(pid) <= 6:
+      raise ValueError('an unknown kind of reference')
     kind, storage, key, _, count, *view = pid
     known = isinstance(storage, _Global) and isinstance(key, str | int) and _is_size(count)
     if kind != 'storage' or not known or (view and view[0] is not None):
@@ -134,6 +140,17 @@ class _Unpickler(pickle._Unpickler):
     found = Storage(str(key), STORAGES[storage.name.rpartition('.')[2]], count)
     self.storages[found.key] = found
     return found
+
+  def load_reduce(self):
+    arguments, function = self.stack.pop(), self.stack.pop()
+    if not isinstance(function, _Global) or type(arguments) is not tuple:
+      raise TypeError(f'a call of {type(function).__name__}')
+    if len(arguments) > ARGUMENTS:
+      raise ValueError(f'a call with {len(arguments)} arguments')
+    self.work += sum(len(a) for a in arguments if isinstance(a, list | tuple))
+    if self.work > WORK:
+      raise CheckpointError(f'refused: its pickle makes calls with over {WORK:,} elements')
+    self.append(function(*arguments))
 
   def load_dict(self):
     items = self.pop_mark()
