@@ -14,9 +14,7 @@ def get_config(size: str = 'tiny'):
   """size: tiny, or fast (tiny, in fewer steps); 2b and 7b use the published Wan 2.2 VAE."""
   steps = {'tiny': 1000, 'fast': 300}
   if size not in steps:
-    raise UserError(
-      f'configs/vae.py:{size}: expected tiny or fast; other sizes use the published VAE'
-    )
+    raise UserError(f'configs/vae.py:{size}: expected tiny or fast; others use the published VAE')
   media = MediaConfig(image_size='64', video_size='64', frames=9)
   config = VaeTrainConfig(
     model=named_size('tiny').vae,

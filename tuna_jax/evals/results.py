@@ -1,4 +1,4 @@
-"""What an evaluation yields: verdicts beside floors and ceilings, rows of a score table, samples."""
+"""What an evaluation yields: verdicts with floors and ceilings, rows of a table, samples."""
 
 from __future__ import annotations
 
@@ -118,10 +118,9 @@ def table(rows: Mapping[str, Row], titles: Mapping[str, str]) -> str:
   lines = [f'{"":{width}}   score   floor ceiling  target     n']
   for name, row in rows.items():
     verdict = {True: 'reached', False: 'missed', None: ''}[row.reached]
-    lines.append(
-      f'{titles[name]:{width}}  {percent(row.score)}  {percent(row.floor)}  {percent(row.ceiling)}  '
-      f'{percent(row.target)}  {row.n:4}  {verdict}'.rstrip()
-    )
+    shares = map(percent, (row.score, row.floor, row.ceiling, row.target))
+    cells = (f'{titles[name]:{width}}', *shares, f'{row.n:4}', verdict)
+    lines.append('  '.join(cells).rstrip())
   return '\n'.join(lines)
 
 
