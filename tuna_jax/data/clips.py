@@ -19,11 +19,10 @@ import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
 from tuna_jax import files
 from tuna_jax.data.limits import Limits, MediaError, is_url, locate, open_local, read
-from tuna_jax.data.pictures import Picture, open_image, open_picture, turn_of
+from tuna_jax.data.pictures import Picture, open_image, open_picture, orientation_of
 
 _PICTURES = (
   *('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif', '.heic'),
@@ -33,7 +32,6 @@ _ANIMATED = re.compile(
   rb'GIF8|\x89PNG|RIFF....WEBP|....ftypavi|\xff\xd8\xff|BM|II\*\0|MM\0\*', re.S
 )
 _STILL_MS = 100  # how long a frame of duration 0 is shown, as browsers do
-
 _KEPT = 4  # frames that a video decoder keeps, as far as their memory goes
 # Demuxers that read one file and start nothing; playlists name other files and are not among them.
 _CONTAINERS = (
@@ -41,21 +39,11 @@ _CONTAINERS = (
   'av1,obu,mxf,nut,rm,dv,gxf,yuv4mpegpipe,flac,mp3,wav,aac'
 )
 _INDEXED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm')  # seeking is exact and cheap
-# Signs (a, b, c, d) of the display matrix, x' = a x + c y, y' = b x + d y -> the turn it asks for.
-_QUARTERS = {
-  (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-  (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-  (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-  (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-  (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-  (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-  (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-}
-_ANGLES = {
-  1: Image.Transpose.ROTATE_90,
-  2: Image.Transpose.ROTATE_180,
-  3: Image.Transpose.ROTATE_270,
-}
+# Signs of a display matrix (x' = a x + c y, y' = b x + d y) -> the orientation, as EXIF counts it.
+_ORIENTATIONS = {
+  (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
+  (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
+}  # fmt: skip
 
 Shown = Iterator[tuple[Picture, int]]  # a frame, and at how many of the moments it is shown
 
@@ -84,11 +72,9 @@ def read_frames(source, count: int, limits: Limits, root: str | None = None) -> 
     return _sequence(source, count, limits)
   if isinstance(source, (str, os.PathLike)):
     folder = os.fspath(source)
-    if (
-      files.path(folder).is_dir()
-      if is_url(folder) and '.' not in folder[-5:]
-      else os.path.isdir(folder)
-    ):
+    # Object storage is asked for a folder only where the name has no ending: it costs a request.
+    bare = is_url(folder) and not os.path.splitext(folder)[1]
+    if files.path(folder).is_dir() if bare else os.path.isdir(folder):
       return _sequence(_frames_of(folder, root), count, limits)
   return _file(source, count, limits)
 
@@ -166,11 +152,11 @@ def _animation(data: bytes, count: int, limits: Limits) -> Shown:
     end += image.info.get('duration') or _STILL_MS
     if end > 1000 * limits.seconds:
       raise MediaError(f'longer than limits.seconds={limits.seconds:g}')
-  turn, image = turn_of(image), open_image(data)
+  orientation, image = orientation_of(image), open_image(data)
   for index, times in shown(starts, end, count):
     image.seek(first + index)
     image.load()
-    yield Picture(image, turn), times
+    yield Picture(image, orientation), times
 
 
 # ---- video files
@@ -197,7 +183,7 @@ def _film(file, count: int, limits: Limits) -> Shown:
       if frame is None or at < index - max(2, len(starts) // 20):
         raise MediaError(f'damaged: frame {index + 1} of {len(starts)} cannot be decoded')
       limits.check_pixels(frame.width, frame.height, _KEPT)
-      yield Picture(frame.to_image(), _turn_of_frame(frame), _aspect_of(stream)), times
+      yield Picture(frame.to_image(), _orientation_of(frame), _aspect_of(stream)), times
 
 
 @contextlib.contextmanager
@@ -221,8 +207,8 @@ def _video_of(container):
   art = Disposition.attached_pic | Disposition.timed_thumbnails
   found = [s for s in container.streams.video if not s.disposition & art]
   if not found:
-    sound = ' a sound' if container.streams.audio else 'a file'
-    raise MediaError(f'{sound} without a video stream'.strip())
+    what = 'a sound' if container.streams.audio else 'a file'
+    raise MediaError(f'{what} without a video stream')
   best = container.streams.best('video')
   return best if best in found else found[0]
 
@@ -250,17 +236,17 @@ def _timeline(container, stream, limits: Limits):
   return starts, end, [n for n, (_, _, key) in enumerate(packets) if key] if exact else []
 
 
-def _turn_of_frame(frame) -> Image.Transpose | None:
-  """The turn of the display matrix, to the nearest quarter."""
+def _orientation_of(frame) -> int:
+  """The orientation that the display matrix asks for, to the nearest quarter turn."""
   try:
     matrix = next((bytes(d) for d in frame.side_data if d.type.name == 'DISPLAYMATRIX'), None)
   except ValueError:  # of side data of a kind that PyAV has no name for; flips are not known then
-    return _ANGLES.get(round(frame.rotation / 90) % 4)
+    return (1, 8, 3, 6)[round(frame.rotation / 90) % 4]
   if matrix is None:
-    return None
+    return 1
   a, b, _, c, d = struct.unpack_from('=5i', matrix)
   most = max(map(abs, (a, b, c, d))) * 0.75
-  return _QUARTERS.get(tuple((v > most) - (v < -most) for v in (a, b, c, d)))
+  return _ORIENTATIONS.get(tuple((v > most) - (v < -most) for v in (a, b, c, d)), 1)
 
 
 def _aspect_of(stream) -> float:

@@ -120,11 +120,11 @@ def _remedy(url: str) -> str:
 
 def open_local(path: str | os.PathLike) -> BinaryIO:
   """A regular local file, opened; a pipe or device, which may never end, is refused."""
-  file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb')
-  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-    file.close()
+  number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  if not stat.S_ISREG(os.fstat(number).st_mode):
+    os.close(number)
     raise MediaError(f'{name_of(path)}: not a regular file')
-  return file
+  return os.fdopen(number, 'rb')
 
 
 def read(source, limits: Limits) -> bytes:
@@ -132,8 +132,7 @@ def read(source, limits: Limits) -> bytes:
   if isinstance(source, str) and is_url(source):
     if source.startswith(('http://', 'https://')):
       raise MediaError(f'{source}: {_remedy(source)}')
-    system, path = fsspec.core.url_to_fs(source)
-    data = system.cat_file(path, end=limits.bytes + 1)
+    data = fsspec.filesystem(source.split('://')[0]).cat_file(source, end=limits.bytes + 1)
   elif isinstance(source, (str, os.PathLike)):
     with open_local(source) as file:
       data = file.read(limits.bytes + 1)

@@ -30,16 +30,12 @@ FORMATS = (
   *('PNG', 'JPEG', 'MPO', 'WEBP', 'GIF', 'AVIF', 'HEIF', 'TIFF', 'BMP', 'DIB', 'JPEG2000', 'PPM'),
   *('ICO', 'ICNS', 'TGA', 'PCX', 'DCX', 'SGI', 'DDS', 'PSD', 'QOI', 'SUN', 'XBM', 'MSP', 'IM'),
 )
+_T = Image.Transpose
+# EXIF orientation -> what turns the stored picture into the seen one; 5 to 8 lie on their side.
 _TURNS = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
-_ON_THE_SIDE = {_TURNS[n] for n in (5, 6, 7, 8)}
+  2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM,
+  5: _T.TRANSPOSE, 6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90,
+}  # fmt: skip
 _DEEP = ('I', 'F', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 _SCALED = ('L', 'LA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', *_DEEP)  # others become RGB(A) first
 
@@ -47,16 +43,16 @@ _SCALED = ('L', 'LA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', *_DEEP)  # others b
 class Picture:
   """An opened picture. height, width: as seen; width is a float where pixels are not square."""
 
-  def __init__(self, image: Image.Image, turn: Image.Transpose | None = None, aspect: float = 1.0):
-    """turn: from stored to seen. aspect: width over height of one stored pixel."""
-    self._image, self._turn, self._aspect = image, turn, aspect
+  def __init__(self, image: Image.Image, orientation: int = 1, aspect: float = 1.0):
+    """orientation: as in EXIF. aspect: width over height of one stored pixel."""
+    self._image, self._orientation, self._aspect = image, orientation, aspect
     seen = (image.height, image.width * aspect)
-    self.height, self.width = seen[::-1] if turn in _ON_THE_SIDE else seen
+    self.height, self.width = seen[::-1] if orientation > 4 else seen
 
   def fit(self, size: Size) -> np.ndarray:
     """uint8 [H, W, 3]: the largest centred box of that shape, scaled (bicubic, antialiased)."""
     image = self._image
-    height, width = size[::-1] if self._turn in _ON_THE_SIDE else size
+    height, width = size[::-1] if self._orientation > 4 else size
     scale = 2 * max(width / image.width, height / image.height)
     if isinstance(image, ImageFile.ImageFile) and image.format in ('JPEG', 'MPO') and image.tile:
       image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
@@ -68,7 +64,8 @@ class Picture:
     if image.mode in _DEEP:
       image = _to_grey(image, whole)
     image = _to_rgb(image, whole.info.get('icc_profile'))
-    return np.asarray(image.transpose(self._turn) if self._turn is not None else image)
+    turn = _TURNS.get(self._orientation)
+    return np.asarray(image if turn is None else image.transpose(turn))
 
   def _kept(self, width: int, height: int) -> tuple[float, float, float, float]:
     """The part of the stored picture that is scaled: whole pixels of the picture when scaled."""
@@ -102,7 +99,7 @@ def open_picture(source, limits: Limits = LIMITS) -> Picture:
     raise MediaError('a raw photo, of which only the thumbnail is readable; develop it first')
   if image.format not in ('JPEG', 'MPO'):
     image.load()  # PNG keeps EXIF behind the pixels, TIFF turns itself
-  return Picture(image, turn_of(image))
+  return Picture(image, orientation_of(image))
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -128,12 +125,13 @@ def _formats() -> tuple[str, ...]:
   return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
-  """The turn that EXIF asks for; damaged EXIF asks for none."""
+def orientation_of(image: Image.Image) -> int:
+  """The orientation, 1 to 8, that EXIF says; 1, which turns nothing, where EXIF is damaged."""
   try:
-    return _TURNS.get(image.getexif().get(0x0112))
+    found = image.getexif().get(0x0112)
+    return found if found in _TURNS else 1
   except Exception:  # any: the pixels are whole
-    return None
+    return 1
 
 
 def _reopened(image: ImageFile.ImageFile, limits: Limits) -> Image.Image:
