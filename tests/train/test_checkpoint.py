@@ -231,6 +231,15 @@ def test_a_wrong_config_file_is_named(tmp_path, written, message):
     store.open_stored(tmp_path)
 
 
+def test_a_run_is_never_written_over_weights(tmp_path):
+  store.save(tmp_path, CONFIG.model, {'x': np.zeros(1)})
+  before = (tmp_path / 'config.json').read_text()
+  with pytest.raises(ValueError, match="kind 'tuna'; expected a run or a new directory"):
+    Checkpoints(str(tmp_path), CONFIG)
+  assert (tmp_path / 'config.json').read_text() == before
+  assert not (tmp_path / 'checkpoints').exists()
+
+
 def test_a_vae_is_not_taken_for_a_run(run):
   with pytest.raises(ValueError, match="of kind 'run'; expected the weights of a VAE"):
     store.load_vae(run[0])

@@ -38,6 +38,8 @@ class Checkpoints:
 
   def __init__(self, workdir: str, config: TrainConfig):
     self._root, self._config = files.absolute(workdir), config
+    if (self._root / 'config.json').exists():
+      read_config(self._root)  # refuses a weights directory, which a run would overwrite
     self._root.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       self._root / 'checkpoints',
@@ -45,8 +47,8 @@ class Checkpoints:
         max_to_keep=config.keep,
         create=True,
         enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,
-      ),  # what a killed process left half written
+        cleanup_tmp_directories=True,  # what a killed process left half written
+      ),
       item_names=('params', 'ema', 'optimizer', 'data'),
     )
 
@@ -122,7 +124,9 @@ def read_config(workdir) -> TrainConfig:
   """The config of a run."""
   about = store.read_config(workdir)
   if about['kind'] != 'run':
-    raise UserError(f'{workdir}: is of kind {about["kind"]!r}; expected a run')
+    raise UserError(
+      f'{workdir}: its config.json is of kind {about["kind"]!r}; expected a run or a new directory'
+    )
   return from_dict(TrainConfig, about['config'])
 
 
