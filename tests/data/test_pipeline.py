@@ -13,7 +13,7 @@ from tuna_jax import batch as batch_lib
 from tuna_jax.data import pipeline, tasks
 from tuna_jax.data.latents import LatentCache, encode_all
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.mixture import DataConfig, texts
+from tuna_jax.data.mixture import DataConfig, open_sources, phases_of, texts
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
 
@@ -142,31 +142,47 @@ def test_states_of_different_steps_do_not_join():
     pipeline.merge_states([low.state(), high.state()])
 
 
-def test_no_item_is_lost_or_taken_twice():
-  """Every stream index below the slowest row's position is packed once or still waits."""
-  data, seen = make(sizes=(2, 160, 64, 4, 3)), []
-  locate = data._phases[0].locate
-  data._phases[0].locate = lambda index: seen.append(index) or locate(index)
+class Listened:
+  """A source that notes which of its records are read."""
+
+  def __init__(self, source):
+    self.source, self.read = source, []
+    self.task, self.name, self.where = source.task, source.name, source.where
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    self.read.append(index)
+    return self.source[index]
+
+
+def test_no_record_is_lost_or_taken_twice():
+  """Within an epoch every record that is read is packed once, or waits to be packed."""
+  data = make(((0.0, (('caption', 1.0),)),), sizes=(2, 160, 64, 4, 3), size=5000)
+  data.sources[0] = source = Listened(data.sources[0])
   batches = take(data, 20)
-  assert sorted(seen) == sorted(set(seen)) and set(
-    range(2 * min(r[0] for r in data.state()['next']))
-  ) <= set(seen)
-  waiting = sum(k >= 0 for r in data.state()['next'] for k in r[1:])
-  assert sum(b.segment.max(1).sum() for b in batches) + waiting == len(seen)
+  assert len(set(source.read)) == len(source.read)
+  waiting = sum(k >= 0 for row in data.state()['next'] for k in row[1:])
+  assert sum(b.segment.max(1).sum() for b in batches) + waiting == len(source.read)
 
 
-def test_an_epoch_reads_every_record_once():
-  data = make(((0.0, (('text', 1.0),)),), size=37)
-  assert sorted(data._phases[0].locate(i)[1] for i in range(37)) == list(range(37))
-  assert [data._phases[0].locate(i) for i in range(37)] != [
-    data._phases[0].locate(i) for i in range(37, 74)
-  ]
+def stream(phases, **config):
+  """(the sources, the first phase) of the rendered world."""
+  config = DataConfig(phases=phases, tasks=TASKS, **config)
+  sources = open_sources(config)
+  return sources, phases_of(config, sources, seed=5, steps=None)[0]
+
+
+def test_an_epoch_reads_every_record_once_and_the_next_in_another_order():
+  _, phase = stream(((0.0, (('text', 1.0),)),), size=37)
+  first, second = ([phase.locate(i)[1] for i in range(at, at + 37)] for at in (0, 37))
+  assert sorted(first) == sorted(second) == list(range(37)) and first != second
 
 
 def test_the_mixture_follows_its_weights():
-  data = make(((0.0, (('text', 3.0), ('caption', 1.0))),))
-  tasks_seen = [data.sources[data._phases[0].locate(i)[0]].task for i in range(400)]
-  assert tasks_seen.count('text') == 300
+  sources, phase = stream(((0.0, (('text', 3.0), ('caption', 1.0))),), size=500)
+  assert [sources[phase.locate(i)[0]].task for i in range(400)].count('text') == 300
 
 
 def test_rows_are_not_bound_to_tasks():
@@ -234,7 +250,7 @@ def test_look_ahead_fills_rows_better():
 def test_latents_lie_where_their_cells_say():
   data = make(((0.0, (('caption', 1.0),)),), sizes=(1, 400, 64, 4, 3))
   batch = next(data)
-  first = data.sources[0][data._phases[0].locate(0)[1]]
+  first = data.sources[0][stream(((0.0, (('caption', 1.0),)),), size=500)[1].locate(0)[1]]
   np.testing.assert_array_equal(
     batch.latents[0, :16], encode(first['image'][None, None])[0].reshape(16, 3)
   )
@@ -342,7 +358,8 @@ def test_the_cache_keeps_to_its_bound():
   cache = LatentCache(max_bytes=100)
   for i in range(5):
     cache.put(str(i), np.zeros(10, np.float32))
-  assert cache.get('0') is None and cache.get('4') is not None and cache._bytes <= 100
+  kept = [i for i in range(5) if cache.get(str(i)) is not None]
+  assert kept == [3, 4]  # 40 bytes each
 
 
 def test_latents_on_disk_belong_to_one_encoder(tmp_path):

@@ -137,7 +137,7 @@ def test_identical_pictures_are_in_one_split(cache, tmp_path):
   assert (
     len({CODES[0] in by_concept(tmp_path, 'test'), CODES[1] in by_concept(tmp_path, 'test')}) == 1
   )
-  assert emoji._united('abcd', [['a', 'b'], ['c'], ['b', 'd']]) == {
+  assert emoji.united('abcd', [['a', 'b'], ['c'], ['b', 'd']]) == {
     'a': 'a',
     'b': 'a',
     'c': 'c',
@@ -211,4 +211,4 @@ def test_an_archive_that_leads_out_of_itself_is_refused_on_every_python(tmp_path
   with tarfile.open(tmp_path / 'a.tgz', 'w:gz') as tar:
     tar.addfile(member)
   with tarfile.open(tmp_path / 'a.tgz') as tar, pytest.raises(ValueError, match='no plain file'):
-    emoji._inside(tar)
+    emoji.inside(tar)

@@ -20,4 +20,4 @@ def test_what_a_prompt_leaves_open_differs_between_numbers():
 def test_a_shuffled_prompt_is_never_the_own_one():
   texts = [records.prompt('count', i)['prompt'] for i in range(100)]  # 42 differ, the rest repeat
   claims = [captions.parse_caption(t) for t in texts]
-  assert all(a != b for a, b in zip(claims, drawing._others(claims)))
+  assert all(a != b for a, b in zip(claims, drawing.others(claims)))

@@ -134,7 +134,7 @@ def fetch(package: str, cache: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def _inside(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+def inside(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
   """The members of a tar file; raises ValueError for a link, a device or a path that leads out of
   the archive.
   """
@@ -153,7 +153,7 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
     if hasattr(tarfile, 'data_filter'):
       tar.extractall(part, filter='data')
     else:  # Python before 3.11.4
-      tar.extractall(part, members=_inside(tar))
+      tar.extractall(part, members=inside(tar))
   (inner,) = part.iterdir()  # npm packs one directory
   inner.rename(folder)
   part.rmdir()
@@ -203,7 +203,7 @@ def build(
       Image.fromarray(pixels).save(out / relative)
       pictures[code, maker.style] = relative
       digests[hashlib.blake2b(pixels.tobytes()).hexdigest()].append(concept(code))
-  group = _united(map(concept, (code for code, _ in pictures)), digests.values())
+  group = united(map(concept, (code for code, _ in pictures)), digests.values())
   counts = collections.Counter(pictures=len(pictures), concepts=len(set(group.values())))
   by_label = sorted({names[code][0] for code, _ in pictures})
   split_of = lambda concepts: 'test' if _share(concepts) < test_share else 'train'
@@ -255,7 +255,7 @@ def _share(name: str) -> float:
   return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), 'big') / 2**32
 
 
-def _united(concepts: Iterable[str], same: Iterable[list[str]]) -> Mapping[str, str]:
+def united(concepts: Iterable[str], same: Iterable[list[str]]) -> Mapping[str, str]:
   """concept -> the first concept of its group; concepts with an identical picture are one group."""
   parent = {c: c for c in concepts}
 

@@ -117,7 +117,7 @@ class Phrase:
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-  """What a caption claims: one phrase a thing, no thing more, and a relation of the first to the
+  """What a caption claims: one phrase per thing, no thing more, and a relation of the first to the
   second."""
 
   phrases: tuple

@@ -49,7 +49,7 @@ def _result(claims, found, true, rebuilt, samples) -> Result:
   judged = lambda things, claims=claims: [c.true_of(t) for c, t in zip(claims, things)]
   score = judged(found)
   samples = [Sample(text, ok, shown) for (text, shown), ok in zip(samples, score)]
-  return Result(score, judged(found, _others(claims)), judged(true), judged(rebuilt), samples)
+  return Result(score, judged(found, others(claims)), judged(true), judged(rebuilt), samples)
 
 
 def edits(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
@@ -109,7 +109,7 @@ def render(prompt: str, number: int) -> np.ndarray:
       return world.render(world.Scene(things))
 
 
-def _others(claims: Sequence[captions.Meaning]) -> list[captions.Meaning]:
+def others(claims: Sequence[captions.Meaning]) -> list[captions.Meaning]:
   """For each claim the next one that differs from it, round and round: shuffled prompts."""
   out = []
   for i, claim in enumerate(claims):
