@@ -157,3 +157,9 @@ def test_a_tokenizer_without_vision_tokens_is_refused(small, tmp_path):
   (tmp_path / 'tokenizer.json').write_text(json.dumps(spec))
   with pytest.raises(ValueError, match='vision_end.*vision_start'):
     Tokenizer.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['half \ud83d', '\udcff' * 300, None, 7])
+def test_what_is_no_text_is_named(small, text):
+  with pytest.raises(ValueError, match='expected Unicode text'):
+    small.encode(text)

@@ -40,6 +40,8 @@ _WORDS = (
   r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 
+_SHORT = 256  # letters of a text whose ids are remembered
+
 
 class Tokenizer:
   """A text model of the `tokenizers` library plus a table of special tokens.
@@ -61,15 +63,17 @@ class Tokenizer:
     ids = (self.specials[token] for token in roles)
     self.bos, self.eos, self.boi, self.eoi, self.img_pad, self.pad, self.image = ids
     self.vocab_size = max(max(self._names), core.get_vocab_size() - 1) + 1
-    self._encode = functools.lru_cache(maxsize=65_536)(
-      lambda text: tuple(core.encode(text, add_special_tokens=False).ids)
-    )
+    self._encode = lambda text: tuple(core.encode(text, add_special_tokens=False).ids)
+    self._encode_short = functools.lru_cache(maxsize=65_536)(self._encode)
 
   def encode(self, text: str) -> tuple[int, ...]:
     """Ids of plain text. Strings that look like special tokens are spelled out, never turned into
-    their ids.
+    their ids. Raises UserError for half of a surrogate pair, which is no Unicode.
     """
-    return self._encode(text)
+    try:
+      return self._encode_short(text) if len(text) < _SHORT else self._encode(text)
+    except TypeError:
+      raise UserError(f'expected Unicode text, found {ascii(text)[:80]}') from None
 
   def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
     """The text of `ids`. Special tokens are left out, or written by name. Ids without a token read
