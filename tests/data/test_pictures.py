@@ -93,15 +93,33 @@ def test_an_unknown_orientation_turns_nothing(value):
     (np.float32, 255, 'a.tif'),
     (np.float32, 65535, 'a.tif'),
     (np.float32, 12.5, 'a.tif'),
+    (np.int32, 4095, 'a.tif'),
+    (np.float32, 1e6, 'a.tif'),
   ],
 )
 def test_deep_pictures_are_mapped_by_their_range(tmp_path, dtype, top, name):
   Image.fromarray(ramp(dtype, top)).save(tmp_path / name)
   wanted = np.linspace(0, 255, 64 * 64).reshape(64, 64)
-  if top == 12.5:  # above 0..1 and within 0..255
-    wanted *= top / 255
   pixels = read_image(str(tmp_path / name), '64')
   assert np.abs(pixels - wanted[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+  'dtype, values, wanted',
+  [
+    (np.float32, (0, 0.25), (0, 64)),
+    (np.float32, (50, 100), (50, 100)),
+    (np.int32, (3, 9), (3, 9)),
+    (np.int32, (2570, 25700), (10, 100)),
+    (np.float32, (7, 7), (0, 0)),
+  ],
+)
+def test_a_picture_that_does_not_fill_its_range_keeps_its_brightness(
+  tmp_path, dtype, values, wanted
+):
+  Image.fromarray(np.repeat(np.array([values], dtype), 8, 1).repeat(16, 0)).save(tmp_path / 'a.tif')
+  pixels = read_image(str(tmp_path / 'a.tif'), '16')
+  assert (pixels[0, 0, 0], pixels[0, -1, 0]) == wanted
 
 
 def test_signed_values_are_stretched_from_their_minimum_to_their_maximum(tmp_path):
@@ -257,6 +275,7 @@ def test_reading_a_pil_picture_leaves_it_as_it_was(tmp_path):
     (np.array([[[0, 0, 0, 51]]], np.uint8), 204),
     (np.full((8, 8, 3), 0.2, np.float32), 51),
     (np.full((8, 8), 0.2, np.float16), 51),
+    (np.full((8, 8), 1.0002, np.float32), 255),
     (np.full((8, 8, 3), 51 * 257, np.uint16), 51),
     (np.ones((8, 8), bool), 255),
   ],

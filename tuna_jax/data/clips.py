@@ -163,12 +163,12 @@ def _animation(data: bytes, count: int, limits: Limits) -> Shown:
 
 
 def _film(file, count: int, limits: Limits) -> Shown:
-  with _container(file) as container:
+  with opened(file) as container:
     stream = _video_of(container)
     limits.check_pixels(stream.codec_context.width, stream.codec_context.height, _KEPT)
     starts, end, keys = _timeline(container, stream, limits)
   file.seek(0)
-  with _container(file) as container:
+  with opened(file) as container:
     stream = _video_of(container)
     decoded, at, frame = container.decode(stream), -1, None
     for index, times in shown(starts, end, count):
@@ -187,7 +187,8 @@ def _film(file, count: int, limits: Limits) -> Shown:
 
 
 @contextlib.contextmanager
-def _container(file):
+def opened(file):
+  """A video file as a PyAV container. Raises MediaError for what is none, or is damaged."""
   try:
     import av  # only video files need it
   except ImportError as e:

@@ -6,8 +6,9 @@
     colour   range to 0..255, ICC profile to sRGB, transparent on white
 
 Ranges: 16-bit values are divided by 257. 32-bit integers and floats take the smallest of 0..1
-(floats only), 0..255 and 0..65535 that holds all values of the picture; where none does, the
-picture's own minimum and maximum become 0 and 255. numpy only.
+(floats only), 0..255 and 0..65535 that holds all values of the picture. Where none does, or values
+beyond the first range fill less than a sixteenth of another, the picture's own minimum and maximum
+become 0 and 255. numpy only.
 """
 
 from __future__ import annotations
@@ -152,10 +153,10 @@ def _of_array(pixels: np.ndarray, limits: Limits) -> Image.Image:
   if pixels.dtype == np.uint16:
     pixels = (pixels + 128.0) // 257
   elif np.issubdtype(pixels.dtype, np.floating):
-    if not (np.min(pixels) >= 0 and np.max(pixels) <= 1):  # false for NaN too
-      low, high = np.min(pixels), np.max(pixels)
+    low, high = np.min(pixels), np.max(pixels)
+    if not (low > -0.001 and high < 1.001):  # rounding may leave the range; true for NaN too
       raise MediaError(f'a picture of floats must be 0 to 1, found {low:g} to {high:g} in {found}')
-    pixels = np.rint(pixels.astype(np.float32) * 255)
+    pixels = np.clip(np.rint(pixels.astype(np.float32) * 255), 0, 255)
   elif pixels.dtype == bool:
     pixels = pixels * 255
   elif pixels.dtype != np.uint8:
@@ -180,8 +181,9 @@ def _to_grey(image: Image.Image, whole: Image.Image) -> Image.Image:
     low, high = whole.getextrema()
     if not (math.isfinite(high - low) and np.isfinite(values).all()):
       raise MediaError('the picture holds values that are not finite')
-    ranges = (1, 255, 65535) if image.mode == 'F' else (255, 65535)
-    low, high = next(((0, top) for top in ranges if 0 <= low and high <= top), (low, high))
+    ranges = ((0, 1), (16, 255), (4096, 65535)) if image.mode == 'F' else ((0, 255), (4096, 65535))
+    fits = [top for least, top in ranges if low >= 0 and least <= high <= top]
+    low, high = (0, fits[0]) if fits else (low, high)
   values = np.clip(np.rint((values - low) * (255 / max(high - low, 1e-30))), 0, 255)
   if tags.get(262) == 0 and image.mode.startswith('I;16'):
     values = 255 - values  # TIFF may say that 0 is white; PIL looks at this in 8 bits only
@@ -192,7 +194,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
   alpha = image.getchannel('A') if image.mode in ('LA', 'RGBA') else None
   if alpha is not None:
     image = image.convert(image.mode[:-1])
-  if profile and image.mode in ('L', 'RGB', 'CMYK'):
+  if profile and len(profile) < 1 << 23 and image.mode in ('L', 'RGB', 'CMYK'):
     try:
       image = _to_srgb(profile, image.mode).apply(image)
     except Exception:  # a damaged profile, or one of another mode: as if there were none
@@ -203,7 +205,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
   return image
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
   source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
   return ImageCms.buildTransform(source, ImageCms.createProfile('sRGB'), mode, 'RGB')

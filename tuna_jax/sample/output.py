@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from tuna_jax import files
 from tuna_jax.config import UserError, nearest
+from tuna_jax.data.clips import opened
+from tuna_jax.data.limits import LIMITS, MediaError, naming, open_local, read
+from tuna_jax.data.pictures import open_image
 
 KEY = 'tuna_jax'  # the text chunk or comment that holds the settings as JSON
 
@@ -90,22 +94,19 @@ class Clip:
 
 def read_info(path: str | os.PathLike) -> dict[str, Any]:
   """The `info` of a file written by `save`. UserError if it cannot be read or has none."""
-  try:
-    if _ending(path, ('.png', '.mp4', '.gif')) == '.mp4':
-      import av
-
-      with av.open(os.fspath(path)) as file:
-        text = file.metadata.get('comment', '').removeprefix(f'{KEY}=')
+  path = os.fspath(files.path(path))
+  clip = _ending(path, ('.png', '.mp4', '.gif')) == '.mp4'
+  with naming(path, 'picture or clip'):
+    if clip:
+      with open_local(path) as file, opened(file) as container:
+        text = container.metadata.get('comment', '')
     else:
-      with Image.open(path) as file:
-        text = file.info.get(KEY) or file.info.get('comment', b'').decode().removeprefix(f'{KEY}=')
-  except OSError as error:
-    raise UserError(
-      f'{path}: cannot be read as a picture or clip ({type(error).__name__})'
-    ) from None
-  if not text.startswith('{'):
-    raise UserError(f'{path}: holds no settings; only files that tuna_jax saved have them')
-  return json.loads(text)
+      info = open_image(read(path, LIMITS)).info
+      text = info.get(KEY) or info.get('comment', b'').decode()
+    text = text.removeprefix(f'{KEY}=')
+    if not text.startswith('{'):
+      raise MediaError('holds no settings; only files that tuna_jax saved have them')
+    return json.loads(text)
 
 
 def _ending(path, allowed) -> str:
