@@ -13,7 +13,7 @@ Generator        text, stream, image, edit, video; Picture and Clip are what it 
 train            trains one stage from a train.config.TrainConfig; `tuna_jax.train` is also the
                  package that holds it (docs/design.md 4)
 evaluate         scores a Generator on the records of your own mixture files, trained on and held out
-TunaConfig       every size of the model; SIZES has the named ones: tiny, 2b, 7b
+TunaConfig       the configuration of a model; SIZES holds the named ones: tiny, 2b, 7b and others
 
 Names are imported when they are first used, so `import tuna_jax` does not import jax.
 """

@@ -139,20 +139,11 @@ def sample_latents(
     _reports[run] = functools.partial(_count, report, itertools.count(1))
   try:
     out = _sample(
-      params,
-      prompts,
-      np.asarray(grid, np.int32),
-      noise,
-      flow.times(how.points, how.shift),
-      guidance.numbers,
-      np.int32(run),
-      config=config,
-      branches=guidance.branches,
-      limited=guidance.limited,
-      rescaled=guidance.rescale > 0,
-      solver=how.solver,
+      params, prompts, np.asarray(grid, np.int32), noise, flow.times(how.points, how.shift),
+      guidance.numbers, np.int32(run), config=config, branches=guidance.branches,
+      limited=guidance.limited, rescaled=guidance.rescale > 0, solver=how.solver,
       reported=report is not None,
-    )
+    )  # fmt: skip
     if report is not None:
       jax.effects_barrier()
   finally:
@@ -182,25 +173,16 @@ def target_batch(prompts: Batch, grid, cells: int) -> Batch:
   sequence = jnp.broadcast_to(jnp.arange(cells + 1), (rows, cells + 1))
   unused = jnp.zeros_like(sequence)
   return Batch(
-    tokens=unused,
-    labels=unused,
-    label_weight=unused.astype(jnp.float32),
-    segment=real,
+    tokens=unused, labels=unused, label_weight=unused.astype(jnp.float32), segment=real,
     position=lengths(prompts)[:, None] + sequence,
-    kv_limit=jnp.full_like(sequence, length + cells),
-    slot=sequence,
-    task=unused,
-    latents=jnp.zeros((rows, cells, 0)),
-    coords=coords * image[..., None],
-    image=image,
-    grid=grid[:, None],
-    place=place,
-    target=jnp.ones((rows, 1), bool),
-  )
+    kv_limit=jnp.full_like(sequence, length + cells), slot=sequence, task=unused,
+    latents=jnp.zeros((rows, cells, 0)), coords=coords * image[..., None], image=image,
+    grid=grid[:, None], place=place, target=jnp.ones((rows, 1), bool),
+  )  # fmt: skip
 
 
 def hold(velocity, coords):
-  """`velocity` with none in the first latent frame, which is the clean picture that a clip goes on from."""
+  """`velocity`, zero in the first latent frame: that frame is the clean picture a clip continues."""
   return jnp.where(coords[..., :1] == 0, 0.0, velocity)
 
 
@@ -290,32 +272,13 @@ def _tell(run, _):
   jax.jit, static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'reported')
 )
 def _sample(
-  params,
-  prompts,
-  grid,
-  noise,
-  times,
-  numbers,
-  run,
-  *,
-  config,
-  branches,
-  limited,
-  rescaled,
-  solver,
-  reported,
-):
+  params, prompts, grid, noise, times, numbers, run,
+  *, config, branches, limited, rescaled, solver, reported,
+):  # fmt: skip
   field = velocity_field(
-    config,
-    params,
-    prompts,
-    grid,
-    noise.shape[1],
-    numbers,
-    branches=branches,
-    limited=limited,
-    rescaled=rescaled,
-  )
+    config, params, prompts, grid, noise.shape[1], numbers,
+    branches=branches, limited=limited, rescaled=rescaled,
+  )  # fmt: skip
 
   def velocity(x, t):
     if reported:

@@ -61,16 +61,9 @@ class State(NamedTuple):
 
 
 def generate_text(
-  config: TunaConfig,
-  params,
-  prompts: Batch,
-  *,
-  eos: int,
-  max_new_tokens: int = 512,
-  choice: Choice | None = None,
-  seeds: Sequence[int] | None = None,
-  live=None,
-) -> list[np.ndarray]:
+  config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
+  choice: Choice | None = None, seeds: Sequence[int] | None = None, live=None,
+) -> list[np.ndarray]:  # fmt: skip
   """int32 arrays of at most `max_new_tokens` ids that continue the rows of `prompts` (from
   `prompt.collate`); an `eos` that ended one is its last id.
 
@@ -83,16 +76,9 @@ def generate_text(
 
 
 def stream_text(
-  config: TunaConfig,
-  params,
-  prompts: Batch,
-  *,
-  eos: int,
-  max_new_tokens: int = 512,
-  choice: Choice | None = None,
-  seeds: Sequence[int] | None = None,
-  every: int = 1,
-) -> Iterator[list[np.ndarray]]:
+  config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
+  choice: Choice | None = None, seeds: Sequence[int] | None = None, every: int = 1,
+) -> Iterator[list[np.ndarray]]:  # fmt: skip
   """As `generate_text`, yielding all ids so far after every `every` tokens."""
   state = start(config, params, prompts, max_new_tokens)
   count = 0
@@ -119,31 +105,18 @@ def start(
 
 
 def advance(
-  config: TunaConfig,
-  params,
-  state: State,
-  until: int,
-  *,
-  eos: int,
-  choice: Choice = Choice(),
-  seeds: Sequence[int] | None = None,
-) -> State:
+  config: TunaConfig, params, state: State, until: int, *, eos: int,
+  choice: Choice | None = None, seeds: Sequence[int] | None = None,
+) -> State:  # fmt: skip
   """Decodes until there are `until` tokens or every row has ended. `state` is donated."""
   rows, choice = len(state.done), choice or Choice()
   seeds = np.zeros(rows, np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
   numbers = np.float32([choice.temperature, choice.top_k, choice.top_p])
   filtered = choice.temperature > 0 and (choice.top_k > 0 or choice.top_p < 1)
   return _advance(
-    params,
-    state,
-    np.int32(until),
-    np.int32(eos),
-    numbers,
-    seeds,
-    config=config,
-    greedy=choice.temperature == 0,
-    filtered=filtered,
-  )
+    params, state, np.int32(until), np.int32(eos), numbers, seeds,
+    config=config, greedy=choice.temperature == 0, filtered=filtered,
+  )  # fmt: skip
 
 
 def finished(state: State, eos: int) -> list[np.ndarray]:
@@ -220,18 +193,9 @@ def _one_token(token, state):
   rows = len(token)
   column, cells = jnp.zeros((rows, 1), jnp.int32), jnp.zeros((rows, 0), jnp.int32)
   return Batch(
-    tokens=token[:, None],
-    labels=column,
-    label_weight=column.astype(jnp.float32),
-    segment=column + 1,
-    position=state.position[:, None],
-    kv_limit=column + state.cache.index,
-    slot=column - 1,
-    task=column,
-    latents=jnp.zeros((rows, 0, 0)),
-    coords=jnp.zeros((rows, 0, 3), jnp.int32),
-    image=cells,
-    grid=jnp.zeros((rows, 0, 3), jnp.int32),
-    place=cells,
-    target=cells.astype(bool),
-  )
+    tokens=token[:, None], labels=column, label_weight=column.astype(jnp.float32),
+    segment=column + 1, position=state.position[:, None], kv_limit=column + state.cache.index,
+    slot=column - 1, task=column, latents=jnp.zeros((rows, 0, 0)),
+    coords=jnp.zeros((rows, 0, 3), jnp.int32), image=cells,
+    grid=jnp.zeros((rows, 0, 3), jnp.int32), place=cells, target=cells.astype(bool),
+  )  # fmt: skip
