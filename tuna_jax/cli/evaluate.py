@@ -26,7 +26,10 @@ _REPORT = flags.DEFINE_string(
 )
 _N = flags.DEFINE_integer('n', 200, 'How many items to judge per row of the table.', lower_bound=1)
 _TARGETS = flags.DEFINE_enum(
-  'targets', 'tiny', ['tiny', 'fast'], 'Whose targets to hold: the quickstart, or --fast of it.'
+  'targets',
+  'tiny',
+  ['tiny', 'fast'],
+  'The targets to compare with: of the quickstart, or of its --fast run.',
 )
 _TEST = flags.DEFINE_string(
   'test_mixture', '', 'The mixture file of your own records that were held out from training.'
