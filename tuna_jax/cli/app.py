@@ -143,6 +143,42 @@ def define_distributed():
   return _join
 
 
+def define_generator(batch_size: int):
+  """Defines the flags by which a verb opens a generator, and returns the function that gives their
+  values, as options of `open_generator`."""
+  found = (
+    flags.DEFINE_string(
+      'vae', '', 'The directory of the VAE, if the checkpoint does not say where it is.'
+    ),
+    flags.DEFINE_string(
+      'tokenizer', '', 'The directory of the tokenizer, if the checkpoint does not say where it is.'
+    ),
+    flags.DEFINE_integer('step', None, 'The step of the run to use; the latest by default.'),
+    flags.DEFINE_bool('ema', True, 'Whether to use the averaged weights of a run.'),
+    flags.DEFINE_integer(
+      'batch_size', batch_size, 'How many results are made at once.', lower_bound=1
+    ),
+  )
+  return lambda: {flag.name: flag.value for flag in found}
+
+
+def define_sampler(points: int):
+  """Defines the flags of the sampler, and returns the function that gives their values."""
+  found = (
+    flags.DEFINE_integer(
+      'points', points, 'The points of the time grid; the sampler takes one step fewer.'
+    ),
+    flags.DEFINE_float(
+      'shift', 3.0, 'How far the time grid is shifted towards noise; 1 leaves it as it is.'
+    ),
+    flags.DEFINE_enum(
+      'solver', 'euler', ['euler', 'heun'],
+      'The ODE solver; heun evaluates the model twice per step.',
+    ),
+  )  # fmt: skip
+  return lambda: {flag.name: flag.value for flag in found}
+
+
 def _join():
   """Joins the run that the flags describe; names missing processes and exits with EXIT_RETRY."""
   from tuna_jax.train import distributed  # imports jax

@@ -36,12 +36,7 @@ _OUT = flags.DEFINE_string('out', None, 'The folder to write or to continue.', r
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run or a weights directory.', required=True
 )
-_VAE = flags.DEFINE_string('vae', '', 'Directory of the VAE, where the checkpoint does not say.')
-_TOKENIZER = flags.DEFINE_string(
-  'tokenizer', '', 'Directory of the tokenizer, where the checkpoint does not say.'
-)
-_STEP = flags.DEFINE_integer('step', None, 'The step of a run. By default the latest is used.')
-_EMA = flags.DEFINE_bool('ema', True, 'Whether the averages of a run are used.')
+_model_options = app.define_generator(batch_size=16)
 _SOURCES = flags.DEFINE_string(
   'sources', '', 'The folder of the pictures to edit. By default it is that of the prompts.'
 )
@@ -71,10 +66,7 @@ _NEGATIVE = flags.DEFINE_string('negative', '', 'The text that guidance moves aw
 _GUIDANCE = flags.DEFINE_float(
   'guidance', None, 'The scale of guidance by text. By default it is 7.5, and 6 for clips.'
 )
-_POINTS = flags.DEFINE_integer('points', 50, 'Points of the time grid, one more than steps.')
-_SHIFT = flags.DEFINE_float('shift', 3.0, 'The shift of the time grid towards noise; 1 is none.')
-_SOLVER = flags.DEFINE_enum('solver', 'euler', ['euler', 'heun'], 'The ODE solver.')
-_BATCH = flags.DEFINE_integer('batch_size', 16, 'Results that are drawn at once.', lower_bound=1)
+_sampler = app.define_sampler(points=50)
 join = app.define_distributed()
 
 
@@ -90,19 +82,10 @@ def main(argv):
   settings = {
     'negative': _NEGATIVE.value,
     'guidance': scale,
-    'points': _POINTS.value,
-    'shift': _SHIFT.value,
-    'solver': _SOLVER.value,
+    **_sampler(),
     **({'frames': _FRAMES.value, 'fps': _FPS.value} if video else {}),
   }
-  generator, devices = open_on_host(
-    _CHECKPOINT.value,
-    vae=_VAE.value,
-    tokenizer=_TOKENIZER.value,
-    step=_STEP.value,
-    ema=_EMA.value,
-    batch_size=_BATCH.value,
-  )
+  generator, devices = open_on_host(_CHECKPOINT.value, **_model_options())
   request = samples.Request(
     name,
     _PROMPTS.value,

@@ -34,21 +34,9 @@ _TARGETS = flags.DEFINE_enum(
 _TEST = flags.DEFINE_string(
   'test_mixture', '', 'The mixture file of your own records that were held out from training.'
 )
-_STEP = flags.DEFINE_integer('step', None, 'The step of the run to use; the latest by default.')
-_EMA = flags.DEFINE_bool('ema', True, 'Whether to use the averaged weights of the run.')
-_POINTS = flags.DEFINE_integer(
-  'points', 16, 'The points of the time grid; the sampler takes one step fewer.'
-)
 _GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'The scale of guidance by the text; 1 is none.')
-_SHIFT = flags.DEFINE_float(
-  'shift', 3.0, 'How far the time grid is shifted towards noise; 1 leaves it as it is.'
-)
-_SOLVER = flags.DEFINE_enum(
-  'solver', 'euler', ['euler', 'heun'], 'The ODE solver; heun evaluates the model twice per step.'
-)
-_BATCH = flags.DEFINE_integer(
-  'batch_size', 50, 'How many pictures or answers are made at once.', lower_bound=1
-)
+_sampler = app.define_sampler(points=16)
+_model_options = app.define_generator(batch_size=50)
 
 STAGES = ('stage3', 'stage2', 'stage1')
 
@@ -69,14 +57,12 @@ def main(argv):
   from tuna_jax.toy import evaluate as world
   from tuna_jax.train import checkpoint
 
-  began = time.perf_counter()
+  began, options = time.perf_counter(), _model_options()
   config = checkpoint.read_config(run)
-  how = Drawing(Guidance(_GUIDANCE.value), _POINTS.value, _SHIFT.value, _SOLVER.value)
+  how = Drawing(Guidance(_GUIDANCE.value), **_sampler())
   # Whole weights on every device; the rows of a batch are spread over the devices.
   mesh = sharding.make_mesh(data=-1, fsdp=1)
-  generator = open_generator(
-    run, step=_STEP.value, ema=_EMA.value, mesh=mesh, batch_size=_BATCH.value
-  )
+  generator = open_generator(run, mesh=mesh, **options)
   print(f'evaluating {run}', flush=True)
   say = lambda line: print(line, flush=True)
   with jax.set_mesh(mesh):
@@ -97,7 +83,7 @@ def main(argv):
       'parameters': f'{count(generator.params):,} and {count(generator.vae_params):,} of the VAE',
       'sampler': f'{how.solver}, {how.points - 1} steps, guidance {how.guidance.scale:g}, '
       f'shift {how.shift:g}',
-      'weights': 'averaged (EMA)' if _EMA.value else 'as trained',
+      'weights': 'averaged (EMA)' if options['ema'] else 'as trained',
       'stage': f'{config.stage}: {config.steps} steps of {config.rows} x {config.length} tokens',
       'learning rate': f'{optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}',
       'decoder': describe(model.decoder),

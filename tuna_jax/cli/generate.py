@@ -30,15 +30,7 @@ ACTIONS = {
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'The directory of a run or of weights that the model is read from.'
 )
-_VAE = flags.DEFINE_string(
-  'vae', '', 'The directory of the VAE, if the checkpoint does not say where it is.'
-)
-_TOKENIZER = flags.DEFINE_string(
-  'tokenizer', '', 'The directory of the tokenizer, if the checkpoint does not say where it is.'
-)
-_STEP = flags.DEFINE_integer('step', None, 'The step of the run to use; the latest by default.')
-_EMA = flags.DEFINE_bool('ema', True, 'Whether to use the averaged weights of a run.')
-_BATCH = flags.DEFINE_integer('batch_size', 16, 'How many results are made at once.', lower_bound=1)
+_model_options = app.define_generator(batch_size=16)
 _COUNT = flags.DEFINE_integer(
   'count', 1, 'How many results to make per prompt; result i uses the seed --seed + i.', 1
 )
@@ -75,15 +67,7 @@ _INTERVAL = flags.DEFINE_list(
 _RESCALE = flags.DEFINE_float(
   'guidance_rescale', 0.0, 'How far, from 0 to 1, guidance is held back from over-saturation.'
 )
-_POINTS = flags.DEFINE_integer(
-  'points', 50, 'The points of the time grid; the sampler takes one step fewer.'
-)
-_SHIFT = flags.DEFINE_float(
-  'shift', 3.0, 'How far the time grid is shifted towards noise; 1 leaves it as it is.'
-)
-_SOLVER = flags.DEFINE_enum(
-  'solver', 'euler', ['euler', 'heun'], 'The ODE solver; heun evaluates the model twice per step.'
-)
+_sampler = app.define_sampler(points=50)
 _MAX_NEW = flags.DEFINE_integer(
   'max_new_tokens', 512, 'An answer ends after this many tokens at the latest.'
 )
@@ -152,9 +136,7 @@ def draw(action, prompts):
     'size': _SIZE.value,
     'negative': _NEGATIVE.value,
     'guidance': Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value),
-    'points': _POINTS.value,
-    'shift': _SHIFT.value,
-    'solver': _SOLVER.value,
+    **_sampler(),
     'seed': _SEED.value,
   }
   generator = _open()
@@ -202,14 +184,7 @@ def ask(questions):
 def _open():
   from tuna_jax.sample.open import open_generator
 
-  return open_generator(
-    _CHECKPOINT.value,
-    vae=_VAE.value,
-    tokenizer=_TOKENIZER.value,
-    step=_STEP.value,
-    ema=_EMA.value,
-    batch_size=_BATCH.value,
-  )
+  return open_generator(_CHECKPOINT.value, **_model_options())
 
 
 def _interval() -> tuple[float, float]:
