@@ -182,7 +182,7 @@ def target_batch(prompts: Batch, grid, cells: int) -> Batch:
 
 
 def hold(velocity, coords):
-  """`velocity`, zero in the first latent frame: that frame is the clean picture a clip continues."""
+  """`velocity`, zero in the first latent frame: the clean picture that a clip continues."""
   return jnp.where(coords[..., :1] == 0, 0.0, velocity)
 
 
