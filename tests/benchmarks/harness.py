@@ -2,8 +2,8 @@
 
 Shipped task files over the invented rows of rows/: prompts, extraction and scores are lmms-eval's.
 Writes what it found to OUT/found.json: scores of an oracle, of a wrong oracle, and what a tiny
-random model said, beside what `Generator.text` says. PART 'share' is one host of several, as RANK
-and WORLD_SIZE say: the oracle answers its share.
+random model said, beside what `Generator.text` says. PART 'tasks' only writes the task files,
+'share' is one host of several, as RANK and WORLD_SIZE say, and 'dies' is killed the first time.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
 import time
 
@@ -27,6 +28,7 @@ TASKS = {
   'mmmu_val': ('mmmu/mmmu_val.yaml', 'validation', ('image_1',)),
   'mvbench_moving_direction': ('mvbench/mvbench_moving_direction.yaml', 'train', ()),
 }
+ALIKE = ('mme', 'realworldqa', 'chartqa', 'ai2d')  # one pool: pictures, 16 tokens
 CLIPS = 'mvbench_video/clevrer/video_validation'  # where the shipped task looks, in HF_HOME
 OFFLINE = ('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'HF_EVALUATE_OFFLINE', 'TRANSFORMERS_OFFLINE')
 
@@ -144,6 +146,16 @@ def tiny(media):
   )
 
 
+def save_tiny(folder):
+  """The same model as a weights directory."""
+  from tests.sample import small
+  from tuna_jax.weights import store
+
+  store.save(str(folder), small.CONFIG, small.params())
+  store.save(str(folder / 'vae'), small.VAE, small.vae_params())
+  small.tokenizer().save(str(folder))
+
+
 def direct(generator, results):
   """What `Generator.text` says to the prompts and pictures of a run, squashed by Pillow."""
   from PIL import Image
@@ -167,6 +179,27 @@ def direct(generator, results):
   return out
 
 
+def dies(out, media):
+  """Answers from and into a cache; is killed at the second pool, unless an earlier process was."""
+  from tuna_jax.benchmarks import lmms
+
+  class Mortal(Oracle):
+    batch_size = 1
+
+    def text(self, messages, images, **how):
+      said = super().text(messages, images, **how)
+      if self.asked > len(messages) and not (out / 'died').exists():
+        (out / 'died').touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+      return said
+
+  oracle = Mortal(True, media)
+  # A cache names the model by this text, so it must not hold an address.
+  lmms.Model.__repr__ = lambda self: 'oracle'
+  results = evaluate(lmms.Simple(generator=oracle), out, ALIKE, use_cache=str(out / 'cache'))
+  (out / 'found.json').write_text(json.dumps({'asked': oracle.asked, 'scores': scores(results)}))
+
+
 def share(out, media):
   """One host of several: what it was asked, and on the first the scores of all."""
   from tuna_jax.benchmarks import lmms
@@ -179,6 +212,9 @@ def share(out, media):
   (out / f'found{os.environ["RANK"]}.json').write_text(json.dumps(found))
 
 
+PARTS = {'share': share, 'dies': dies}
+
+
 def main(out, part='all'):
   began = time.process_time()
   os.environ.update(dict.fromkeys(OFFLINE, '1'), HF_HOME=str(out), JAX_PLATFORMS='cpu')
@@ -189,8 +225,8 @@ def main(out, part='all'):
 
   datasets.disable_progress_bars()
   small = MediaConfig('32', '32', 5)
-  if part == 'share':
-    return share(out, small)
+  if part in PARTS:
+    return PARTS[part](out, small)
   write_tasks(out)
   if part == 'tasks':
     return

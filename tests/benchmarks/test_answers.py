@@ -36,16 +36,33 @@ def test_answers_come_in_order_and_batches_of_a_shape_are_full():
     Question([('user', str(n))], [shown(32, 32 if n % 3 else 48)], GREEDY) for n in range(3 * pool)
   ]
   echo, counts = Echo(), []
-  said = answers.answer(echo, asked, report=counts.append)
+  said = list(answers.answer(echo, asked, report=counts.append))
   assert said == [str(n) for n in range(3 * pool)]
   assert [n for n, _ in echo.calls] == [pool, pool, pool] == counts
+
+
+def test_a_question_of_a_rare_shape_does_not_hold_up_the_others():
+  pool = answers.BATCHES * Echo.batch_size
+  wait = answers.PATIENCE * pool
+  read = []
+
+  def asked():
+    for n in range(3 * wait):
+      read.append(n)
+      yield Question([('user', str(n))], [shown(32, 32 if n else 48)], GREEDY)
+
+  said = answers.answer(Echo(), asked())
+  assert next(said) == '0' and len(read) == wait + 1
+  assert [next(said) for _ in range(wait - 1)] == [str(n) for n in range(1, wait)]
+  assert len(read) == wait + 1  # they were answered while the first one waited
+  assert list(said) == [str(n) for n in range(wait, 3 * wait)]
 
 
 def test_questions_of_other_settings_are_never_in_one_batch():
   drawn = Settings.of({'do_sample': True, 'temperature': 0.7, 'top_p': 0.9})
   asked = [Question([('user', str(n))], [], (GREEDY, drawn)[n % 2]) for n in range(4)]
   echo = Echo()
-  assert answers.answer(echo, asked, seed=5) == ['0', '1', '2', '3']
+  assert list(answers.answer(echo, asked, seed=5)) == ['0', '1', '2', '3']
   (_, first), (_, second) = echo.calls
   assert (first['temperature'], first['max_new_tokens'], first['seed']) == (0.0, 4, [5, 7])
   assert (second['temperature'], second['max_new_tokens'], second['seed']) == (0.7, 512, [6, 8])

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -11,11 +12,9 @@ import sys
 import pytest
 
 from tests.benchmarks import harness
-from tests.sample import small
-from tuna_jax.benchmarks import lmms
+from tuna_jax.benchmarks import answers, lmms
 from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.weights import store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FULL = {
@@ -113,12 +112,24 @@ def test_several_hosts_each_answer_their_share(installed, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_run_goes_on_from_the_cache_of_its_own_name(installed, tmp_path):
+  out = tmp_path / 'home'
+  run('tests.benchmarks.harness', out, 'tasks')
+  command = [sys.executable, '-m', 'tests.benchmarks.harness', str(out), 'dies']
+  named = {**os.environ, 'LMMS_CACHE_RUN_ID': 'mine'}
+  codes = [subprocess.run(command, cwd=ROOT, env=named, check=False).returncode for _ in range(2)]
+  found = json.loads((out / 'found.json').read_text())
+  assert codes == [-signal.SIGKILL, 0]
+  assert found['asked'] == sum(len(harness.rows(task)) for task in harness.ALIKE) - answers.BATCHES
+  alike = {name: score for name, score in FULL.items() if name.split()[0] in harness.ALIKE}
+  assert {name: found['scores'][name] for name in alike} == alike
+
+
+@pytest.mark.slow
 def test_the_command_line_of_lmms_eval_runs_a_checkpoint(installed, tmp_path):
   out, weights = tmp_path / 'home', tmp_path / 'weights'
   run('tests.benchmarks.harness', out, 'tasks')
-  store.save(weights, small.CONFIG, small.params())
-  store.save(weights / 'vae', small.VAE, small.vae_params())
-  small.tokenizer().save(str(weights))
+  harness.save_tiny(weights)
   task = out / 'tasks' / 'mme.yaml'  # a shipped task wins over a local one of the same name
   config = {**json.loads(task.read_text()), 'task': 'mme_local'}
   task.with_name('mme_local.yaml').write_text(json.dumps(config))

@@ -14,14 +14,12 @@ import pytest
 from PIL import Image
 
 from tests.benchmarks import harness
-from tests.sample import small
 from tuna_jax.benchmarks import layouts, samples
 from tuna_jax.benchmarks.layouts import BENCHMARKS, Seeds
 from tuna_jax.benchmarks.samples import Request
 from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig, read_video
 from tuna_jax.sample.output import read_info
-from tuna_jax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = pathlib.Path(__file__).parent / 'prompts'
@@ -192,9 +190,7 @@ def test_a_run_with_other_settings_is_refused_by_name(generator, tmp_path):
 )
 def test_a_killed_process_leaves_whole_files_and_the_next_fills_the_gap(generator, tmp_path, name):
   weights, out = tmp_path / 'weights', tmp_path / 'out'
-  checkpoint.save_weights(str(weights), small.params(), small.CONFIG)
-  checkpoint.save_weights(str(weights / 'vae'), small.vae_params(), small.VAE)
-  small.tokenizer().save(str(weights))
+  harness.save_tiny(weights)
   r = request(name, out)
   command = [
     *(sys.executable, '-m', 'tuna_jax.cli.main', 'bench-samples', name, '--batch_size=1'),

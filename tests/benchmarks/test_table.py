@@ -42,6 +42,16 @@ def test_scores_of_lmms_eval_take_the_papers_units(tmp_path):
   assert 'lmms-eval 0.7.3' in page and 'checkpoint=RUN' in page and 'seed 0' in page
 
 
+def test_mvbench_is_the_mean_of_its_twenty_tasks(tmp_path):
+  parts = {f'mvbench_{n}': {'mvbench_accuracy,none': float(n)} for n in range(20)}
+  write(tmp_path, 'results.json', {**LMMS, 'results': {'mvbench': {' ,none': ' '}, **parts}})
+  assert table.collect([str(tmp_path)]).scores == {'video': {'mvbench': 9.5}}
+  del parts['mvbench_7']
+  write(tmp_path, 'results.json', {**LMMS, 'results': parts})
+  with pytest.raises(UserError, match='no results'):
+    table.collect([str(tmp_path)])
+
+
 def test_a_later_run_replaces_the_scores_of_an_earlier_and_a_limit_is_shown(tmp_path):
   write(tmp_path, '20261127_120000_results.json', LMMS)
   config = {**LMMS['config'], 'limit': 8}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # lmms-eval imports this file; jax can wait
   from tuna_jax.sample.generate import Generator
 
 BATCHES = 8  # a pool holds so many batches before it is answered
+PATIENCE = 8  # and while a question waits, at most so many pools of later ones are read
 MAX_NEW_TOKENS = 512  # of a task that names no limit, as in the authors' adapter
 
 
@@ -147,13 +148,14 @@ def answer(
   *,
   seed: int = 42,
   report: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-  """Answers in the order of the questions, which are read one at a time.
+) -> Iterator[str]:
+  """Yields the answers in the order of the questions, which are read one at a time.
 
   seed: with a temperature, question n uses seed + n. report: told how many were answered just now.
   """
   answers: dict[int, str] = {}
-  pools: dict[tuple, list[tuple[int, Question]]] = {}
+  pools: dict[tuple, list[tuple[int, Question]]] = {}  # that of the oldest question comes first
+  full, done = BATCHES * generator.batch_size, 0
 
   def settle(key):
     numbers, asked = zip(*pools.pop(key))
@@ -173,11 +175,17 @@ def answer(
   for n, question in enumerate(questions):
     key = (question.settings, tuple(_shape(v) for v in question.visuals))
     pools.setdefault(key, []).append((n, question))
-    if len(pools[key]) == BATCHES * generator.batch_size:
+    if len(pools[key]) == full:
       settle(key)
+    oldest = next(iter(pools), None)
+    if oldest is not None and n - pools[oldest][0][0] >= PATIENCE * full:
+      settle(oldest)
+    while done in answers:
+      yield answers.pop(done)
+      done += 1
   for key in list(pools):
     settle(key)
-  return [answers[n] for n in range(len(answers))]
+  yield from (answers[n] for n in sorted(answers))
 
 
 def _shape(visual) -> tuple[int, ...] | None:

@@ -85,11 +85,15 @@ class Model:
     return 'cpu'
 
   def generate_until(self, requests):
-    """Answers in the order of the requests. Every host of a run is given its own share."""
+    """Yields answers in the order of the requests; every host of a run is given its own share.
+
+    lmms-eval pairs them with the requests one by one, so its cache holds each as soon as it is
+    there, and a run that was killed goes on from it.
+    """
     from tqdm import tqdm  # lmms-eval brings it
 
     with tqdm(total=len(requests), disable=self.rank != 0, desc='tuna_jax') as bar, self.devices():
-      return answers.answer(
+      yield from answers.answer(
         self.generator, map(self.question, requests), seed=self.seed, report=bar.update
       )
 

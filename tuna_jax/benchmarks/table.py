@@ -41,6 +41,7 @@ LMMS = {
   'longvideobench_val_v': ('video', 'longvideobench_val', 'lvb_acc', 100),
   'lvbench': ('video', 'lvbench', 'lvbench_score', 100),
 }
+MVBENCH_TASKS = 20  # lmms-eval writes their scores, and none of the group
 ONEIG = re.compile(r'(alignment|text|reasoning|style|diversity)_score_EN_.*\.csv')
 DIMENSIONS = {*scorers.VBENCH_QUALITY, *scorers.VBENCH_SEMANTIC}
 DPG = re.compile(r'^\s*(global|entity|attribute|relation|other|DPG-Bench score): *([\d.]+)', re.M)
@@ -174,12 +175,21 @@ def _lmms(value: Mapping[str, Any], results: Results):
     f'lmms-eval {version}, {value.get("date")}; model_args {config.get("model_args")}; seed '
     f'{config.get("random_seed")}{limit}. The paper used lmms-eval 0.4.0.'
   )
-  for task, found in value['results'].items():
-    if task in LMMS:
-      benchmark, column, metric, unit = LMMS[task]
-      values = [v for k, v in found.items() if k.split(',')[0] == metric]
-      if values and isinstance(values[0], int | float):
-        results.add(benchmark, {column: unit * values[0]}, note)
+  found = {task: _metric(task, scores) for task, scores in value['results'].items()}
+  parts = [v for task, v in found.items() if task.startswith('mvbench_') and v is not None]
+  if found.get('mvbench') is None and len(parts) == MVBENCH_TASKS:
+    found['mvbench'] = float(np.mean(parts))
+  for task, score in found.items():
+    if task in LMMS and score is not None:
+      benchmark, column, _, unit = LMMS[task]
+      results.add(benchmark, {column: unit * score}, note)
+
+
+def _metric(task: str, scores: Mapping[str, Any]) -> float | None:
+  """The number of a task that the table takes; metrics are written as `name,filter`."""
+  row = LMMS.get('mvbench' if task.startswith('mvbench_') else task)
+  values = [v for k, v in scores.items() if row and k.split(',')[0] == row[2]]
+  return values[0] if values and isinstance(values[0], int | float) else None
 
 
 def _installed() -> str:
