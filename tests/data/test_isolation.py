@@ -16,8 +16,11 @@ from tuna_jax.data.isolation import Pool, Process
 from tuna_jax.data.jsonl import JsonlSource
 from tuna_jax.data.limits import Limits
 from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.mixture import DataConfig
+from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.records import BadRecord, load, named
 from tuna_jax.data.sources import SourceConfig
+from tuna_jax.data.tokenizer import Tokenizer
 
 
 class Crash:
@@ -111,3 +114,28 @@ def test_a_process_ends_with_the_one_that_started_it():
 def test_what_is_raised_comes_back_in_words():
   with pytest.raises(UserError, match='KeyError: 3'):
     Process().call(30, {}.__getitem__, 3)
+
+
+def test_batches_are_the_same_with_and_without_processes(tmp_path):
+  pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+  for i, pixels in enumerate(pictures):
+    Image.fromarray(pixels).save(tmp_path / f'{i}.png')
+  lines = [json.dumps({'image': f'{i}.png', 'caption': str(i)}) for i in range(20)]
+  (tmp_path / 'x.jsonl').write_text('\n'.join(lines))
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'x.jsonl', 'task': 'caption'}]))
+  batches = []
+  for processes in (0, 2):
+    media = MediaConfig('16', processes=processes)
+    data = Pipeline(
+      DataConfig(mixture=str(tmp_path / 'm.json'), media=media),
+      Tokenizer.train(['0'], 384),
+      encode=lambda x: x[:, ::4, ::16, ::16].astype(np.float32),
+      strides=(4, 16),
+      sizes=(4, 160, 8, 4, 3),
+      seed=0,
+    )
+    batches.append([next(data) for _ in range(3)])
+    data.close()
+  for here, apart in zip(*batches, strict=True):
+    for a, b in zip(here, apart, strict=True):
+      np.testing.assert_array_equal(a, b)

@@ -89,7 +89,8 @@ class Pipeline:
     self._lock = threading.Lock()  # of the two above, which several threads count in
     self._kept: dict[tuple[int, int, int], segments.Example] = {}  # passed over, to build them once
     pool = concurrent.futures.ThreadPoolExecutor
-    self._threads = pool(config.threads) if config.threads > 1 else None
+    threads = max(config.threads, config.media.processes)
+    self._threads = pool(threads) if threads > 1 else None
     self._worker = pool(1, thread_name_prefix='tuna-data') if config.prefetch else None
     self._queue: collections.deque[concurrent.futures.Future] = collections.deque()
     self._step, self._next = 0, self._fresh()
