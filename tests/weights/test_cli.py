@@ -28,10 +28,10 @@ def files(tmp_path_factory):
   stored = store.Stored(CONFIG, lazies(LEAVES), CONFIG.vae, lazies(VAE_LEAVES), {})
   for name in ('decoder', 'vision', 'tuna'):
     (root / name).mkdir()
-    tensors, _, stem = parts.home(name, stored)
+    tensors, _, stem = parts.export_part(name, stored)
     safetensors.write_folder(root / name, tensors, stem=stem, shard_bytes=100_000)
-  torchfile.write_file(root / 'Wan2.2_VAE.pth', parts.home('vae', stored)[0])
-  torchfile.write_file(root / 'tuna.pt', parts.home('tuna', stored)[0])
+  torchfile.write_file(root / 'Wan2.2_VAE.pth', parts.export_part('vae', stored)[0])
+  torchfile.write_file(root / 'tuna.pt', parts.export_part('tuna', stored)[0])
   (root / 'decoder' / 'tokenizer.json').write_text('{}')
   (root / 'model.json').write_text(json.dumps(to_dict(CONFIG)))
   return root

@@ -46,7 +46,7 @@ def test_qwen_files_go_in_and_come_out_byte_equal(tmp_path, tied, shard):
   planned = parts.assemble(config, decoder=tmp_path / 'qwen', seed=0)
   store.write(tmp_path / 'ours', config, planned.leaves, None, planned.notes())
   stored = store.open_stored(tmp_path / 'ours')
-  tensors, _, stem = parts.home('decoder', stored)
+  tensors, _, stem = parts.export_part('decoder', stored)
   (tmp_path / 'back').mkdir()
   safetensors.write_folder(tmp_path / 'back', tensors, stem=stem)
   assert_same_files(tmp_path / 'qwen', tmp_path / 'back')
@@ -61,7 +61,7 @@ def test_an_exported_decoder_is_a_model_that_transformers_loads_with_equal_outpu
 
   model = saved(public.qwen2(CONFIG), tmp_path / 'qwen')
   planned = parts.assemble(CONFIG, decoder=tmp_path / 'qwen', seed=0)
-  tensors, config_json, stem = parts.home('decoder', whole(planned.leaves))
+  tensors, config_json, stem = parts.export_part('decoder', whole(planned.leaves))
   (tmp_path / 'back').mkdir()
   safetensors.write_folder(tmp_path / 'back', tensors, stem=stem)
   files.write_json(tmp_path / 'back' / 'config.json', config_json)
@@ -78,7 +78,7 @@ def test_an_exported_vision_tower_is_a_model_that_transformers_loads(tmp_path):
   model = saved(public.siglip(CONFIG), tmp_path / 'siglip')
   planned = parts.assemble(CONFIG, vision=tmp_path / 'siglip', seed=0)
   assert not [leaf for leaf in planned.fresh if leaf.startswith('vision/')]
-  tensors, config_json, stem = parts.home('vision', whole(planned.leaves))
+  tensors, config_json, stem = parts.export_part('vision', whole(planned.leaves))
   (tmp_path / 'back').mkdir()
   safetensors.write_folder(tmp_path / 'back', tensors, stem=stem)
   source = open_checkpoint(tmp_path / 'siglip')
@@ -124,7 +124,7 @@ def test_a_diffusers_vae_goes_in_and_comes_out_byte_equal(tmp_path, residual):
   saved(public.wan(vae), tmp_path / 'vae')
   planned = parts.read_vae(dataclasses.replace(CONFIG, vae=vae), tmp_path / 'vae')
   stored = dataclasses.replace(whole(vae=planned.leaves), vae_config=vae)
-  tensors, config_json, stem = parts.home('vae-diffusers', stored)
+  tensors, config_json, stem = parts.export_part('vae-diffusers', stored)
   (tmp_path / 'back').mkdir()
   safetensors.write_folder(tmp_path / 'back', tensors, stem=stem)
   file = 'diffusion_pytorch_model.safetensors'
@@ -142,7 +142,7 @@ def test_a_wan_pth_goes_in_and_comes_out_equal(tmp_path):
     n: rng.standard_normal(a.shape).astype(np.float32)
     for n, a in tree.flatten(vae_shapes(CONFIG.vae)).items()
   }
-  tensors, _, _ = parts.home('vae', whole(vae=leaves))
+  tensors, _, _ = parts.export_part('vae', whole(vae=leaves))
   torch.save(
     {name: torch.from_numpy(value[()].copy()) for name, value in tensors.items()},
     tmp_path / 'Wan2.2_VAE.pth',

@@ -61,7 +61,7 @@ def files(tmp_path_factory):
   ):
     tensors = {
       name: torch.from_numpy(value[()].copy())
-      for name, value in parts.home(part, stored)[0].items()
+      for name, value in parts.export_part(part, stored)[0].items()
     }
     torch.save(wrap(tensors), root / file)
   return root

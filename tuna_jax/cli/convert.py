@@ -115,12 +115,11 @@ def export():
   """A checkpoint of ours to somebody else's names."""
   _need('export', input=_INPUT, output=_OUTPUT)
   stored = store.open_stored(_INPUT.value, step=_STEP.value, ema=_EMA.value)
-  tensors, config_json, stem = parts.home(_PART.value, stored)
+  tensors, config_json, stem = parts.export_part(_PART.value, stored)
   tensors = cast(tensors, _DTYPE.value)
   print(f'{len(tensors)} tensors, {compare.size(tensors)}, as {_PART.value} in {_DTYPE.value}')
   if _DRY.value:
-    for name, value in sorted(tensors.items()):
-      print(f'  {name}  {list(value.shape)}')
+    print('\n'.join(f'  {name}  {list(value.shape)}' for name, value in sorted(tensors.items())))
     return 0
   with files.new_folder(_OUTPUT.value) as folder:
     if _PART.value in ('tuna', 'decoder'):

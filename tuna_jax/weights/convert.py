@@ -28,7 +28,7 @@ from tuna_jax.weights.tensors import (
   raise_faults,
 )
 
-NEAREST = 60  # faults that are given the nearest name: it takes time
+NEAREST = 60  # the number of faults that get a nearest name, which takes time to find
 
 
 @dataclasses.dataclass

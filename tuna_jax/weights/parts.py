@@ -55,7 +55,7 @@ def read_vae(config: TunaConfig, path) -> Plan:
   return plan(table(config.vae), reader, vae_shapes(config.vae))
 
 
-def home(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
+def export_part(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
   """({their tensor: Lazy}, config.json, file stem) of one of PARTS, or CheckpointError where
   `stored` has no such part."""
   config, vae = stored.config, stored.vae_config

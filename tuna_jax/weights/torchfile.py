@@ -1,7 +1,7 @@
 """PyTorch's .pt, .pth and .bin files, read without executing anything in them (see pickles.py).
 
-Zip files (torch >= 1.6): NAME/data.pkl, and one stored entry NAME/data/KEY a storage. Files before
-that: five pickles in a row, then each storage as int64 count and its bytes.
+Zip files (torch >= 1.6) hold NAME/data.pkl and one stored entry NAME/data/KEY per storage. Older
+files are five pickles in a row, then each storage as an int64 count and its bytes.
 """
 
 from __future__ import annotations
