@@ -7,8 +7,6 @@ and mixture files.
            pictures together
     write  OUT/pictures/STYLE/CODE.png (64x64 on white), OUT/SPLIT.TASK.jsonl, OUT/mixture.json,
            OUT/licences/
-
-numpy only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One HTML page of what the model sees: every example's tokens, spans, learned labels and pictures."""
+"""One HTML page of what the model sees: tokens, spans, learned labels and pictures."""
 
 from __future__ import annotations
 
