@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the bottom up. A package imports from its own step and from the steps below, except that
 # packages which share a step do not import each other.
 STAIRS = (
-  ('config', 'sizes', 'tree', 'batch', 'files'),
+  ('ranges', 'config', 'sizes', 'tree', 'batch', 'files'),
   ('flow', 'losses', 'sharding'),
   ('models', 'data'),
   ('weights',),
@@ -24,7 +24,7 @@ STAIRS = (
   ('configs',),
   ('cli',),
 )
-SHARED = {'config', 'sizes', 'tree', 'batch', 'files'}  # these may import each other
+SHARED = set(STAIRS[0])  # these may import each other
 STEP = {package: number for number, step in enumerate(STAIRS) for package in step}
 
 # The model's files in the order data flows; each imports only files before it.

@@ -11,7 +11,9 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from tuna_jax.ranges import Count, Few, Finite, NotNegative, Positive, Range, Width
 
 # Per-channel latent statistics published with the Wan 2.2 VAE (docs/architecture.md 2.5).
 # fmt: off
@@ -41,30 +43,30 @@ class UserError(ValueError):
 class TowerConfig:
   """The shape of one transformer tower."""
 
-  num_layers: int
-  dim: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  mlp_dim: int
-  norm_eps: float = 1e-6
+  num_layers: Few
+  dim: Width
+  num_heads: Few
+  num_kv_heads: Few
+  head_dim: Few
+  mlp_dim: Width
+  norm_eps: Positive = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TowerConfig):
   """SigLIP-2 on latents. grid: side of the learned position table, 32 in the published models."""
 
-  grid: int = 32
+  grid: Few = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(TowerConfig):
   """Qwen2.5. `vocab_size` counts real tokens; the table is padded so that it divides over a pod."""
 
-  vocab_size: int = 151_669
+  vocab_size: Count = 151_669
   tied: bool = True
-  rope_theta: float = 1e6
-  vocab_multiple: int = 128
+  rope_theta: Positive = 1e6
+  vocab_multiple: Few = 128
 
   @property
   def padded_vocab(self) -> int:
@@ -80,7 +82,7 @@ class FlowHeadConfig(TowerConfig):
   token not at all (docs/architecture.md 7.3); 'index' turns every token by its index.
   """
 
-  norm_eps: float = 1e-5
+  norm_eps: Positive = 1e-5
   rotary: str = 'grid'
 
   def __post_init__(self):
@@ -104,15 +106,15 @@ class VaeConfig:
   trained here stores the statistics measured on its own data.
   """
 
-  latent_channels: int = 48
-  encoder_dim: int = 160
-  decoder_dim: int = 256
-  dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-  encoder_blocks: int = 2
-  decoder_blocks: int = 3
+  latent_channels: Few = 48
+  encoder_dim: Few = 160
+  decoder_dim: Few = 256
+  dim_mult: tuple[Few, ...] = (1, 2, 4, 4)
+  encoder_blocks: Few = 2
+  decoder_blocks: Few = 3
   temporal_down: tuple[bool, ...] = (False, True, True)
-  latent_mean: tuple[float, ...] = WAN_MEAN
-  latent_std: tuple[float, ...] = WAN_STD
+  latent_mean: tuple[Finite, ...] = WAN_MEAN
+  latent_std: tuple[Positive, ...] = WAN_STD
   residual: bool = True
 
   def __post_init__(self):
@@ -162,9 +164,9 @@ class PathConfig:
   """
 
   predicts: str = 'velocity'
-  noise: float = 1.0
-  mean: float = 0.0
-  std: float = 1.0
+  noise: Positive = 1.0
+  mean: Finite = 0.0
+  std: NotNegative = 1.0
 
   def __post_init__(self):
     if self.predicts not in ('velocity', 'clean'):
@@ -189,10 +191,10 @@ class TunaConfig:
   flow_head: FlowHeadConfig
   vae: VaeConfig | None = VaeConfig()
   design: str = 'cascade'
-  patch: int = 1
+  patch: Few = 1
   layout: str = 'patch'
   path: PathConfig = PathConfig()
-  time_frequencies: int = 256
+  time_frequencies: Few = 256
   dtype: str = 'bfloat16'
   remat: str = 'block'
   attention: str = 'auto'
@@ -240,12 +242,13 @@ def from_dict(cls, mapping: Mapping, path: str = ''):
   """Builds the frozen dataclass `cls` from a (nested) mapping.
 
   Raises UserError with the full path of an unknown field (and the nearest right name), a missing
-  one or a value of another type. An integer may stand for a float, and a list for a tuple.
+  one, or a value of another type or outside of its range. An integer may stand for a float, and a
+  list for a tuple.
   """
   where = path or cls.__name__
   if not isinstance(mapping, Mapping):
     raise UserError(f'{where}: expected a mapping, found {type(mapping).__name__} {mapping!r}')
-  hints = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls, include_extras=True)
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in mapping:
     if key not in fields:
@@ -262,6 +265,11 @@ def from_dict(cls, mapping: Mapping, path: str = ''):
   return cls(**values)
 
 
+def checked(config):
+  """`config`, once every value in it is within its range; raises UserError as `from_dict` does."""
+  return from_dict(type(config), to_dict(config))
+
+
 def to_dict(config) -> dict:
   """The nested plain mapping that `from_dict` reads back to an equal config."""
   return dataclasses.asdict(config)
@@ -270,6 +278,12 @@ def to_dict(config) -> dict:
 def _convert(hint, value, path):
   """`value` as type `hint`; UserError with the path if it has another type."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    value = _convert(args[0], value, path)
+    for limits in args[1:]:
+      if isinstance(limits, Range) and not limits.holds(value):
+        raise UserError(f'{path}={value!r}: expected {limits}')
+    return value
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in args:
       return None

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.data.made import encoded, halves
+from tuna_jax.config import checked
 from tuna_jax.data import media
 from tuna_jax.data.limits import Limits
 from tuna_jax.data.media import MediaConfig, MediaError, read_image
@@ -79,8 +80,8 @@ def test_limits_are_settings(tmp_path):
   for limits in (Limits(pixels=100), Limits(bytes=50), Limits(aspect=1.5)):
     with pytest.raises(MediaError, match=r'a\.png: .*limits\.'):
       read_image(str(tmp_path / 'a.png'), '64', limits=limits)
-  with pytest.raises(ValueError, match='limits.pixels=0'):
-    Limits(pixels=0)
+  with pytest.raises(ValueError, match='pixels=0: expected at least 1'):
+    checked(Limits(pixels=0))
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'BMP', 'GIF'])

@@ -18,7 +18,7 @@ from absl import flags
 
 from tuna_jax import files
 from tuna_jax.cli import app
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, checked
 
 ACTIONS = {
   'shapes': 'Writes mixture files of the rendered world, whose records are made as they are read.',
@@ -151,7 +151,9 @@ def preview(path):
 def _sources(path):
   from tuna_jax.data import media, sources
 
-  config = media.MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value, processes=_PROCESSES.value)
+  config = checked(
+    media.MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value, processes=_PROCESSES.value)
+  )
   return [sources.open_source(row, config) for row in sources.read_mixture(path)]
 
 

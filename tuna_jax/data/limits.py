@@ -12,6 +12,7 @@ from typing import BinaryIO
 import fsspec
 
 from tuna_jax.config import UserError
+from tuna_jax.ranges import Count, Positive
 
 
 class MediaError(UserError):
@@ -30,19 +31,14 @@ class Limits:
   line. wait: seconds that a decoding process may take for a record (`MediaConfig.processes`).
   """
 
-  pixels: int = 50_000_000
-  frames: int = 120_000
-  seconds: float = 3600.0
-  bytes: int = 1 << 28
-  aspect: float = 20.0
-  text: int = 1_000_000
-  nesting: int = 64
-  wait: float = 60.0
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if not getattr(self, field.name) > 0:
-        raise UserError(f'limits.{field.name}={getattr(self, field.name)}: expected more than 0')
+  pixels: Count = 50_000_000
+  frames: Count = 120_000
+  seconds: Positive = 3600.0
+  bytes: Count = 1 << 28
+  aspect: Positive = 20.0
+  text: Count = 1_000_000
+  nesting: Count = 64
+  wait: Positive = 60.0
 
   def check_pixels(self, width: int, height: int, kept: int = 1) -> None:
     """Raises MediaError for an empty or too large picture; `kept` of them are in memory."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tuna_jax.config import UserError, nearest
 from tuna_jax.data.clips import read_frames
 from tuna_jax.data.limits import LIMITS, Limits, MediaError, naming, read
 from tuna_jax.data.pictures import Size, open_image, open_picture
+from tuna_jax.ranges import Count, Range
 
 __all__ = ['BUCKETS', 'Limits', 'MediaConfig', 'MediaError', 'Size']  # and the functions below
 
@@ -38,16 +40,14 @@ class MediaConfig:
 
   image_size: str = '512'
   video_size: str = 'video'
-  frames: int = 13
+  frames: Count = 13
   limits: Limits = LIMITS
-  processes: int = 0
+  processes: Annotated[int, Range(0, 10_000)] = 0
 
   def __post_init__(self):
     buckets(self.image_size)
     buckets(self.video_size)
-    if self.processes < 0:
-      raise UserError(f'processes={self.processes}: expected at least 0')
-    if self.frames < 1 or self.frames % 4 != 1:
+    if self.frames % 4 != 1:
       near = max(1, self.frames - (self.frames - 1) % 4)
       raise UserError(f'frames={self.frames}: expected 4k + 1, for example {near}')
 

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import grain
 import numpy as np
@@ -16,8 +17,9 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import texts_of, usable
 from tuna_jax.data.sources import WORLD, Source, SourceConfig, open_source, opener, read_mixture
 from tuna_jax.data.tasks import TaskConfig, check_task
+from tuna_jax.ranges import Count, Few, NotNegative, Range, Share, Whole
 
-Phases = tuple[tuple[float, tuple[tuple[str, float], ...]], ...]
+Phases = tuple[tuple[NotNegative, tuple[tuple[str, NotNegative], ...]], ...]
 
 _log = logging.getLogger(__name__)
 
@@ -41,16 +43,16 @@ class DataConfig:
   mixture: str = WORLD
   phases: Phases = ()
   split: str = 'train'
-  size: int = 1_000_000
-  seed: int = 0
+  size: Count = 1_000_000
+  seed: Whole = 0
   tasks: TaskConfig = dataclasses.field(default_factory=TaskConfig)
   media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
-  max_skip_share: float = 0.01
-  look_ahead: int = 3
-  prefetch: int = 2
-  threads: int = 1
-  encode_batch: int = 8
-  latent_cache_mb: int = 256
+  max_skip_share: Share = 0.01
+  look_ahead: Annotated[int, Range(0, 61)] = 3
+  prefetch: Annotated[int, Range(0, 1000)] = 2
+  threads: Few = 1
+  encode_batch: Few = 8
+  latent_cache_mb: Whole = 256
   latent_cache_dir: str = ''
 
   def __post_init__(self):

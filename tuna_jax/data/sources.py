@@ -18,6 +18,7 @@ from tuna_jax import files
 from tuna_jax.config import UserError, from_dict
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import check_task
+from tuna_jax.ranges import Count, Positive, Whole
 
 # How the path of a mixture row begins -> the class that opens the row, called with (SourceConfig,
 # MediaConfig) and imported when a row asks for it. A kind without ':' is the whole path.
@@ -61,10 +62,10 @@ class SourceConfig:
   path: str
   task: str
   root: str = ''
-  weight: float = 1.0
+  weight: Positive = 1.0
   split: str = 'train'
-  size: int = 1_000_000
-  seed: int = 0
+  size: Count = 1_000_000
+  seed: Whole = 0
 
   def __post_init__(self):
     check_task(self.task)

@@ -23,6 +23,7 @@ import numpy as np
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data.segments import Image, Plan, Text, Video
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.ranges import Share
 
 QWEN_SYSTEM = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
 PLACEHOLDER = '<image>'
@@ -40,7 +41,7 @@ class TaskConfig:
   puts the text loss on assistant turns, 'everything' on all text (to pretrain a decoder).
   """
 
-  caption_dropout: float = 0.1
+  caption_dropout: Share = 0.1
   system: str | None = QWEN_SYSTEM
   questions: tuple[str, ...] = ('Describe the image.',)
   video_questions: tuple[str, ...] = ('Describe the video.',)
@@ -49,8 +50,6 @@ class TaskConfig:
   def __post_init__(self):
     if self.learn not in ('answers', 'everything'):
       raise UserError(f"learn={self.learn!r}: expected 'answers' or 'everything'")
-    if not 0 <= self.caption_dropout <= 1:
-      raise UserError(f'caption_dropout={self.caption_dropout}: expected a share, 0 to 1')
 
 
 # ---- layouts: the only place that knows where special tokens stand

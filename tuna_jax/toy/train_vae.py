@@ -24,6 +24,7 @@ from tuna_jax.data.records import PICTURES, media_of
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
+from tuna_jax.ranges import Count, Decay, Few, Finite, NotNegative, Positive, Rate, Share, Whole
 from tuna_jax.train import loop
 from tuna_jax.train.optimizer import scale_by
 from tuna_jax.weights import fresh, store
@@ -43,20 +44,20 @@ class VaeTrainConfig:
 
   model: VaeConfig
   data: DataConfig
-  steps: int = 1000
-  stills: int = 6
-  clips: int = 2
-  clips_from: float = 0.5
-  clip_share: float = 0.8
-  lr: float = 1e-3
-  warmup: int = 20
-  choice: int = 3
-  kl: float = 3e-4
-  logvar: float = -4.0
-  clip: float = 1.0
-  ema: float = 0.99
-  seed: int = 0
-  measured: int = 512
+  steps: Count = 1000
+  stills: Few = 6
+  clips: Few = 2
+  clips_from: Share = 0.5
+  clip_share: Share = 0.8
+  lr: Rate = 1e-3
+  warmup: Count = 20
+  choice: Few = 3
+  kl: NotNegative = 3e-4
+  logvar: Finite = -4.0
+  clip: Positive = 1.0
+  ema: Decay = 0.99
+  seed: Whole = 0
+  measured: Count = 512
 
 
 class Media:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from tuna_jax.config import TunaConfig, UserError, nearest
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.flow import TRAIN_SHIFT
+from tuna_jax.ranges import (
+  Count,
+  Decay,
+  Few,
+  NotNegative,
+  Positive,
+  Range,
+  Rate,
+  Share,
+  Whole,
+  Width,
+)
 
 KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine', 'linear')
@@ -25,19 +38,19 @@ class OptimizerConfig:
   """
 
   kind: str = 'adamw'
-  lr: float = 1e-4
-  warmup: int = 1000
+  lr: Rate = 1e-4
+  warmup: Whole = 1000
   schedule: str = 'constant'
-  final_lr: float = 0.0
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
-  weight_decay: float = 0.01
+  final_lr: Share = 0.0
+  b1: Decay = 0.9
+  b2: Decay = 0.95
+  eps: Positive = 1e-8
+  weight_decay: Share = 0.01
   decay: tuple[str, ...] = ('.*/kernel', '.*/embedding')
-  clip: float = 1.0
-  ema: float = 0.9999
-  accumulate: int = 1
-  groups: tuple[tuple[str, float], ...] = (('.*', 1.0),)
+  clip: Positive = 1.0
+  ema: Decay = 0.9999
+  accumulate: Few = 1
+  groups: tuple[tuple[str, NotNegative], ...] = (('.*', 1.0),)
 
   def __post_init__(self):
     for name, value, known in (
@@ -53,11 +66,52 @@ class MeshConfig:
   """Sizes of the mesh axes. -1 is inferred; fsdp is filled before data. `slices` of a pod lie along
   the data axis."""
 
-  data: int = -1
-  fsdp: int = -1
-  context: int = 1
-  tensor: int = 1
-  slices: int = 1
+  data: Annotated[int, Range(-1, 2**20)] = -1
+  fsdp: Annotated[int, Range(-1, 2**20)] = -1
+  context: Few = 1
+  tensor: Few = 1
+  slices: Few = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+  """What a run tells beside the metrics of each step.
+
+  line_s: seconds between printed lines outside a terminal, 0 for one per step. held_out: a mixture
+  that is not trained on, 'shapes' for the test compositions of the rendered world; its loss is
+  measured every `evaluate_every` steps on the same `evaluate_batches` batches. Every `sample_every`
+  steps the `prompts` are drawn from `sample_seed` on, with `points` of the time grid. 0 steps means
+  never.
+  """
+
+  line_s: NotNegative = 10.0
+  held_out: str = ''
+  evaluate_every: Whole = 0
+  evaluate_batches: Few = 4
+  sample_every: Whole = 0
+  prompts: tuple[str, ...] = ()
+  sample_seed: Whole = 0
+  points: Annotated[int, Range(2, 1000)] = 50
+
+  def __post_init__(self):
+    for every, needed in (('evaluate_every', 'held_out'), ('sample_every', 'prompts')):
+      if getattr(self, every) and not getattr(self, needed):
+        raise UserError(f'report.{every}={getattr(self, every)}: report.{needed} is empty')
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+  """What ends a run that no longer gets on.
+
+  stall_s: seconds without a step, a batch or a save after which the stacks of all threads are
+  logged and the run saves and stops; 0 waits for ever. bad_steps: steps in a row that may be left
+  out because the loss or its gradient is not finite. spike: a loss so many times its usual distance
+  above the running median is logged with its records; 0 logs none.
+  """
+
+  stall_s: NotNegative = 1800.0
+  bad_steps: Count = 5
+  spike: NotNegative = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,34 +129,33 @@ class TrainConfig:
 
   model: TunaConfig
   stage: str
-  steps: int
-  rows: int
-  length: int
-  visual: int
-  images: int
+  steps: Count
+  rows: Width
+  length: Width
+  visual: Annotated[int, Range(0, 2**20)]
+  images: Annotated[int, Range(0, 10_000)]
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
-  ntp_coeff: float = 0.2
-  flow_coeff: float = 1.0
-  time_shift: float = TRAIN_SHIFT
-  seed: int = 0
+  report: ReportConfig = ReportConfig()
+  guard: GuardConfig = GuardConfig()
+  ntp_coeff: NotNegative = 0.2
+  flow_coeff: NotNegative = 1.0
+  time_shift: Positive = TRAIN_SHIFT
+  seed: Whole = 0
   init_from: str = ''
   initial: str = ''
   vae: str = ''
   tokenizer: str = ''
-  checkpoint_every: int = 500
-  keep: int = 3
-  profile_steps: tuple[int, ...] = ()
+  checkpoint_every: Count = 500
+  keep: Count = 3
+  profile_steps: tuple[Whole, ...] = ()
 
   def __post_init__(self):
     if self.rows % self.optimizer.accumulate:
       raise UserError(
         f'rows={self.rows} does not divide into optimizer.accumulate={self.optimizer.accumulate}'
       )
-    if min(self.ntp_coeff, self.flow_coeff) < 0:
-      found = f'ntp_coeff={self.ntp_coeff}, flow_coeff={self.flow_coeff}'
-      raise UserError(f'weights of the losses must not be negative: {found}')
 
   @property
   def sizes(self) -> tuple[int, int, int, int, int]:
