@@ -16,6 +16,7 @@ RUNTIME = [
   'jinja2>=3.1',
   'ml-collections>=1.0',
   'ml_dtypes>=0.5',
+  'msgpack>=1.0',  # the records of packed files
   'numpy>=2.0',
   'optax>=0.2.6',
   'orbax-checkpoint>=0.11.30',

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tuna_jax.data import media
-from tuna_jax.data.jsonl import line_breaks
+from tuna_jax.data import media, shards
 from tuna_jax.data.records import BadRecord
 from tuna_jax.data.sources import SourceConfig, open_source, read_mixture
 
@@ -130,9 +129,13 @@ def test_a_missing_or_empty_file_is_named(root):
     open_source(SourceConfig(str(root / 'empty.jsonl'), 't2i'), CONFIG)
 
 
-def test_line_breaks_are_found_across_chunks():
-  data = np.frombuffer(b'ab\ncd\n\nef', np.uint8)
-  assert line_breaks(data, chunk=2).tolist() == [2, 5, 6]
+@pytest.mark.parametrize('end', ['', '\n', '\n\n'])
+def test_lines_are_found_across_the_chunks_of_a_file(root, monkeypatch, end):
+  monkeypatch.setattr(shards, 'CHUNK', 7)
+  (root / 'data.jsonl').write_text('{"n": 1000}\n\n{"n": 2}\r\n{"n": 333}' + end)
+  source = open_source(SourceConfig(str(root / 'data.jsonl'), 'text'), CONFIG)
+  assert [source.raw(i)['n'] for i in range(len(source))] == [1000, 2, 333]
+  assert source.where(2).endswith('data.jsonl:4') and source.smallest() == 1
 
 
 def test_the_world_is_a_source():

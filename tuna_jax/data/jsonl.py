@@ -1,4 +1,6 @@
-"""Files of JSON lines as a source, in the official record formats (docs/architecture.md 9.3)."""
+"""Files of JSON records as sources: JSON lines, and lists, in the official record formats
+(docs/architecture.md 9.3). A record is read when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,70 +10,80 @@ import re
 
 import numpy as np
 
-from tuna_jax import files
 from tuna_jax.config import UserError
+from tuna_jax.data import shards
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import load, named
 from tuna_jax.data.sources import SourceConfig
 
 
 class JsonlSource:
-  """The lines of a file, indexed once; a record is read when asked for. Media paths start at the
-  row's root, or at the file's own directory.
+  """The lines of a file, or of the files of a pattern. Media paths start at the row's root, or at
+  the directory of the first file.
   """
 
   def __init__(self, config: SourceConfig, media: MediaConfig):
     """Raises FileNotFoundError, or UserError for a file without records."""
     path = config.path
-    self.task, self.name, self._media = config.task, path, media
-    self._root = config.root or os.path.dirname(path) or '.'
+    if path.endswith(_PACKED):
+      raise UserError(f'{path}: unpack it first, since records are read in random order')
+    self.task, self.name, self._media, self._fields = config.task, path, media, config.fields
+    self.root = config.root or os.path.dirname(path) or '.'
     try:
-      if files.is_remote(path):
-        data = np.frombuffer(files.path(path).read_bytes(), np.uint8)
-      else:
-        data = np.memmap(path, np.uint8, 'r') if os.path.getsize(path) else np.zeros(0, np.uint8)
+      self._shards = self._open(shards.paths_of(path))
     except FileNotFoundError as e:
       raise FileNotFoundError(f'{path}: no such file (a JSONL of the mixture)') from e
-    ends = np.concatenate([line_breaks(data), [len(data)]])
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    full = np.flatnonzero(ends - starts > 1)  # a record has at least '{}'
-    self._data, self._starts, self._ends, self._lines = data, starts[full], ends[full], full + 1
-    if not len(full):
-      raise UserError(f'{path}: no records')
+
+  def _open(self, paths):
+    return shards.Shards(paths, lines, gap=1)
 
   def __len__(self):
-    return len(self._lines)
+    return len(self._shards)
 
   @named
   def __getitem__(self, index):
-    return load(self.raw(index), self.task, self._root, self._media)
+    return load(self.raw(index), self.task, self.root, self._media)
 
   @named
   def raw(self, index):
-    """The JSON object of a line. Raises BadRecord for anything else."""
-    line, limits = self._data[self._starts[index] : self._ends[index]], self._media.limits
-    if len(line) > limits.text:
-      raise UserError(f'a line of {len(line)} bytes, more than limits.text={limits.text}')
-    line = line.tobytes()
-    if nesting(line) > limits.nesting:
+    """The JSON object of a record. Raises BadRecord for anything else."""
+    limits = self._media.limits
+    data = self._shards.read(index, limits.text, 'limits.text')
+    if nesting(data) > limits.nesting:
       raise UserError(f'brackets nested more than limits.nesting={limits.nesting} deep')
     try:
-      record = json.loads(line.decode('utf-8-sig'))
+      record = json.loads(data.decode('utf-8-sig'))
     except ValueError as e:
       raise UserError(f'not JSON ({e})') from e
     if not isinstance(record, dict):
       raise UserError(f'expected a JSON object, found {type(record).__name__}')
-    return record
+    return shards.renamed(record, self._fields)
 
   def where(self, index):
     """FILE:LINE."""
-    return f'{self.name}:{self._lines[index]}'
+    path, number = self._shards.place(index)
+    return f'{path}:{number + 1}'
+
+  def smallest(self):
+    """The shortest line."""
+    return self._shards.smallest()
 
 
-def line_breaks(data: np.ndarray, chunk: int = 1 << 26) -> np.ndarray:
-  """The indices of the line feeds in uint8 `data`, found a chunk at a time to bound memory."""
-  found = [np.flatnonzero(data[i : i + chunk] == ord('\n')) + i for i in range(0, len(data), chunk)]
-  return np.concatenate(found) if found else np.zeros(0, np.int64)
+_PACKED = ('.gz', '.tgz', '.bz2', '.xz', '.zst', '.zip')
+
+
+def lines(path: str) -> shards.Index:
+  """The index of the lines of a file; blank ones are left out."""
+  found = [np.zeros(1, np.int64)]
+  for start, data in shards.chunks(path):
+    found.append(np.flatnonzero(data == ord('\n')) + (start + 1))
+    end = start + len(data)
+  if len(found) > 1 and found[-1][-1:].tolist() != [end]:
+    found.append(np.array([end + 1]))  # the last line does not end
+  starts = np.concatenate(found)
+  full = np.diff(starts) > 2  # a record has at least '{}'
+  keep = np.zeros(0, np.int64) if full.all() else np.flatnonzero(full)
+  return {'starts': starts if full.any() else starts[:1], 'keep': keep}
 
 
 def nesting(line: bytes) -> int:

@@ -2,32 +2,35 @@
 
 A source has a length, a `task`, a `name`, and `source[i]` -> a record whose media are uint8 arrays
 of bucket size; it raises `BadRecord`, naming file and line, for one that cannot be used. The
-pipeline counts those. To add a kind of source, write a class and add a row to `KINDS`. numpy only.
+pipeline counts those. To add a kind of source, write its opener and add a row to `KINDS`. numpy
+only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from tuna_jax import files
 from tuna_jax.config import UserError, from_dict
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.tasks import check_task
+from tuna_jax.data.tasks import TASKS, check_task
 from tuna_jax.ranges import Count, Positive, Whole
 
-# How the path of a mixture row begins -> the class that opens the row, called with (SourceConfig,
-# MediaConfig) and imported when a row asks for it. A kind without ':' is the whole path.
+# What the path of a mixture row looks like -> what opens the row, called with (SourceConfig,
+# MediaConfig) and imported when a row asks for it. The first pattern that matches counts.
 WORLD = 'shapes'
 KINDS: Mapping[str, str] = MappingProxyType(
   {
     WORLD: 'tuna_jax.toy.source:ShapesSource',
-    'tfds:': 'tuna_jax.data.tfds:TfdsSource',
-    '': 'tuna_jax.data.jsonl:JsonlSource',
+    'tfds:*': 'tuna_jax.data.tfds:TfdsSource',
+    '*.array_record*': 'tuna_jax.data.arrayrecord:ArrayRecordSource',
+    '*': 'tuna_jax.data.jsonl:JsonlSource',
   }
 )
 
@@ -37,6 +40,7 @@ class Source(Protocol):
 
   task: str
   name: str
+  root: str  # where relative paths of media start
 
   def __len__(self) -> int: ...
 
@@ -53,10 +57,12 @@ class Source(Protocol):
 class SourceConfig:
   """One row of a mixture.
 
-  path: a JSONL file, 'shapes' (the rendered world) or 'tfds:DIR' (a prepared TFDS directory).
-  root: what relative media paths of a JSONL start from; its own directory if empty. weight: share
-  of the mixture, multiplied by the phase's weight for the task. split: of 'shapes' and 'tfds:'.
-  size, seed: the number of records of 'shapes', and which world.
+  path: files (docs/data.md 2), 'shapes' (the rendered world) or 'tfds:DIR' (a prepared TFDS
+  directory). root: what relative media paths start from; the directory of the file if empty.
+  weight: share of the mixture, multiplied by the phase's weight for the task. split: of 'shapes'
+  and 'tfds:'. size, seed: the number of records of 'shapes', and which world. fields: our names of
+  fields -> those of the file, where they differ. classes: a text file with the name of a class per
+  line, for files that hold its number.
   """
 
   path: str
@@ -66,20 +72,26 @@ class SourceConfig:
   split: str = 'train'
   size: Count = 1_000_000
   seed: Whole = 0
+  fields: dict = dataclasses.field(default_factory=dict)
+  classes: str = ''
 
   def __post_init__(self):
     check_task(self.task)
+    for ours, theirs in self.fields.items():
+      if ours not in TASKS[self.task].fields or not isinstance(theirs, str):
+        wanted = ', '.join(TASKS[self.task].fields)
+        raise UserError(f'{self.path}: fields: {ours!r}: {theirs!r}, expected names for {wanted}')
     if not self.weight > 0:
       raise UserError(f'{self.path}: weight={self.weight}, expected more than 0')
 
 
 def kind_of(path: str) -> str:
-  """The kind of source that a row's path names."""
-  return next(k for k in KINDS if path == k or (path.startswith(k) and k[-1:] in ('', ':')))
+  """The kind of source that a row's path names: a pattern of `KINDS`."""
+  return next(kind for kind in KINDS if fnmatch.fnmatchcase(path, kind))
 
 
-def opener(path: str) -> type:
-  """The class that opens a row of this path."""
+def opener(path: str) -> Callable[[SourceConfig, MediaConfig], Source]:
+  """What opens a row of this path."""
   module, name = KINDS[kind_of(path)].split(':')
   return getattr(importlib.import_module(module), name)
 
@@ -90,8 +102,8 @@ def open_source(config: SourceConfig, media: MediaConfig) -> Source:
 
 
 def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
-  """The rows of a mixture file: a JSON list of `{"path", "root", "task", "weight"}` (and split,
-  size, seed).
+  """The rows of a mixture file: a JSON list of `{"path", "root", "task", "weight"}` and the other
+  fields of `SourceConfig`.
 
   Relative paths start at the file's directory. Raises UserError naming the row and key that are
   wrong.
@@ -109,12 +121,13 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
       config = from_dict(SourceConfig, row)
     except (ValueError, TypeError) as e:
       raise type(e)(f'{path}: row {n}: {e}') from e
-    kind = kind_of(config.path)
-    if config.path != kind:
+    prefix, star, _ = kind_of(config.path).partition('*')
+    if star:  # it names files
       config = dataclasses.replace(
         config,
-        path=kind + _beside(path, config.path.removeprefix(kind)),
+        path=prefix + _beside(path, config.path.removeprefix(prefix)),
         root=_beside(path, config.root) if config.root else '',
+        classes=_beside(path, config.classes) if config.classes else '',
       )
     out.append(config)
   return tuple(out)

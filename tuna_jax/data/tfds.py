@@ -18,7 +18,7 @@ class TfdsSource:
 
   def __init__(self, config: SourceConfig, media: MediaConfig):
     self.task, self.name = config.task, f'{config.path}/{config.split}'
-    self._media = media
+    self.root, self._media = config.root, media
     builder = tfds.builder_from_directory(config.path.removeprefix('tfds:'))
     self._data = builder.as_data_source(config.split)
 
@@ -27,7 +27,7 @@ class TfdsSource:
 
   @named
   def __getitem__(self, index):
-    return load(self.raw(index), self.task, '', self._media)
+    return load(self.raw(index), self.task, self.root, self._media)
 
   @named
   def raw(self, index):

@@ -19,7 +19,7 @@ class ShapesSource:
   def __init__(self, config: SourceConfig, media: MediaConfig):
     del media
     self.task, self.name = config.task, f'{config.path}/{config.task}/{config.split}'
-    self._config = config
+    self.root, self._config = '', config
 
   def __len__(self):
     return self._config.size
