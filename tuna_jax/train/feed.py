@@ -1,0 +1,87 @@
+"""What feeds the step: the pipeline of the run's data, with the tokenizer and the frozen VAE."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+from etils import epath
+
+from tuna_jax import sharding
+from tuna_jax.batch import Batch
+from tuna_jax.config import UserError, VaeConfig
+from tuna_jax.data.pipeline import Pipeline
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.models.vae import encode_pixels
+from tuna_jax.train.config import TrainConfig
+from tuna_jax.weights import store
+
+
+def encoder(config: VaeConfig, params):
+  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], normalised posterior means, on one local
+  device.
+  """
+  run = jax.jit(functools.partial(encode_pixels, config))
+  device = jax.local_devices()[0]
+  params = jax.device_put(params, device)
+  return lambda pixels: np.asarray(run(params, jax.device_put(pixels, device)))
+
+
+def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
+  """The data of the run, placed on the mesh; each process builds the rows that its devices hold."""
+  if not config.tokenizer:
+    raise UserError('tokenizer: no directory given; --config.tokenizer=DIR')
+  tokenizer = Tokenizer.from_dir(config.tokenizer)
+  if tokenizer.vocab_size > config.model.decoder.vocab_size:
+    raise UserError(
+      f'{config.tokenizer}: {tokenizer.vocab_size} tokens, the model has '
+      f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)'
+    )
+  if jax.process_index() == 0 and not (epath.Path(workdir) / 'tokenizer').exists():
+    tokenizer.save(str(epath.Path(workdir) / 'tokenizer'))
+  vae = config.model.vae
+  encode = None
+  if config.visual:
+    if not config.vae:
+      raise UserError('vae: no directory given, and the run has pictures; --config.vae=DIR')
+    vae, params = store.load_vae(config.vae)
+    if vae.latent_channels != config.model.vae.latent_channels:
+      raise UserError(
+        f'{config.vae}: {vae.latent_channels} latent channels, the model has '
+        f'{config.model.vae.latent_channels} (model.vae.latent_channels)'
+      )
+    encode = encoder(vae, params)
+  placed = sharding.batch_sharding(mesh)
+  rows = local_rows(mesh, config.rows)
+
+  def local(index: slice) -> slice:
+    """The rows of one device, a slice of the whole batch, as a slice of those of this process."""
+    low, high, _ = index.indices(config.rows)
+    return slice(rows.index(low), rows.index(high - 1) + 1)
+
+  def put(batch: Batch) -> Batch:
+    def one(array, where):
+      shape, part = (config.rows, *array.shape[1:]), lambda at: array[local(at[0]), *at[1:]]
+      return jax.make_array_from_callback(shape, where, part)
+
+    return Batch(*(one(a, s) for a, s in zip(batch, placed)))
+
+  return Pipeline(
+    config.data, tokenizer, encode=encode, encoder_name=config.vae, put=put,
+    strides=(vae.temporal_stride, vae.spatial_stride), sizes=config.sizes,
+    seed=config.seed, rows=rows, steps=config.steps,
+  )  # fmt: skip
+
+
+def local_rows(mesh, rows: int) -> list[int]:
+  """Which rows of a batch of `rows` this process's devices hold. UserError if they do not divide.
+
+  On a pod they need not be consecutive: the mesh follows the links between chips, not the hosts.
+  """
+  where = sharding.batch_sharding(mesh).segment
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  if rows % ways:
+    raise UserError(f'rows={rows} does not divide over data x fsdp = {ways}')
+  held = where.addressable_devices_indices_map((rows, mesh.shape['context'])).values()
+  return sorted({row for index in held for row in range(*index[0].indices(rows))})
