@@ -21,6 +21,7 @@ RUNTIME = [
   'optax>=0.2.6',
   'orbax-checkpoint>=0.11.30',
   'pillow>=11.3',  # the first with AVIF inside
+  'pyarrow>=14.0',  # Parquet; tensorflow-datasets brings it in any case
   'safetensors>=0.5',
   'scipy>=1.11',
   'tensorboardX>=2.6.2',

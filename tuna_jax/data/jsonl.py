@@ -82,8 +82,7 @@ def lines(path: str) -> shards.Index:
     found.append(np.array([end + 1]))  # the last line does not end
   starts = np.concatenate(found)
   full = np.diff(starts) > 2  # a record has at least '{}'
-  keep = np.zeros(0, np.int64) if full.all() else np.flatnonzero(full)
-  return {'starts': starts if full.any() else starts[:1], 'keep': keep}
+  return {'starts': starts} if full.all() else {'starts': starts, 'keep': np.flatnonzero(full)}
 
 
 def nesting(line: bytes) -> int:

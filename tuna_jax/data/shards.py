@@ -35,17 +35,25 @@ class Shards:
   """The records of files, in order: `len`, `read(i)`, `place(i)`.
 
   The index of a file is `starts`, int64 [n + 1]: record k is the bytes [starts[k], starts[k + 1] -
-  gap); and `keep`, where it is not empty: the numbers of those that count, rising.
+  gap); and `keep`, where not all of them count: the numbers of those that do, rising.
   """
 
-  def __init__(self, paths: Sequence[str], build: Callable[[str], Index], gap: int = 0):
-    """build: makes the index of a file."""
+  def __init__(
+    self,
+    paths: Sequence[str],
+    build: Callable[[str], Index],
+    gap: int = 0,
+    choose: Callable[[Index], Index] = lambda index: index,
+  ):
+    """build: makes the index of a file. choose: adds a `keep` of this source to one that is kept
+    for all. Raises UserError for files without records.
+    """
     self.paths, self._gap = list(paths), gap
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-      found = list(pool.map(lambda path: index_of(path, build), self.paths))
+      found = list(pool.map(lambda path: choose(index_of(path, build)), self.paths))
     self._starts = [index['starts'] for index in found]
-    self._keep = [index['keep'] for index in found]
-    sizes = [len(keep) or len(starts) - 1 for keep, starts in zip(self._keep, self._starts)]
+    self._keep = [index.get('keep') for index in found]
+    sizes = [len(s) - 1 if k is None else len(k) for s, k in zip(self._starts, self._keep)]
     self._first = np.array([0, *itertools.accumulate(sizes)])
     if not len(self):
       raise UserError(f'{self.paths[0]}: no records')
@@ -61,7 +69,7 @@ class Shards:
   def _find(self, index):
     file = int(np.searchsorted(self._first, index, 'right')) - 1
     number, keep = int(index - self._first[file]), self._keep[file]
-    return file, int(keep[number]) if len(keep) else number
+    return file, number if keep is None else int(keep[number])
 
   def read(self, index: int, limit: int, what: str) -> bytes:
     """The bytes of a record. Raises UserError for more than `limit` bytes; `what` names that."""
@@ -80,7 +88,7 @@ class Shards:
     best = []
     for first, starts, keep in zip(self._first, self._starts, self._keep):
       sizes = np.diff(starts)
-      sizes = sizes[keep] if len(keep) else sizes
+      sizes = sizes if keep is None else sizes[keep]
       if len(sizes):
         best.append((int(sizes.min()), int(first) + int(sizes.argmin())))
     return min(best)[1]

@@ -30,6 +30,9 @@ KINDS: Mapping[str, str] = MappingProxyType(
     WORLD: 'tuna_jax.toy.source:ShapesSource',
     'tfds:*': 'tuna_jax.data.tfds:TfdsSource',
     '*.array_record*': 'tuna_jax.data.arrayrecord:ArrayRecordSource',
+    '*.tar': 'tuna_jax.data.webdataset:WebDatasetSource',
+    '*.parquet': 'tuna_jax.data.parquet:ParquetSource',
+    '*.json': 'tuna_jax.data.jsonlist:open_json',
     '*': 'tuna_jax.data.jsonl:JsonlSource',
   }
 )
@@ -81,8 +84,6 @@ class SourceConfig:
       if ours not in TASKS[self.task].fields or not isinstance(theirs, str):
         wanted = ', '.join(TASKS[self.task].fields)
         raise UserError(f'{self.path}: fields: {ours!r}: {theirs!r}, expected names for {wanted}')
-    if not self.weight > 0:
-      raise UserError(f'{self.path}: weight={self.weight}, expected more than 0')
 
 
 def kind_of(path: str) -> str:
