@@ -130,11 +130,11 @@ def show(visual, resize: str, size_class: str):
     visual = str(visual)
   if resize == 'cover':
     return media.read_image(visual, size_class)
-  pixels = whole(visual)
-  aspect = pixels.shape[1] / pixels.shape[0]
+  plain = isinstance(visual, Image.Image) and visual.mode == 'RGB' and not visual.info
+  picture = visual if plain else Image.fromarray(whole(visual))
+  aspect = picture.width / picture.height
   height, width = min(media.buckets(size_class), key=lambda size: abs(size[1] / size[0] - aspect))
-  picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-  return np.asarray(picture)
+  return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def whole(picture) -> np.ndarray:
