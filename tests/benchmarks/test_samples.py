@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -225,6 +226,35 @@ def test_a_killed_process_leaves_whole_files_and_the_next_fills_the_gap(generato
     else:
       Image.open(after[path]).load()
   assert not list((out / 'partial').glob('0-of-1'))
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_run_share_the_files_and_leave_together(tmp_path):
+  weights, out = tmp_path / 'weights', tmp_path / 'out'
+  harness.save_tiny(weights)
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+  r = request('dpg', out)
+  common = [
+    *(sys.executable, '-m', 'tuna_jax.cli.main', 'bench-samples', 'dpg', '--size=32'),
+    *(f'--prompts={r.prompts}', f'--out={out}', f'--checkpoint={weights}', '--points=2'),
+    *(f'--coordinator=127.0.0.1:{port}', '--num_processes=2'),
+  ]
+  processes = [
+    subprocess.Popen(
+      [*common, f'--process_id={n}'],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      text=True,
+      env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'},
+    )
+    for n in range(2)
+  ]
+  said = [process.communicate(timeout=300)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0]
+  assert '2 of 2 files to write' in said[0] and '1 of 1 files to write' in said[1]
+  assert all('dpg: complete' in text for text in said)
+  assert set(tree(out)) == {s.path for s in planned('dpg')}
 
 
 def command(*arguments):

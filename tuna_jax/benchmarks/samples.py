@@ -68,10 +68,14 @@ class Request:
 
 
 def write(
-  generator: Generator, request: Request, say: Callable[[str], None] = print
+  generator: Generator,
+  request: Request,
+  say: Callable[[str], None] = print,
+  wait: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
   """Writes this shard's files that are not there yet. Returns what all shards together still lack.
 
+  wait: called when this shard is done; returns when the others are, if it can tell.
   Raises UserError where OUT was begun with other prompts, weights or settings.
   """
   out = files.absolute(request.out)
@@ -96,6 +100,7 @@ def write(
     done += len(batch)
     say(f'{request.benchmark}: {done} of {len(left)}')
   partial.rmtree()
+  wait()
   return missing(whole, tree)
 
 

@@ -74,7 +74,7 @@ def main(argv):
   name = argv[1]
   shard = _shard()
   from tuna_jax.benchmarks import layouts, samples
-  from tuna_jax.benchmarks.host import open_on_host
+  from tuna_jax.benchmarks.host import open_on_host, wait_for_others
   from tuna_jax.sample.image import FILM_SCALE, SCALE
 
   video = layouts.BENCHMARKS[name].kind == 'video'
@@ -99,7 +99,8 @@ def main(argv):
     settings=settings,
   )
   with devices():
-    left = samples.write(generator, request, lambda line: print(line, flush=True))
+    say = lambda line: print(line, flush=True)
+    left = samples.write(generator, request, say, wait_for_others)
   if left:
     print(f'{name}: {len(left)} files of other shares are not there yet, first {left[0].path}')
   else:
