@@ -8,27 +8,66 @@ that any field can be set on the command line: `--config=configs/stage2.py:7b
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import ml_collections
 from tuna_jax.configs import tiny
 
-from tuna_jax.config import from_dict, to_dict
+from tuna_jax.config import UserError, from_dict, to_dict
+from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
+from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.sizes import size as named_size
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 
+class Rows(NamedTuple):
+  """B of a pod of 256 chips, L, V and M of a batch, and the frames of a clip."""
+
+  rows: int
+  length: int
+  visual: int
+  images: int
+  frames: int
+
+
+# What the largest example of a stage needs: two pictures of the class 512; a clip of 13 frames of
+# 384x672 or four pictures; with `-video`, a clip of 49 frames. L leaves 512 positions (256 in stage
+# 1, whose rows hold two examples) for `MAX_TEXT` and what surrounds pictures.
+ROWS = {
+  'decoder': Rows(2048, 2048, 0, 0, 13),
+  'stage1': Rows(2048, 2304, 2048, 16, 13),
+  'stage2': Rows(1024, 4608, 4096, 16, 13),
+  'stage3': Rows(1024, 4608, 4096, 16, 13),
+  'stage2-video': Rows(256, 13_824, 13_312, 16, 49),
+  'stage3-video': Rows(256, 13_824, 13_312, 16, 49),
+}
+MAX_TEXT = 496
+VIDEO = '-video'
+
+
 def base(stage: str, size: str) -> TrainConfig:
-  """What all stages of the published sizes share: 8 rows of 2,048 tokens per chip, on 256 chips."""
+  """What the sizes of a stage share. `size` may end in -video, for clips of 49 frames."""
+  name = size.removesuffix(VIDEO)
+  variant = stage + size.removeprefix(name)
+  if variant not in ROWS or (size != name and name in tiny.STEPS):
+    raise UserError(f'{stage}:{size}: only 2b and 7b of stages 2 and 3 have rows for {VIDEO}')
+  rows = ROWS[variant]
   return TrainConfig(
-    model=named_size('tiny' if size in tiny.STEPS else size),
+    model=named_size('tiny' if name in tiny.STEPS else name),
     stage=stage,
     steps=100_000,
-    rows=2048,
-    length=2048,
-    visual=2048,
-    images=16,
-    data=DataConfig(threads=8, prefetch=4),
+    rows=rows.rows,
+    length=rows.length,
+    visual=rows.visual,
+    images=rows.images,
+    data=DataConfig(
+      threads=8,
+      prefetch=4,
+      look_ahead=11,
+      tasks=TaskConfig(max_text=MAX_TEXT),
+      media=MediaConfig(frames=rows.frames),
+    ),
     optimizer=OptimizerConfig(),
     checkpoint_every=500,
   )

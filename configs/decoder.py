@@ -10,8 +10,6 @@ def get_config(size: str = 'tiny'):
   return common.to_config_dict(
     common.replace(
       config,
-      visual=0,
-      images=0,
       flow_coeff=0.0,
       ntp_coeff=1.0,
       data=common.replace(config.data, phases=mixtures.DECODER),

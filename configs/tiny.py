@@ -26,9 +26,9 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
   steps, lr, warmup = STEPS[size][config.stage]
   replace = dataclasses.replace
   asked = dict(questions=(questions.DESCRIBE,), video_questions=(questions.DESCRIBE_CLIP,))
-  tasks = replace(config.data.tasks, system=None, **asked)
+  tasks = replace(config.data.tasks, system=None, max_text=0, **asked)
   media = MediaConfig(image_size='64', video_size='64', frames=9)
-  batching = dict(threads=1, prefetch=2, encode_batch=2)
+  batching = dict(threads=1, prefetch=2, encode_batch=2, look_ahead=3)
   rates = dict(lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99)
   if config.stage == 'stage2':  # at half the rate, the decoder learns sooner to find named things
     rates['groups'] = (('decoder/.*', 0.5), ('.*', 1.0))

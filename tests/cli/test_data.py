@@ -55,9 +55,36 @@ def test_shapes_writes_mixtures_that_check_and_preview(tmp_path):
   )
 
 
+def test_check_of_a_config_says_what_share_fits_its_rows_and_which_field_to_change(tmp_path):
+  Image.new('RGB', (64, 64), 'red').save(tmp_path / 'red.png')
+  lines = [json.dumps({'image': 'red.png', 'caption': 'red ' * n}) for n in (1, 900, 2, 3)]
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'a.jsonl', 'task': 't2i'}]))
+  ask = ('check', '--config=configs/stage1.py:2b', f'--config.data.mixture={tmp_path / "m.json"}')
+  done = data(*ask, '--limit=4')
+  assert done.returncode == 0, done.stderr
+  assert '75.0% of the first 4 records are small enough for a row of L=2304, V=2048' in done.stdout
+  assert 'a.jsonl:2: its texts take 903 tokens, more than max_text=496' in done.stdout
+  done = data(*ask, '--config.visual=512')
+  assert done.returncode == 2 and 'a.jsonl:1: the example of t2i needs L=' in done.stderr
+  assert 'V=1024, M=1; a row has L=2304, V=512' in done.stderr
+  assert '--config.visual=1024, or lower data.media.image_size' in done.stderr
+
+
+def test_fill_prints_how_full_the_rows_of_every_phase_are():
+  done = data(
+    'fill', '--config=configs/stage1.py:2b', '--config.data.mixture=synthetic', '--batches=2'
+  )
+  assert done.returncode == 0, done.stderr
+  head, row = done.stdout.strip().splitlines()
+  assert head.startswith('from step   L filled') and 0.85 < float(row.split()[1][:-1]) / 100 <= 1
+
+
 @pytest.mark.parametrize(
   'arguments, words',
   [
+    (('fill',), '--config=FILE:SIZE is required'),
+    (('check', 'a.json', '--config=configs/stage1.py:2b'), 'give --config.data.mixture'),
     (('check', 'gone.json'), 'gone.json: no such file'),
     (('check',), 'missing argument MIXTURE.json'),
     (('shapes',), '--out is required'),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from tuna_jax.configs import mixtures
 
 from tuna_jax import batch as batch_lib
+from tuna_jax.config import UserError
 from tuna_jax.data import pipeline, tasks
 from tuna_jax.data.latents import LatentCache, encode_all
 from tuna_jax.data.media import MediaConfig
@@ -72,7 +74,9 @@ def test_another_seed_is_another_sequence():
   assert not same(next(make(seed=1)), next(make(seed=2)))
 
 
-@pytest.mark.parametrize('options', [{}, {'prefetch': 2}, {'look_ahead': 0}])
+@pytest.mark.parametrize(
+  'options', [{}, {'prefetch': 2}, {'look_ahead': 0}, {'look_ahead': 11, 'prefetch': 2}]
+)
 def test_a_restored_pipeline_gives_the_identical_next_batch(options):
   whole, first = make(**options), make(**options)
   expected = take(whole, 7)
@@ -157,14 +161,27 @@ class Listened:
     return self.source[index]
 
 
-def test_no_record_is_lost_or_taken_twice():
-  """Within an epoch every record that is read is packed once, or waits to be packed."""
-  data = make(((0.0, (('caption', 1.0),)),), sizes=(2, 160, 64, 4, 3), size=5000)
+@pytest.mark.parametrize('look_ahead', [0, 3, 11])
+def test_records_are_packed_once_and_wait_for_few_batches(look_ahead):
+  """Within an epoch a record that is read is packed once, or waits; the oldest is packed next."""
+  phases = ((0.0, (('caption', 1.0),)),)
+  data = make(phases, sizes=(2, 160, 64, 4, 3), size=5000, look_ahead=look_ahead)
   data.sources[0] = source = Listened(data.sources[0])
-  batches = take(data, 20)
-  assert len(set(source.read)) == len(source.read)
-  waiting = sum(k >= 0 for row in data.state()['next'] for k in row[1:])
-  assert sum(b.segment.max(1).sum() for b in batches) + waiting == len(source.read)
+  packed, rows = 0, data.state()['next']
+  for _ in range(20):
+    batch = next(data)
+    batch_lib.check(batch)
+    packed += batch.segment.max(1).sum()
+    before, rows = rows, data.state()['next']
+    for old, new in zip(before, rows, strict=True):
+      assert old[1] == -1 or old[1] not in new[1:]
+      assert new[1:] == sorted(new[1:]) and len(new) == 2 + look_ahead and max(new[1:]) < new[0]
+  waiting = sum(k >= 0 for row in rows for k in row[1:])
+  assert packed + waiting == len(source.read) == len(set(source.read)) == sum(r[0] for r in rows)
+
+
+def test_pictures_that_do_not_stay_in_memory_are_read_again_and_change_nothing():
+  assert all(map(same, take(make(look_ahead=7), 5), take(make(look_ahead=7, pool_mb=0), 5)))
 
 
 def stream(phases, **config):
@@ -282,6 +299,15 @@ def test_unusable_records_are_counted_named_and_skipped(album, caplog):
     assert any(f'a.jsonl:{line}: ' in message for message in caplog.messages)
 
 
+def talks(tmp_path, answers, **config):
+  """A pipeline over one conversation for each answer."""
+  turns = lambda answer: [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': answer}]
+  lines = [json.dumps({'conversations': turns(answer)}) for answer in answers]
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'a.jsonl', 'task': 'text'}]))
+  return make((), mixture=str(tmp_path / 'm.json'), **config)
+
+
 @pytest.mark.parametrize('threads', [1, 4])
 def test_many_unusable_records_of_one_batch_are_all_counted_and_the_first_ten_named(
   tmp_path, caplog, threads
@@ -311,9 +337,19 @@ def test_a_share_of_one_does_not_loop_for_ever(album, tmp_path):
     next(make(**album, max_skip_share=1.0))
 
 
-def test_an_example_larger_than_a_row_is_named(album):
-  with pytest.raises(ValueError, match=r'a.jsonl:\d+: the example needs L=\d+, a row has 12'):
-    next(make(**album, sizes=(2, 12, 64, 4, 3)))
+def test_examples_larger_than_a_row_are_counted_apart_and_do_not_stop_the_run(tmp_path, caplog):
+  data = talks(tmp_path, ['b'] * 80 + ['b' * 500] * 20, sizes=(2, 128, 0, 0, 3))
+  with caplog.at_level(logging.WARNING):
+    take(data, 30)
+  counts = data.counts()
+  assert counts['skipped'] == {} and list(counts['too_large'].values()) == [20]
+  assert any(re.search(r'a.jsonl:\d+: the example needs L=\d+', m) for m in caplog.messages)
+
+
+def test_a_source_of_which_most_is_larger_than_a_row_stops_the_run(tmp_path):
+  data = talks(tmp_path, ['b'] * 20 + ['b' * 500] * 80, sizes=(2, 128, 0, 0, 3))
+  with pytest.raises(UserError, match='of its 100 records are too large for a row'):
+    take(data, 30)
 
 
 def test_a_phase_without_a_source_is_explained(album):

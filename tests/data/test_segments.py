@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tuna_jax import batch as batch_lib
-from tuna_jax.data.segments import Image, Text, Video, layout, pack
+from tuna_jax.data.segments import Image, Text, Video, fullest, layout, pack
 from tuna_jax.data.tokenizer import Letters
 
 SPECIAL = Letters()
@@ -173,3 +173,18 @@ def test_media_are_placed_where_their_cells_are():
 def test_an_overfull_row_names_itself():
   with pytest.raises(ValueError, match='row 1.*V=15'):
     pack(two_rows(), (2, 64, 14, 4, 5))
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_the_fullest_set_fits_and_no_other_fills_more_positions(seed):
+  rng = np.random.default_rng(seed)
+  cells = rng.choice([0, 16, 20], 9)
+  needs = [(int(v + rng.integers(1, 30)), int(v), int(v > 0)) for v in cells]
+  room = (70, 1000, 9)
+  every = [[i for i in range(9) if bits >> i & 1] for bits in range(2**9)]
+  total = lambda chosen: np.array([needs[i] for i in chosen]).reshape(-1, 3).sum(0)
+  best = max(int(total(chosen)[0]) for chosen in every if (total(chosen) <= room).all())
+  assert total(fullest(needs, room))[0] == best
+  tight = (70, 40, 2)
+  assert (total(fullest(needs, tight)) <= tight).all()
+  assert fullest(needs, (0, 40, 2)) == [] == fullest([], room)

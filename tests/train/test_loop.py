@@ -19,6 +19,7 @@ import pytest
 
 from tests import shrink
 from tuna_jax import tree
+from tuna_jax.config import UserError
 from tuna_jax.sample.open import open_generator
 from tuna_jax.train import checkpoint, loop, state
 from tuna_jax.weights import store
@@ -171,6 +172,13 @@ def test_a_vae_of_other_channels_is_refused(tmp_path):
     ValueError, match=r'8 latent channels, the model has 16 \(model.vae.latent_channels\)'
   ):
     train(dataclasses.replace(config, model=wide), tmp_path)
+
+
+def test_rows_that_do_not_hold_a_task_of_a_later_phase_are_refused_before_the_first_step(tmp_path):
+  needs = r'the example of edit needs L=\d+, V=32, M=2; a row has L=160, V=20, M=4'
+  with pytest.raises(UserError, match=needs + '.*read from step 50 on.*--config.visual=128'):
+    train(shrink.stage('stage2', steps=1000, visual=20), tmp_path)
+  assert not list(tmp_path.rglob('metrics.jsonl'))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(chain, tmp_path):

@@ -3,10 +3,15 @@
   tuna-jax data shapes --out=DIR
   tuna-jax data emoji --out=DIR [--cache=DIR] [--tones] [--all]
   tuna-jax data check MIXTURE.json [--limit=N]
+  tuna-jax data check --config=configs/stage2.py:2b --config.data.mixture=MIXTURE.json [--limit=N]
+  tuna-jax data fill --config=configs/stage2.py:2b --config.data.mixture=synthetic
   tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--count=N]
 
 A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa,
-text, edit, t2v, video_caption or video_vqa; a path is a JSONL file, "shapes", or "tfds:DIR".
+text, edit, t2v, video_caption or video_vqa; a path is a JSONL file, "shapes", "synthetic" or
+"tfds:DIR". With --config, check also lays every record out in the rows of that run, with the
+tokenizer of --config.tokenizer; without one, a word counts as one token. "synthetic" has blank
+media, and texts of lengths as real data have.
 """
 
 import os
@@ -14,7 +19,8 @@ import pathlib
 import sys
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
+from ml_collections import config_flags
 
 from tuna_jax import files
 from tuna_jax.cli import app
@@ -24,9 +30,14 @@ ACTIONS = {
   'shapes': 'Writes mixture files of the rendered world, whose records are made as they are read.',
   'emoji': 'Makes captioned pictures of three emoji makers, fetched by package name with npm.',
   'check': 'Reads every record and names each unusable one; exits 1 above --max_skip_share.',
+  'fill': 'Packs the mixture of a config without training, and prints how full its rows are.',
   'preview': 'Writes a page of what the model sees: tokens, spans, what is learned, pictures.',
 }
 
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The stage and size whose rows the records must fit, FILE:SIZE.'
+)
+_BATCHES = flags.DEFINE_integer('batches', 50, 'How many batches of 16 rows to pack per phase.', 1)
 _OUT = flags.DEFINE_string('out', None, 'The folder to write; for preview, the page to write.')
 _CACHE = flags.DEFINE_string(
   'cache', os.path.join('~', '.cache', 'tuna_jax'), 'The folder that keeps fetched packages.'
@@ -60,19 +71,26 @@ ONLY = {
   **dict.fromkeys(('cache', 'tones', 'all'), ('emoji',)),
   **dict.fromkeys(('limit', 'max_skip_share'), ('check',)),
   **dict.fromkeys(('tokenizer', 'count'), ('preview',)),
+  'config': ('check', 'fill'),
+  'batches': ('fill',),
   **dict.fromkeys(('image_size', 'video_size', 'frames', 'processes'), READERS),
 }
 
 
 def main(argv):
   action, *paths = argv[1:]
-  if action in READERS and not paths:
+  configured = _CONFIG.value is not None
+  if action in READERS and not paths and not configured:
     raise UserError(f'data {action}: missing argument MIXTURE.json')
-  if action not in READERS and paths:
-    raise UserError(f'data {action}: unexpected argument {paths[0]!r}')
-  if action != 'check' and not _OUT.value:
+  if paths and (action not in READERS or configured):
+    instead = '; give --config.data.mixture' if configured else ''
+    raise UserError(f'data {action}: unexpected argument {paths[0]!r}{instead}')
+  if action == 'fill' and not configured:
+    raise UserError('data fill: --config=FILE:SIZE is required')
+  if action not in ('check', 'fill') and not _OUT.value:
     raise UserError(f'data {action}: --out is required')
-  return {'shapes': shapes, 'emoji': emoji, 'check': check, 'preview': preview}[action](*paths)
+  every = {'shapes': shapes, 'emoji': emoji, 'check': check, 'fill': fill, 'preview': preview}
+  return check_config() if configured and action == 'check' else every[action](*paths)
 
 
 # Few enough that their latents, which cost nine frames each to make, are soon all remembered.
@@ -105,14 +123,61 @@ def emoji():
 
 
 def check(path):
+  return _check(_sources(path))
+
+
+def check_config():
+  """`data check --config`: every record in the rows of the run, then what `train` checks first."""
+  from tuna_jax.data import fit, mixture
+  from tuna_jax.data.examples import STRIDES
+  from tuna_jax.data.tasks import Context
+
+  config, tokenizer = _config()
+  if _PROCESSES.value:
+    raise UserError('data check: --processes is --config.data.media.processes with --config')
+  opened, vae = mixture.open_sources(config.data), config.model.vae
+  strides = (vae.temporal_stride, vae.spatial_stride) if vae else STRIDES
+  rows = Context(tokenizer, config.data.tasks), strides, config.sizes[1:4]
+  phases = mixture.phases_of(config.data, opened, config.seed, config.steps)
+  used = sorted({number for phase in phases for number in phase.numbers})
+  code = _check([opened[number] for number in used], *rows)
+  fit.check_rows(phases, opened, *rows)
+  return code
+
+
+def fill():
+  from tuna_jax.tools import fill as packing
+
+  config, tokenizer = _config()
+  logging.set_verbosity(logging.ERROR)
+  print(packing.table(packing.fill(config, tokenizer, _BATCHES.value)))
+
+
+def _config():
+  """The TrainConfig, and its tokenizer or the stand-in that counts words."""
+  from tuna_jax.configs import common
+  from tuna_jax.data.tokenizer import Tokenizer
+  from tuna_jax.tools.fill import Words
+
+  config = common.from_config_dict(_CONFIG.value)
+  return config, Tokenizer.from_dir(config.tokenizer) if config.tokenizer else Words()
+
+
+def _check(opened, *rows):
+  """Prints what each source holds. rows: context, strides and room of `examples.check`."""
   from tuna_jax.data import examples
 
   failed = []
-  for source in _sources(path):
+  for source in opened:
     count = min(_LIMIT.value or len(source), len(source))
-    found = examples.check(source, count, print)
-    if found.bad > _SHARE.value * count:
+    found = examples.check(source, count, print, *rows)
+    if found.bad - found.large > _SHARE.value * count:
       failed.append(source.name)
+    if rows:
+      print(
+        f'{source.name}: {1 - found.large / max(count, 1):.1%} of the first {count} records are '
+        f'small enough for a row of {examples.shape(rows[-1])}; {found.large} are too large'
+      )
     sizes = ', '.join(f'{n} of {size}' for size, n in found.sizes.most_common(8)) or 'none'
     print(
       f'{source.name}: {source.task}, {count} of {len(source)} records read, {found.bad} unusable; '

@@ -15,7 +15,15 @@ import numpy as np
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import texts_of, usable
-from tuna_jax.data.sources import WORLD, Source, SourceConfig, open_source, opener, read_mixture
+from tuna_jax.data.sources import (
+  MADE,
+  WORLD,
+  Source,
+  SourceConfig,
+  open_source,
+  opener,
+  read_mixture,
+)
 from tuna_jax.data.tasks import TaskConfig, check_task
 from tuna_jax.ranges import Count, Few, NotNegative, Range, Share, Whole
 
@@ -28,16 +36,17 @@ _log = logging.getLogger(__name__)
 class DataConfig:
   """What is read and how it is batched.
 
-  mixture: a mixture file (`sources.py`), or 'shapes': the rendered world, one source for every task
-  of `phases`. phases: ((start, ((task, weight), ...)), ...); a start below 1 is a share of the
-  run's steps, otherwise a step. A source's weight is its own times its task's. Empty: every source
-  of the mixture, by its own weight. split, size, seed: of the 'shapes' mixture: which records, how
-  many per task, which world.
+  mixture: a mixture file (`sources.py`), or one source for every task of `phases`: 'shapes', the
+  rendered world, or 'synthetic', blank media of real sizes. phases: ((start, ((task, weight),
+  ...)), ...); a start below 1 is a share of the run's steps, otherwise a step. A source's weight is
+  its own times its task's. Empty: every source of the mixture, by its own weight. split, size,
+  seed: of the two mixtures that are made: which records, how many per task, which world.
   max_skip_share: share of a source's records that may be unusable before the run stops. look_ahead:
-  further examples a row may pass over to fill its space. prefetch: batches built ahead. threads:
-  rows read at once (more than 1 helps where reading waits for files). encode_batch: pictures of one
-  shape encoded together. latent_cache_mb: latents remembered in memory. latent_cache_dir: also kept
-  there, by encoder and picture content.
+  examples from which a row chooses those that fill it best, beside the oldest, which comes first.
+  pool_mb: memory for the pictures of examples that wait; those beyond it are read again when used.
+  prefetch: batches built ahead. threads: rows read at once (more than 1 helps where reading waits
+  for files). encode_batch: pictures of one shape encoded together. latent_cache_mb: latents
+  remembered in memory. latent_cache_dir: also kept there, by encoder and picture content.
   """
 
   mixture: str = WORLD
@@ -49,6 +58,7 @@ class DataConfig:
   media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
   max_skip_share: Share = 0.01
   look_ahead: Annotated[int, Range(0, 61)] = 3
+  pool_mb: Whole = 1024
   prefetch: Annotated[int, Range(0, 1000)] = 2
   threads: Few = 1
   encode_batch: Few = 8
@@ -69,11 +79,11 @@ class DataConfig:
 
 def open_sources(config: DataConfig) -> list[Source]:
   """The sources of `config.mixture`, in order; each has its `weight`."""
-  if config.mixture == WORLD:
+  if config.mixture in MADE:
     tasks = dict.fromkeys(task for _, weights in config.phases for task, _ in weights)
     rows = [
-      SourceConfig(WORLD, task, split=config.split, size=config.size, seed=config.seed)
-      for task in tasks or opener(WORLD).tasks
+      SourceConfig(config.mixture, task, split=config.split, size=config.size, seed=config.seed)
+      for task in tasks or opener(config.mixture).tasks
     ]
   else:
     rows = read_mixture(config.mixture)
@@ -101,31 +111,33 @@ class Phase:
 
   def __init__(self, start: int, weights: Mapping[int, float], sources: Sequence[Source], seed):
     """weights: by source number. seed: a tuple of ints."""
-    self.start, self._numbers = start, sorted(weights)
-    self._offsets = [0, *itertools.accumulate(len(sources[n]) for n in self._numbers)]
+    self.start, self.numbers = start, sorted(weights)
+    self._offsets = [0, *itertools.accumulate(len(sources[n]) for n in self.numbers)]
     sets = []
-    for n, low, high in zip(self._numbers, self._offsets, self._offsets[1:]):
+    for n, low, high in zip(self.numbers, self._offsets, self._offsets[1:]):
       own = int(np.random.SeedSequence((*seed, n)).generate_state(1)[0] >> 1)
       sets.append(grain.MapDataset.range(low, high).seed(own).shuffle().repeat(None))
-    mixed = [weights[n] for n in self._numbers]
+    mixed = [weights[n] for n in self.numbers]
     self._mixed = grain.MapDataset.mix(sets, mixed) if len(sets) > 1 else sets[0]
 
   def locate(self, index: int) -> tuple[int, int]:
     """(source number, record index) of one stream index."""
     at = int(self._mixed[index])
     k = bisect.bisect_right(self._offsets, at) - 1
-    return self._numbers[k], at - self._offsets[k]
+    return self.numbers[k], at - self._offsets[k]
 
 
 def phases_of(
   config: DataConfig, sources: Sequence[Source], seed: int, steps: int | None
 ) -> list[Phase]:
-  """The streams of `config.phases`. Raises UserError where a phase finds no source, or a share no
-  `steps`.
+  """The streams of `config.phases` by rising first step. Of phases that start at the same step of a
+  short run, the one that is listed last is taken.
+
+  Raises UserError where a phase finds no source, or a share no `steps`.
   """
   known = dict.fromkeys(s.task for s in sources)
   phases = config.phases or ((0, tuple((task, 1.0) for task in known)),)
-  out = []
+  out = {}
   for number, (start, by_task) in enumerate(phases):
     by_task = dict(by_task)
     if 0 < start < 1:
@@ -143,5 +155,8 @@ def phases_of(
     if absent := ', '.join(t for t, w in by_task.items() if w > 0 and t not in known):
       message = '%s has no source for %s (phase at step %d): left out'
       _log.warning(message, config.mixture, absent, start)
-    out.append(Phase(int(start), weights, sources, (seed, number)))
-  return out
+    start = int(start)
+    if start in out:
+      _log.warning('two phases start at step %d: the one listed last is taken', start)
+    out[start] = Phase(start, weights, sources, (seed, number))
+  return [out[start] for start in sorted(out)]

@@ -2,13 +2,15 @@
 
     mixture -> one endless stream of examples per phase: grain shuffles, repeats and mixes sources
     stream  -> B row streams: item k of row r is example B*k + (r + hash(seed, k)) % B
-    row     -> one row of each batch: takes its next examples while they fit (L, V, M)
+    row     -> one row of each batch: the oldest of `look_ahead` + 1 waiting examples, then those
+               that fill the row best (L, V, M), until none that waits fits
 
-The state is a few integers per row: the next item, and the items passed over because they did not
-fit (at most `look_ahead` + 1; they go first in the next batch, so none waits long). The batch at
-step n is a pure function of (config, seed, n); a host builds only its own rows, so the number of
-hosts changes nothing. A background thread reads, packs and encodes ahead; what it produces does not
-depend on when it runs. numpy only.
+The state is a few integers per row: the next item, and the items that wait. The oldest is always
+taken, so none waits for more than `look_ahead` batches. The batch at step n is a pure function of
+(config, seed, n); a host builds only its own rows, so the number of hosts changes nothing. A
+background thread reads, packs and encodes ahead; what it produces does not depend on when it runs.
+To choose needs the sizes of examples only: pictures beyond `pool_mb` are read again when used.
+numpy only.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 
 from tuna_jax import batch as batch_lib
 from tuna_jax.config import UserError
-from tuna_jax.data import examples, segments
+from tuna_jax.data import examples, fit, segments
 from tuna_jax.data import latents as latents_lib
 from tuna_jax.data.mixture import DataConfig, open_sources, phases_of
 from tuna_jax.data.records import BadRecord
@@ -37,6 +39,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 _NAMED = 10  # skipped records named in logs and counts
 _EARLY = 20  # after this many skipped records, ten times the allowed rate stops the run
+_LARGE_SHARE = 0.5  # of the records read; more that are too large stop the run
 
 
 @dataclasses.dataclass
@@ -44,7 +47,9 @@ class _Report:
   """What one batch took: merged into `counts()` when the batch is handed out."""
 
   examples: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  too_large: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  first: list[str] = dataclasses.field(default_factory=list)  # of the reasons of both
   used: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, np.int64))  # L, V, M
 
 
@@ -58,6 +63,8 @@ class Pipeline:
   starts at a share of it. put: called on each numpy Batch in the background thread, for placement
   on devices. encoder_name: says which encoder this is, where latents are kept in
   `latent_cache_dir`.
+
+  Raises UserError where rows of `sizes` do not hold the first records (`fit.check_rows`).
   """
 
   def __init__(
@@ -84,10 +91,16 @@ class Pipeline:
     self._cache = latents_lib.LatentCache(memory, config.latent_cache_dir, encoder_name)
     self.sources = open_sources(config)
     self._phases = phases_of(config, self.sources, seed, steps)
+    fit.check_rows(self._phases, self.sources, self._context, strides, sizes[1:4])
     self._bad: dict[int, set[int]] = collections.defaultdict(set)  # source -> unusable records
+    self._large: dict[int, set[int]] = collections.defaultdict(set)  # source -> too large records
     self._read: collections.Counter[int] = collections.Counter()  # source -> records read
-    self._lock = threading.Lock()  # of the two above, which several threads count in
-    self._kept: dict[tuple[int, int, int], segments.Example] = {}  # passed over, to build them once
+    self._lock = threading.Lock()  # of these, which several threads count in
+    # Of the examples that wait, (phase, row, item) -> their needs, and as many examples as may stay
+    # in memory.
+    self._needs: dict[tuple[int, int, int], tuple[int, int, int]] = {}
+    self._kept: dict[tuple[int, int, int], segments.Example] = {}
+    self._kept_bytes = 0
     pool = concurrent.futures.ThreadPoolExecutor
     threads = max(config.threads, config.media.processes)
     self._threads = pool(threads) if threads > 1 else None
@@ -116,7 +129,9 @@ class Pipeline:
     batch, (self._step, self._next), report = result
     self._totals.examples.update(report.examples)
     self._totals.used += report.used
-    self._totals.skipped += report.skipped
+    self._totals.skipped.update(report.skipped)
+    self._totals.too_large.update(report.too_large)
+    self._totals.first = (self._totals.first + report.first)[:_NAMED]
     self._batches += 1
     return batch
 
@@ -147,20 +162,20 @@ class Pipeline:
     self._drain()
     self._step, self._next = state['step'], rows[[at[row] for row in self._rows]]
     self._head = (self._step, self._next)
-    self._kept.clear()
+    self._forget()
 
   def counts(self) -> dict[str, Any]:
-    """What was read since the start of this process: batches, examples by task, skipped by source
-    with the first names, and the filled share of L, V and M.
+    """What was read since the start of this process: batches, examples by task, skipped and too
+    large records by source with the first names, and the filled share of L, V and M.
     """
     room = np.array(self._sizes[1:4]) * len(self._rows) * self._batches
     fill = {axis: float(u / r) for axis, u, r in zip('LVM', self._totals.used, room) if r}
-    skipped = collections.Counter(name for name, _ in self._totals.skipped)
     return {
       'batches': self._batches,
       'examples': dict(self._totals.examples),
-      'skipped': dict(skipped),
-      'skipped_first': [why for _, why in self._totals.skipped[:_NAMED]],
+      'skipped': dict(self._totals.skipped),
+      'too_large': dict(self._totals.too_large),
+      'skipped_first': self._totals.first,
       'fill': fill,
       'latents': {'hits': self._cache.hits, 'misses': self._cache.misses},
     }
@@ -181,10 +196,15 @@ class Pipeline:
   # ---- one batch, in the background thread
 
   def _fresh(self) -> np.ndarray:
-    """Row states at the start of a phase: next item 0, nothing passed over (-1)."""
+    """Row states at the start of a phase: next item 0, nothing waits (-1)."""
     state = np.full((len(self._rows), 2 + self._config.look_ahead), -1, np.int64)
     state[:, 0] = 0
     return state
+
+  def _forget(self):
+    self._needs.clear()
+    self._kept.clear()
+    self._kept_bytes = 0
 
   def _phase(self, step: int) -> int:
     return bisect.bisect_right([p.start for p in self._phases], step) - 1
@@ -194,14 +214,16 @@ class Pipeline:
     phase = self._phase(step)
     if step and self._phase(step - 1) != phase:
       state = self._fresh()
-      self._kept.clear()
+      self._forget()
     fill = functools.partial(self._fill_row, phase)
     rows = list((self._threads.map if self._threads else map)(fill, self._rows, state))
     report, names = _Report(), tuple(TASKS)
     for chosen, _, skipped in rows:
       report.examples.update(names[e.task] for e in chosen)
-      report.used += sum((np.array(_needs(e)) for e in chosen), np.zeros(3, np.int64))
-      report.skipped += skipped
+      report.used += sum((np.array(e.needs) for e in chosen), np.zeros(3, np.int64))
+      for name, why, large in skipped:
+        (report.too_large if large else report.skipped)[name] += 1
+        report.first.append(why)
     packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
     batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._config.encode_batch)
     if step == 0:
@@ -210,72 +232,96 @@ class Pipeline:
     return (self._put(batch) if self._put else batch), self._head, report
 
   def _fill_row(self, phase: int, row: int, state: np.ndarray):
-    """The examples of one row, its next state, and (source, reason) of the records it skipped."""
-    following, passed = int(state[0]), [int(k) for k in state[1:] if k >= 0]
-    room = self._sizes[1:4]
-    chosen, left, skipped = [], [], []
-    while passed or len(left) <= self._config.look_ahead:
-      if passed:
-        k = passed.pop(0)
-      else:
-        k, following = following, following + 1
-      example = self._example(phase, row, k, skipped)
-      if example is None:
-        continue
-      after = tuple(have - need for have, need in zip(room, _needs(example)))
-      if min(after) >= 0:
-        room = after
-        chosen.append(example)
-        self._kept.pop((phase, row, k), None)
-      else:
-        left.append(k)
-        self._kept[phase, row, k] = example
+    """The examples of one row, its next state, and (source, reason, whether it is only too large)
+    of the records it skipped.
+    """
+    chosen, skipped, room = [], [], np.array(self._sizes[1:4])
+    following, waiting = int(state[0]), [int(k) for k in state[1:] if k >= 0]
+    waiting = [k for k in waiting if self._measure(phase, row, k, skipped)]
+    while True:
+      while len(waiting) <= self._config.look_ahead:
+        if self._measure(phase, row, following, skipped):
+          waiting.append(following)
+        following += 1
+      needs = [self._needs[phase, row, k] for k in waiting]
+      if chosen:
+        taken = segments.fullest(needs, room)
+      else:  # the oldest, whatever it leaves
+        taken = [0, *(1 + i for i in segments.fullest(needs[1:], room - needs[0]))]
+      if not taken:
+        break
+      for i in taken:
+        example = self._take(phase, row, waiting[i], skipped)
+        if example is not None:
+          room = room - needs[i]
+          chosen.append(example)
+      waiting = [k for i, k in enumerate(waiting) if i not in taken]
     new = np.full_like(state, -1)
     new[0] = following
-    new[1 : 1 + len(left)] = left
+    new[1 : 1 + len(waiting)] = waiting
     return chosen, new, skipped
+
+  def _measure(self, phase: int, row: int, k: int, skipped) -> bool:
+    """Whether item k of a row can be used; then its needs are known, and it is kept if it may."""
+    key = phase, row, k
+    if key not in self._needs:
+      example = self._example(phase, row, k, skipped)
+      if example is None:
+        return False
+      self._needs[key] = example.needs
+      with self._lock:
+        if self._kept_bytes + example.nbytes <= self._config.pool_mb << 20:
+          self._kept[key] = example
+          self._kept_bytes += example.nbytes
+    return True
+
+  def _take(self, phase: int, row: int, k: int, skipped) -> segments.Example | None:
+    """Item k of a row, which was measured, as it was kept or read again."""
+    del self._needs[phase, row, k]
+    example = self._kept.pop((phase, row, k), None)
+    if example is None:
+      return self._example(phase, row, k, skipped)
+    with self._lock:
+      self._kept_bytes -= example.nbytes
+    return example
 
   def _example(self, phase: int, row: int, k: int, skipped) -> segments.Example | None:
     """Item k of a row, or None (and a line in `skipped`) if its record cannot be used."""
-    if (phase, row, k) in self._kept:
-      return self._kept[phase, row, k]
     batch = self._sizes[0]
     index = batch * k + (row + _mix64(self._seed, k)) % batch
-    number, record_index = self._phases[phase].locate(index)
+    number, record = self._phases[phase].locate(index)
     source = self.sources[number]
     with self._lock:
       self._read[number] += 1
     try:
       rng = np.random.default_rng((self._seed, phase, index))
-      example = examples.example(source, record_index, self._context, rng, self._strides)
-      for axis, need, have in zip('LVM', _needs(example), self._sizes[1:4]):
-        if need > have:
-          why = f'the example needs {axis}={need}, a row has {have}'
-          raise BadRecord(f'{source.where(record_index)}: {why}')
-      return example
+      room = self._sizes[1:4]
+      return examples.example(source, record, self._context, rng, self._strides, room)
     except BadRecord as e:
+      large = isinstance(e, examples.TooLarge)
+      found = (self._large if large else self._bad)[number]
       with self._lock:
-        if record_index not in self._bad[number]:
-          skipped.append((source.name, str(e)))
-          self._bad[number].add(record_index)
-          if len(self._bad[number]) <= _NAMED:
-            _log.warning('skipped record %d of %s: %s', len(self._bad[number]), source.name, e)
+        if record not in found:
+          skipped.append((source.name, str(e), large))
+          found.add(record)
+          if len(found) <= _NAMED:
+            _log.warning('skipped record %d of %s: %s', len(found), source.name, e)
           self._check_budget(number, str(e))
       return None
 
   def _check_budget(self, number: int, why: str):
     source, bad, read = self.sources[number], len(self._bad[number]), self._read[number]
-    share, total = self._config.max_skip_share, len(source)
+    share, total, large = self._config.max_skip_share, len(source), len(self._large[number])
     if bad > share * total or bad == total or (bad > _EARLY and bad > 10 * share * read):
       raise UserError(
         f'{source.name}: {bad} of its {total} records are unusable ({read} read so far), more than '
         f'max_skip_share={share:g} allows; the last: {why}'
       )
-
-
-def _needs(example: segments.Example) -> tuple[int, int, int]:
-  """What an example takes of a row's L, V and M."""
-  return example.length, example.cells, example.images
+    if bad + large == total or (large > _EARLY and large > _LARGE_SHARE * read):
+      raise UserError(
+        f'{source.name}: {large} of its {total} records are too large for a row ({read} read so '
+        f'far); raise length, visual or images, or data.tasks.max_text; the last: {why}'
+      )
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

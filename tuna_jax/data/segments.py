@@ -92,6 +92,21 @@ class Example(NamedTuple):
     """Pictures and clips."""
     return len(self.grid)
 
+  @property
+  def needs(self) -> tuple[int, int, int]:
+    """What the example takes of a row's L, V and M."""
+    return self.length, self.cells, self.images
+
+  @property
+  def text(self) -> int:
+    """Positions of its texts and their special tokens, those around pictures left out."""
+    return self.length - self.cells - 3 * self.images
+
+  @property
+  def nbytes(self) -> int:
+    """Memory of the pictures and clips."""
+    return sum(m.nbytes for m in self.media)
+
 
 class Placed(NamedTuple):
   """Where one medium's latents go: `latents[row, start:start + cells]`."""
@@ -191,6 +206,28 @@ def layout(plan: Plan, special: Specials, strides: tuple[int, int], task: int = 
     media=tuple(media),
     task=task,
   )
+
+
+def fullest(needs: Sequence[Sequence[int]], room: Sequence[int]) -> list[int]:
+  """Which of at most 62 examples fill the positions of a row best: their rising indices.
+
+  needs: (L, V, M) of each example. room: (L, V, M) that is left. Of sets of equal length, one that
+  takes few cells. This is the knapsack problem, solved over the positions.
+  """
+  length, visual, images = room
+  cells = np.full(length + 1, visual + 1, np.int64)  # of the set that has so many positions
+  media, sets = np.zeros_like(cells), np.zeros_like(cells)
+  cells[0] = 0
+  for i, (l, v, m) in enumerate(needs):
+    if 0 < l <= length:
+      start, end = slice(length + 1 - l), slice(l, None)
+      v, m = cells[start] + v, media[start] + m
+      better = (v <= visual) & (m <= images) & (v < cells[end])
+      sets[end] = np.where(better, sets[start] | 1 << i, sets[end])
+      media[end] = np.where(better, m, media[end])
+      cells[end] = np.where(better, v, cells[end])
+  best = int(sets[np.flatnonzero(cells <= visual)[-1]])
+  return [i for i in range(len(needs)) if best >> i & 1]
 
 
 def pack(rows: Sequence[Sequence[Example]], sizes: tuple[int, int, int, int, int]) -> Packed:

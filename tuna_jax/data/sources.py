@@ -24,10 +24,11 @@ from tuna_jax.ranges import Count, Positive, Whole
 
 # What the path of a mixture row looks like -> what opens the row, called with (SourceConfig,
 # MediaConfig) and imported when a row asks for it. The first pattern that matches counts.
-WORLD = 'shapes'
+WORLD, SYNTHETIC = MADE = ('shapes', 'synthetic')  # made as they are read
 KINDS: Mapping[str, str] = MappingProxyType(
   {
     WORLD: 'tuna_jax.toy.source:ShapesSource',
+    SYNTHETIC: 'tuna_jax.tools.synthetic:SyntheticSource',
     'tfds:*': 'tuna_jax.data.tfds:TfdsSource',
     '*.array_record*': 'tuna_jax.data.arrayrecord:ArrayRecordSource',
     '*.tar': 'tuna_jax.data.webdataset:WebDatasetSource',
@@ -55,13 +56,17 @@ class Source(Protocol):
   def where(self, index: int) -> str:
     """The record's place, for messages."""
 
+  def smallest(self) -> int:
+    """The record that is stored in the fewest bytes; 0 where that is not known."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
   """One row of a mixture.
 
-  path: files (docs/data.md 2), 'shapes' (the rendered world) or 'tfds:DIR' (a prepared TFDS
-  directory). root: what relative media paths start from; the directory of the file if empty.
+  path: files (docs/data.md 2), 'shapes' (the rendered world), 'synthetic' (blank media of real
+  sizes) or 'tfds:DIR' (a prepared TFDS directory). root: what relative media paths start from; the
+  directory of the file if empty.
   weight: share of the mixture, multiplied by the phase's weight for the task. split: of 'shapes'
   and 'tfds:'. size, seed: the number of records of 'shapes', and which world. fields: our names of
   fields -> those of the file, where they differ. classes: a text file with the name of a class per

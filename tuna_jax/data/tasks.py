@@ -23,7 +23,7 @@ import numpy as np
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data.segments import Image, Plan, Text, Video
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.ranges import Share
+from tuna_jax.ranges import Share, Whole
 
 QWEN_SYSTEM = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
 PLACEHOLDER = '<image>'
@@ -38,7 +38,9 @@ class TaskConfig:
   caption_dropout: share of generation and editing examples whose text is left out, for guidance.
   system: the system turn of conversations that bring none; None leaves it out. questions,
   video_questions: one is drawn for each record of `caption` and `video_caption`. learn: 'answers'
-  puts the text loss on assistant turns, 'everything' on all text (to pretrain a decoder).
+  puts the text loss on assistant turns, 'everything' on all text (to pretrain a decoder). max_text:
+  tokens that the texts of an example with pictures or clips may have, template included; longer
+  examples are named, counted and skipped. Text alone may fill a row. 0 sets no bound.
   """
 
   caption_dropout: Share = 0.1
@@ -46,6 +48,7 @@ class TaskConfig:
   questions: tuple[str, ...] = ('Describe the image.',)
   video_questions: tuple[str, ...] = ('Describe the video.',)
   learn: str = 'answers'
+  max_text: Whole = 0
 
   def __post_init__(self):
     if self.learn not in ('answers', 'everything'):

@@ -48,6 +48,10 @@ class TfdsSource:
     """tfds:DIR/SPLIT[INDEX]."""
     return f'{self.name}[{index}]'
 
+  def smallest(self):
+    """The first: sizes are not known before records are read."""
+    return 0
+
 
 def _text(value) -> str:
   return value.decode('utf-8') if isinstance(value, bytes) else str(value)
