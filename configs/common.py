@@ -18,7 +18,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.sizes import size as named_size
-from tuna_jax.train.config import OptimizerConfig, TrainConfig
+from tuna_jax.train.config import EncoderConfig, OptimizerConfig, TrainConfig
 
 
 class Rows(NamedTuple):
@@ -69,6 +69,7 @@ def base(stage: str, size: str) -> TrainConfig:
       media=MediaConfig(frames=rows.frames),
     ),
     optimizer=OptimizerConfig(),
+    encoder=EncoderConfig(dtype='bfloat16'),
     checkpoint_every=500,
   )
 

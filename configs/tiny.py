@@ -8,7 +8,7 @@ import dataclasses
 
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.toy import questions
-from tuna_jax.train.config import MeshConfig, TrainConfig
+from tuna_jax.train.config import EncoderConfig, MeshConfig, TrainConfig
 
 # size -> stage -> (steps, lr, warm-up); 'fast' takes five minutes.
 # fmt: off
@@ -28,7 +28,7 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
   asked = dict(questions=(questions.DESCRIBE,), video_questions=(questions.DESCRIBE_CLIP,))
   tasks = replace(config.data.tasks, system=None, max_text=0, **asked)
   media = MediaConfig(image_size='64', video_size='64', frames=9)
-  batching = dict(threads=1, prefetch=2, encode_batch=2, look_ahead=3)
+  batching = dict(threads=1, prefetch=2, look_ahead=3)
   rates = dict(lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99)
   if config.stage == 'stage2':  # at half the rate, the decoder learns sooner to find named things
     rates['groups'] = (('decoder/.*', 0.5), ('.*', 1.0))
@@ -40,6 +40,7 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
     **sizes,
     data=replace(config.data, tasks=tasks, media=media, **batching),
     optimizer=replace(config.optimizer, **rates),
+    encoder=EncoderConfig(group_mb=0.03),  # two pictures
     mesh=MeshConfig(data=-1, fsdp=1),
     ntp_coeff=1.0,
     time_shift=3.0,

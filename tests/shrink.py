@@ -22,7 +22,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig, texts
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import vae_shapes
-from tuna_jax.train.config import TrainConfig
+from tuna_jax.train.config import EncoderConfig, TrainConfig
 from tuna_jax.tree import name_of
 from tuna_jax.weights import store
 
@@ -55,7 +55,6 @@ def shrink(config: TrainConfig) -> TrainConfig:
     size=200,
     threads=1,
     prefetch=1,
-    encode_batch=4,
     tasks=dataclasses.replace(config.data.tasks, system=None),
   )
   optimizer = dataclasses.replace(config.optimizer, warmup=1)
@@ -65,6 +64,7 @@ def shrink(config: TrainConfig) -> TrainConfig:
     model=model(config.model),
     data=data,
     optimizer=optimizer,
+    encoder=EncoderConfig(group_mb=0.05),  # four pictures
     steps=3,
     rows=8,
     length=160,

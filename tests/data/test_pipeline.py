@@ -13,7 +13,6 @@ from tuna_jax.configs import mixtures
 from tuna_jax import batch as batch_lib
 from tuna_jax.config import UserError
 from tuna_jax.data import pipeline, tasks
-from tuna_jax.data.latents import LatentCache, encode_all
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig, open_sources, phases_of, texts
 from tuna_jax.data.pipeline import Pipeline
@@ -363,47 +362,7 @@ def test_a_phase_task_without_a_source_is_left_out_loudly(album, caplog):
   assert 'no source for edit' in caplog.text
 
 
-# ---- latents
-
-
-def test_a_picture_is_encoded_once_in_groups_of_one_size():
-  calls = []
-
-  def counting(pixels):
-    calls.append(pixels.shape)
-    return encode(pixels)
-
-  rng = np.random.default_rng(0)
-  pictures = [rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8) for _ in range(5)]
-  clip = rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-  cache = LatentCache()
-  got = encode_all([*pictures, clip, pictures[0]], counting, cache, group=4)
-  assert calls == [(4, 1, 16, 16, 3), (4, 1, 16, 16, 3), (4, 5, 16, 16, 3)]
-  for pixels, latents in zip([*pictures, clip, pictures[0]], got, strict=True):
-    np.testing.assert_array_equal(latents, encode(pixels[None])[0])
-  encode_all(pictures, counting, cache)
-  assert len(calls) == 3
-
-
-def test_latents_pass_through_unencoded():
-  latents = np.ones((1, 2, 2, 3), np.float32)
-  assert encode_all([latents], None)[0] is latents
-
-
-def test_the_cache_keeps_to_its_bound():
-  cache = LatentCache(max_bytes=100)
-  for i in range(5):
-    cache.put(str(i), np.zeros(10, np.float32))
-  kept = [i for i in range(5) if cache.get(str(i)) is not None]
-  assert kept == [3, 4]  # 40 bytes each
-
-
-def test_latents_on_disk_belong_to_one_encoder(tmp_path):
-  LatentCache(0, tmp_path, 'one').put('ab', np.arange(3.0))
-  np.testing.assert_array_equal(LatentCache(0, tmp_path, 'one').get('ab'), np.arange(3.0))
-  assert LatentCache(0, tmp_path, 'two').get('ab') is None
-  with pytest.raises(ValueError, match='name'):
-    LatentCache(0, tmp_path)
+# ---- the encoder
 
 
 def test_a_wrong_encoder_is_explained():

@@ -45,8 +45,8 @@ class DataConfig:
   examples from which a row chooses those that fill it best, beside the oldest, which comes first.
   pool_mb: memory for the pictures of examples that wait; those beyond it are read again when used.
   prefetch: batches built ahead. threads: rows read at once (more than 1 helps where reading waits
-  for files). encode_batch: pictures of one shape encoded together. latent_cache_mb: latents
-  remembered in memory. latent_cache_dir: also kept there, by encoder and picture content.
+  for files). latent_cache_mb: latents remembered in memory. latent_cache_dir: also kept there, by
+  the encoder's parameters and the picture's content.
   """
 
   mixture: str = WORLD
@@ -61,7 +61,6 @@ class DataConfig:
   pool_mb: Whole = 1024
   prefetch: Annotated[int, Range(0, 1000)] = 2
   threads: Few = 1
-  encode_batch: Few = 8
   latent_cache_mb: Whole = 256
   latent_cache_dir: str = ''
 

@@ -61,8 +61,8 @@ class Pipeline:
   of the VAE. sizes: (B, L, V, M, C), B over all hosts. rows: the rising numbers of this host's
   rows, by default all; they need not be consecutive. steps: length of the run, needed where a phase
   starts at a share of it. put: called on each numpy Batch in the background thread, for placement
-  on devices. encoder_name: says which encoder this is, where latents are kept in
-  `latent_cache_dir`.
+  on devices. group: how many media of a shape `encode` takes at once. encoder_name: the digest of
+  the encoder, where latents are kept in `latent_cache_dir`.
 
   Raises UserError where rows of `sizes` do not hold the first records (`fit.check_rows`).
   """
@@ -79,16 +79,18 @@ class Pipeline:
     rows: Sequence[int] | None = None,
     steps: int | None = None,
     put: Callable[[batch_lib.Batch], Any] | None = None,
+    group: latents_lib.Group = 8,
     encoder_name: str = '',
   ):
-    self._config, self._tokenizer, self._encode = config, tokenizer, encode
+    self._config, self._tokenizer = config, tokenizer
+    self._encode, self._group = encode, group
     self._strides, self._sizes, self._seed, self._put = strides, tuple(sizes), seed, put
     self._rows = list(range(sizes[0]) if rows is None else rows)
     if not self._rows or self._rows != sorted(set(self._rows) & set(range(sizes[0]))):
       raise UserError(f'rows={self._rows}: expected rising numbers within 0..{sizes[0] - 1}')
     self._context = Context(tokenizer, config.tasks)
-    memory = config.latent_cache_mb << 20
-    self._cache = latents_lib.LatentCache(memory, config.latent_cache_dir, encoder_name)
+    kept = config.latent_cache_dir if encode else ''
+    self._cache = latents_lib.LatentCache(config.latent_cache_mb << 20, kept, encoder_name)
     self.sources = open_sources(config)
     self._phases = phases_of(config, self.sources, seed, steps)
     fit.check_rows(self._phases, self.sources, self._context, strides, sizes[1:4])
@@ -104,7 +106,10 @@ class Pipeline:
     pool = concurrent.futures.ThreadPoolExecutor
     threads = max(config.threads, config.media.processes)
     self._threads = pool(threads) if threads > 1 else None
-    self._worker = pool(1, thread_name_prefix='tuna-data') if config.prefetch else None
+    # With prefetch, one thread reads and packs, and another encodes what is packed.
+    ahead = ('tuna-data', 'tuna-encode') if config.prefetch else ()
+    self._workers = [pool(1, thread_name_prefix=name) for name in ahead]
+    self._packed: collections.deque[concurrent.futures.Future] = collections.deque()
     self._queue: collections.deque[concurrent.futures.Future] = collections.deque()
     self._step, self._next = 0, self._fresh()
     self._head = (self._step, self._next)
@@ -119,13 +124,13 @@ class Pipeline:
     """The next batch (what `put` returned, where given). Raises UserError when too many records
     are unusable.
     """
-    if self._worker is None:
-      result = self._build()
+    if not self._workers:
+      result = self._encoded(self._build())
     else:
       while len(self._queue) < self._config.prefetch:
-        self._queue.append(self._worker.submit(self._build))
+        self._submit()
       result = self._queue.popleft().result()
-      self._queue.append(self._worker.submit(self._build))
+      self._submit()
     batch, (self._step, self._next), report = result
     self._totals.examples.update(report.examples)
     self._totals.used += report.used
@@ -177,23 +182,26 @@ class Pipeline:
       'too_large': dict(self._totals.too_large),
       'skipped_first': self._totals.first,
       'fill': fill,
-      'latents': {'hits': self._cache.hits, 'misses': self._cache.misses},
+      'latents': {k: getattr(self._cache, k) for k in ('hits', 'misses', 'damaged')},
     }
 
   def close(self) -> None:
     """Stops the background threads."""
     self._drain()
-    for pool in (self._worker, self._threads):
-      if pool is not None:
-        pool.shutdown()
+    for pool in (*self._workers, *([self._threads] if self._threads else ())):
+      pool.shutdown()
+
+  def _submit(self):
+    reader, encoder = self._workers
+    self._packed.append(reader.submit(self._build))
+    self._queue.append(encoder.submit(self._encode_next))
 
   def _drain(self):
-    while self._queue:
-      future = self._queue.popleft()
-      if not future.cancel():
-        concurrent.futures.wait([future])
+    for futures in (self._queue, self._packed):
+      concurrent.futures.wait([f for f in futures.copy() if not f.cancel()])
+      futures.clear()
 
-  # ---- one batch, in the background thread
+  # ---- one batch, in the background threads
 
   def _fresh(self) -> np.ndarray:
     """Row states at the start of a phase: next item 0, nothing waits (-1)."""
@@ -225,11 +233,22 @@ class Pipeline:
         (report.too_large if large else report.skipped)[name] += 1
         report.first.append(why)
     packed = segments.pack([r[0] for r in rows], (len(self._rows), *self._sizes[1:]))
-    batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._config.encode_batch)
-    if step == 0:
-      batch_lib.check(batch)
     self._head = (step + 1, np.stack([r[1] for r in rows]))
-    return (self._put(batch) if self._put else batch), self._head, report
+    return packed, self._head, report
+
+  def _encode_next(self):
+    packed = self._packed.popleft().result()
+    done = [f for f in self._packed.copy() if f.done() and not f.cancelled()]
+    return self._encoded(packed, [f.result()[0] for f in done if f.exception() is None])
+
+  def _encoded(self, built, later: Sequence[segments.Packed] = ()):
+    """What `_build` gave, with latents and placed. `later`: batches whose media may fill groups."""
+    packed, head, report = built
+    ahead = (placed.media for other in later for placed in other.media)
+    batch = latents_lib.fill_latents(packed, self._encode, self._cache, self._group, ahead)
+    if head[0] == 1:
+      batch_lib.check(batch)
+    return (self._put(batch) if self._put else batch), head, report
 
   def _fill_row(self, phase: int, row: int, state: np.ndarray):
     """The examples of one row, its next state, and (source, reason, whether it is only too large)

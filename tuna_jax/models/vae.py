@@ -192,7 +192,17 @@ def encode_pixels(config: VaeConfig, params, pixels):
   params: of `WanVae`, or its `encoder` and `quant` alone; they decide in what type it computes.
   Raises ValueError as `WanVae.encode` does.
   """
-  return _encode(config, params, pixels, None)[0]
+  return encode_chunk(config, params, pixels)[0]
+
+
+def encode_chunk(config: VaeConfig, params, pixels, carry=None):
+  """(latents, carry) of the next frames of a clip: as `encode_pixels`, for frame 0 and then for 4
+  frames at a time. carry: what the call before returned, None for frame 0.
+  """
+  video = to_float(pixels).astype(params['quant']['kernel'].dtype)
+  apply = functools.partial(WanVae(config).apply, {'params': params}, method='encode_chunk')
+  moments, carry = apply(video, carry)
+  return normalize(config, moments.mean.astype(jnp.float32)), carry
 
 
 def decode_pixels(config: VaeConfig, params, latents):
@@ -203,19 +213,12 @@ def decode_pixels(config: VaeConfig, params, latents):
 def encode_stream(config: VaeConfig, params, pixels) -> Iterator[jax.Array]:
   """What `encode_pixels` gives, one latent frame [n, 1, h, w, C] at a time."""
   check_clip(config, *pixels.shape[1:4])
-  return _stream(_encode, config, params, pixels, config.temporal_stride)
+  return _stream(encode_chunk, config, params, pixels, config.temporal_stride)
 
 
 def decode_stream(config: VaeConfig, params, latents) -> Iterator[jax.Array]:
   """What `decode_pixels` gives: uint8[n, 1, H, W, 3], then [n, 4, H, W, 3] per latent frame."""
   return _stream(_decode, config, params, latents, 1)
-
-
-def _encode(config, params, pixels, carry):
-  video = to_float(pixels).astype(params['quant']['kernel'].dtype)
-  apply = functools.partial(WanVae(config).apply, {'params': params}, method='encode_chunk')
-  moments, carry = apply(video, carry)
-  return normalize(config, moments.mean.astype(jnp.float32)), carry
 
 
 def _decode(config, params, latents, carry):

@@ -115,6 +115,22 @@ class GuardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """How the frozen VAE encodes.
+
+  dtype: of its parameters and its arithmetic. group_mb: 2**20 bytes of pixels that one device
+  encodes at once; of a clip, four frames are counted. One picture or clip is always taken.
+  """
+
+  dtype: str = 'float32'
+  group_mb: Positive = 3.0
+
+  def __post_init__(self):
+    if self.dtype not in ('float32', 'bfloat16'):
+      raise UserError(f"encoder.dtype={self.dtype!r}: expected 'float32' or 'bfloat16'")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """One stage of one size.
 
@@ -136,6 +152,7 @@ class TrainConfig:
   images: Annotated[int, Range(0, 10_000)]
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   optimizer: OptimizerConfig = OptimizerConfig()
+  encoder: EncoderConfig = EncoderConfig()
   mesh: MeshConfig = MeshConfig()
   report: ReportConfig = ReportConfig()
   guard: GuardConfig = GuardConfig()

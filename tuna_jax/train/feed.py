@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
-import numpy as np
 from etils import epath
 
 from tuna_jax import sharding
 from tuna_jax.batch import Batch
-from tuna_jax.config import UserError, VaeConfig
+from tuna_jax.config import UserError
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.models.vae import encode_pixels
+from tuna_jax.train import encoder
 from tuna_jax.train.config import TrainConfig
-from tuna_jax.weights import store
-
-
-def encoder(config: VaeConfig, params):
-  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], normalised posterior means, on one local
-  device.
-  """
-  run = jax.jit(functools.partial(encode_pixels, config))
-  device = jax.local_devices()[0]
-  params = jax.device_put(params, device)
-  return lambda pixels: np.asarray(run(params, jax.device_put(pixels, device)))
 
 
 def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
@@ -40,18 +26,8 @@ def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
     )
   if jax.process_index() == 0 and not (epath.Path(workdir) / 'tokenizer').exists():
     tokenizer.save(str(epath.Path(workdir) / 'tokenizer'))
-  vae = config.model.vae
-  encode = None
-  if config.visual:
-    if not config.vae:
-      raise UserError('vae: no directory given, and the run has pictures; --config.vae=DIR')
-    vae, params = store.load_vae(config.vae)
-    if vae.latent_channels != config.model.vae.latent_channels:
-      raise UserError(
-        f'{config.vae}: {vae.latent_channels} latent channels, the model has '
-        f'{config.model.vae.latent_channels} (model.vae.latent_channels)'
-      )
-    encode = encoder(vae, params)
+  encode = encoder.of_run(config, mesh) if config.visual else None
+  vae = encode.config if encode else config.model.vae
   placed = sharding.batch_sharding(mesh)
   rows = local_rows(mesh, config.rows)
 
@@ -67,11 +43,15 @@ def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
 
     return Batch(*(one(a, s) for a, s in zip(batch, placed)))
 
-  return Pipeline(
-    config.data, tokenizer, encode=encode, encoder_name=config.vae, put=put,
+  pipeline = Pipeline(
+    config.data, tokenizer, encode=encode, put=put,
+    group=encode.group if encode else 1, encoder_name=encode.digest if encode else '',
     strides=(vae.temporal_stride, vae.spatial_stride), sizes=config.sizes,
     seed=config.seed, rows=rows, steps=config.steps,
   )  # fmt: skip
+  if encode:
+    encode.compile(encoder.shapes_of(config.data, {source.task for source in pipeline.sources}))
+  return pipeline
 
 
 def local_rows(mesh, rows: int) -> list[int]:

@@ -203,11 +203,17 @@ def load_weights(directory, abstract_params, *, step: int | None = None, ema: bo
 
 def load_vae(directory):
   """(VaeConfig, parameters) of a VAE's weights directory, on one local device."""
+  config, leaves = open_vae(directory)
+  return config, load(leaves, vae_shapes(config))
+
+
+def open_vae(directory) -> tuple[VaeConfig, dict[str, Lazy]]:
+  """(VaeConfig, {leaf name: Lazy}) of a VAE's weights directory."""
   kind = read_config(directory)['kind']
   if kind != 'vae':
     raise CheckpointError(f'{directory}: is of kind {kind!r}; expected the weights of a VAE')
   stored = open_stored(directory)
-  return stored.vae_config, load(stored.vae, vae_shapes(stored.vae_config))
+  return stored.vae_config, stored.vae
 
 
 def check(what, leaves: Mapping[str, Lazy], abstract):
