@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tuna_jax.config import PathConfig
+
 
 def train_shift(tokens: int) -> float:
   """The official shift in training: exp(mu), mu on the line through (256, 0.5) and (4096, 1.15)."""
@@ -21,6 +23,7 @@ def train_shift(tokens: int) -> float:
 TRAIN_SHIFT = train_shift(1024)  # Tuna's, whatever the size
 SAMPLE_SHIFT = 3.0
 MIN_TIME_LEFT = 0.05
+STRAIGHT = PathConfig()
 SOLVERS = ('euler', 'heun')
 
 
@@ -29,9 +32,16 @@ def time_shift(t, shift: float):
   return t / (t + shift * (1 - t))
 
 
-def sample_t(key, shape, shift: float = TRAIN_SHIFT):
-  """Training times: the sigmoid of standard normals, shifted. float32 in (0, 1)."""
-  return time_shift(jax.nn.sigmoid(jax.random.normal(key, shape, jnp.float32)), shift)
+def sample_t(key, shape, shift: float = TRAIN_SHIFT, path: PathConfig = STRAIGHT):
+  """Training times: the sigmoid of the path's normals, shifted. float32 in (0, 1)."""
+  return time_shift(lognormal_t(jax.random.normal(key, shape, jnp.float32), path), shift)
+
+
+def lognormal_t(normal, path: PathConfig = STRAIGHT):
+  """The times of standard normals, before any shift."""
+  if (path.mean, path.std) != (0.0, 1.0):
+    normal = path.mean + path.std * normal
+  return jax.nn.sigmoid(normal)
 
 
 def interpolate(latents, noise, t):

@@ -1,6 +1,7 @@
 """CKNNA: how alike two representations of the same pictures are, by their nearest neighbours.
 
-The metric of "The Platonic Representation Hypothesis" (arXiv 2405.07987). numpy; features [n, d], rows paired.
+The metric of "The Platonic Representation Hypothesis" (arXiv 2405.07987) in numpy; features are
+[n, d], and their rows are paired.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def normalise(features: np.ndarray) -> np.ndarray:
 
 
 def cknna(a: np.ndarray, b: np.ndarray, topk: int, *, unbiased: bool = True) -> float:
-  """The score of a [n, d] and b [n, e]; `topk` = n - 1 is linear CKA. NaN where a self score is negative.
+  """The score of a [n, d] and b [n, e]; `topk` = n - 1 is linear CKA. It is NaN where the score of
+  one with itself is negative.
 
   Raises ValueError unless 2 <= topk < n.
   """
@@ -41,7 +43,7 @@ def cknna(a: np.ndarray, b: np.ndarray, topk: int, *, unbiased: bool = True) -> 
 
 
 def _nearest(kernel, topk: int, unbiased: bool) -> np.ndarray:
-  """float[n, n]: 1 at the `topk` largest of each row; without the row itself in the unbiased form."""
+  """float[n, n]: 1 at the `topk` largest of each row; the unbiased form leaves the row itself out."""
   if unbiased:
     kernel = kernel.copy()
     np.fill_diagonal(kernel, -np.inf)

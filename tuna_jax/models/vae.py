@@ -1,4 +1,4 @@
-"""The causal video VAE: pixels to latents and back (docs/architecture.md 2; Wan 2.1: docs/showo2.md 2).
+"""The causal video VAE: pixels to latents and back (docs/architecture.md 2, docs/showo2.md 2).
 
     whole clip   encode_pixels   pixels [n, F, ...] -> latents [n, T, ...]      decode_pixels   back
     in chunks    encode_stream   frame 0, then 4 frames -> 1 latent frame each time

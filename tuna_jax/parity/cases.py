@@ -18,7 +18,7 @@ from etils import epath
 
 from tuna_jax import files
 from tuna_jax.config import UserError, nearest
-from tuna_jax.parity import models, parts, samples, showo2, towers
+from tuna_jax.parity import models, parts, pixel, samples, showo2, towers
 from tuna_jax.parity.case import Case, Compute, GoldenError, Row, compare
 from tuna_jax.weights import safetensors
 from tuna_jax.weights.tensors import CheckpointError
@@ -31,6 +31,7 @@ KINDS: Mapping[str, Compute] = {
   **models.CASES,
   **samples.CASES,
   **showo2.CASES,
+  **pixel.CASES,
 }
 
 
@@ -152,12 +153,13 @@ def _read_case(folder, entry, entries) -> tuple[Case, list[tuple[str, str]]]:
 
 
 def _other_weights(folder, entry, entries):
-  """The tensors of the case that `weights_from` names, or None if the case has its own."""
+  """The tensors of the case that `weights_from` or `weights_file` names; None if it has its own."""
   if entry.get('weights_file') in (None, entry['file']):
     return None
-  source = entry['config'].get('weights_from')
+  of_files = {other['file']: name for name, other in entries.items()}
+  source = entry['config'].get('weights_from', of_files.get(entry['weights_file']))
   if source not in entries:
-    raise GoldenError(f'weights_from {source!r}: no such case{nearest(source, entries)}')
+    raise GoldenError(f'weights_from {source!r}: no such case{nearest(str(source), entries)}')
   held = entries[source]['file']
   if held != entry['weights_file']:
     raise GoldenError(f'weights_file {entry["weights_file"]!r}: case {source} is in {held!r}')

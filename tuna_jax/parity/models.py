@@ -31,6 +31,8 @@ from tuna_jax.weights.convert import export
 
 def full_weights(case: Case) -> Outputs:
   """Every official tensor goes through the tables and comes back bit-equal."""
+  if 'only' in case.config:
+    return pixel_weights(case)
   config, params, vae_params = sizes.load_whole(case.config['model'], case.weights)
   back = {
     **export(tables.tuna_official(config), params),
@@ -50,15 +52,29 @@ def full_weights(case: Case) -> Outputs:
   return rows
 
 
+def pixel_weights(case: Case) -> Outputs:
+  """The same of Tuna-R and Tuna-2, whose weights share one file."""
+  back = {}
+  for variant in case.config['only']:
+    config, params = sizes.load_pixel(case, variant)
+    back |= export(designs.official(config), params)
+  equal = [
+    name in back and np.array_equal(np.asarray(back[name]), np.asarray(tensor))
+    for name, tensor in case.weights.items()
+  ]
+  said = f'{sum(equal)} of {len(equal)} tensors come back bit-equal'
+  return {'': Row(case.name, said, all(equal))}
+
+
 # ---- forward and gradients
 
 
-def forward(config, params, batch, x, t) -> dict:
+def forward(config, params, batch, x, t, masked=None) -> dict:
   """One call of the model and what flows between its towers, by the official names."""
   if config.design == 'late_fusion':
     params = with_absent(config, params, t)
   with arguments_of('decoder', 'flow_head') as calls:
-    out = Tuna(config).apply({'params': params}, batch, x, t)
+    out = Tuna(config).apply({'params': params}, batch, x, t, masked=masked)
   (embeds, *_), (hidden, span, time, owner, in_span, *_) = calls
   inside = flow_layers(config, params['flow_head'], hidden, span, time, owner, in_span)
   heads = {f'head{i}': inside[f'block{i}'] for i in range(config.flow_head.num_layers)}
@@ -88,7 +104,11 @@ def with_absent(config, params, t):
   """
   time = TimeEmbed(config).apply({'params': params['time_embed']}, t.reshape(-1))
   token = params['time_token']
-  words = time @ token['kernel'] + token['bias']
+  return with_words(config, params, time @ token['kernel'] + token['bias'])
+
+
+def with_words(config, params, words):
+  """Parameters whose embeddings past the vocabulary are `words` [n, D]."""
   first, embed = config.decoder.vocab_size, params['decoder']['embed']['embedding']
   table = jax.lax.dynamic_update_slice_in_dim(embed, words.astype(embed.dtype), first, axis=0)
   return {**params, 'decoder': {**params['decoder'], 'embed': {'embedding': table}}}
@@ -108,16 +128,12 @@ def official_means(ntp: losses.Sum, velocity: losses.Sum | None, options) -> dic
   return {'loss_ntp': loss_ntp, 'loss_flow': loss_flow, 'loss': loss}
 
 
-def full_forward(case: Case) -> Outputs:
-  """i: the model in training, with gradients by official name, and in inference."""
-  model = case.config['model']
-  options = model['showo'] if 'showo' in model else model['tuna_model']
-  config = sizes.model_config(model, case.weights)
-  params = sizes.load_tuna(config, case.weights)
-  table, vocab = designs.official(config), config.decoder.vocab_size
+def outcome(config, options):
+  """(params, batch, x, t, velocity, selected, coefficients of flow and text, masked) -> (the sum to
+  minimise, what `forward` gives and the official means)."""
 
-  def loss(params, batch, x, t, velocity, selected, coefficients):
-    seen = forward(config, params, batch, x, t)
+  def loss(params, batch, x, t, velocity, selected, coefficients, masked=None):
+    seen = forward(config, params, batch, x, t, masked)
     zeros = jnp.zeros_like(batch.tokens)
     logits = functools.partial(Tuna(config).apply, {'params': params}, method='logits')
     ntp = losses.next_token(logits, seen['llm_hidden'], batch.labels, batch.label_weight, zeros, 1)
@@ -129,7 +145,17 @@ def full_forward(case: Case) -> Outputs:
       total += coefficients[0] * error.mean()
     return total, {**seen, **official_means(ntp, error, options)}
 
-  train = quick_jit(jax.grad(loss, has_aux=True))
+  return loss
+
+
+def full_forward(case: Case) -> Outputs:
+  """i: the model in training, with gradients by official name, and in inference."""
+  model = case.config['model']
+  options = model['showo'] if 'showo' in model else model['tuna_model']
+  config = sizes.model_config(model, case.weights)
+  params = sizes.load_tuna(config, case.weights)
+  table, vocab = designs.official(config), config.decoder.vocab_size
+  train = quick_jit(jax.grad(outcome(config, options), has_aux=True))
   subs = case.config['subs']
   layouts = {}
   for sub, s in subs.items():
@@ -183,7 +209,7 @@ def full_forward(case: Case) -> Outputs:
       }
     )
     out.update(_spliced(case, sub, batch, velocity, selected, rows, length))
-    out.update(_gradients(case, sub, export(table, gradients), vocab))
+    out.update(gradients_by_name(case, sub, export(table, gradients), vocab))
   return out
 
 
@@ -202,7 +228,7 @@ def _spliced(case: Case, sub: str, batch, velocity, selected, rows: int, length:
   }
 
 
-def _gradients(case: Case, sub: str, gradients, vocab: int) -> Outputs:
+def gradients_by_name(case: Case, sub: str, gradients, vocab: int) -> Outputs:
   """By official name. A norm of -1 is torch's 'no gradient', which is a gradient of zero here."""
   gradients = {name: np.asarray(value) for name, value in gradients.items()}
   embed = next(v for name, v in gradients.items() if name.endswith('embed_tokens.weight'))[:vocab]

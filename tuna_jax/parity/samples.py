@@ -179,7 +179,7 @@ def mmu_generate(case: Case) -> Outputs:
     out[f'out.{sub}.mp'] = [[[first, int(example.kv_limit[first]) - first + 1]]]
     out[f'out.{sub}.input_embeds'] = embed(params, prompts)[:, : example.length]
     state = writing.start(config, params, prompts, s['n'])
-    out |= decoded(sub, config, params, tokenizer, state, s['n'])
+    out |= decoded(sub, config, params, tokenizer.eos, state, s['n'])
     ids = out[f'out.{sub}.tokens']
     wanted = case.config.get('decoded_text', {}).get(sub)
     if wanted is not None:
@@ -194,15 +194,15 @@ def mmu_generate(case: Case) -> Outputs:
   return out
 
 
-def decoded(sub: str, config, params, tokenizer, state, count: int) -> dict:
+def decoded(sub: str, config, params, eos: int, state, count: int) -> dict:
   """Greedy tokens of one prompt, with the logits of every step."""
   steps = []
   while len(steps) < count and not bool(state.done.all()):
     steps.append(np.asarray(state.logits)[0, : config.decoder.vocab_size])
-    state = writing.advance(config, params, state, len(steps), eos=tokenizer.eos)
+    state = writing.advance(config, params, state, len(steps), eos=eos)
   best = np.sort(np.stack(steps), axis=1)
   return {
-    f'out.{sub}.tokens': writing.finished(state, tokenizer.eos)[0],
+    f'out.{sub}.tokens': writing.finished(state, eos)[0],
     f'out.{sub}.step_logits': np.stack(steps),
     f'out.{sub}.margin': best[:, -1] - best[:, -2],
   }

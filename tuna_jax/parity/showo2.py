@@ -188,7 +188,7 @@ def greedy(case: Case) -> Outputs:
     out[f'out.{sub}.mp'] = [[[first + 1, int(example.kv_limit[first + 1]) - first]]]
     out[f'out.{sub}.input_embeds'] = embed(params, prompts, features)[:, : example.length]
     state = writing.start(config, params, prompts, s['n'], features=features)
-    out |= samples.decoded(sub, config, params, tokenizer, state, s['n'])
+    out |= samples.decoded(sub, config, params, tokenizer.eos, state, s['n'])
   return out
 
 

@@ -14,6 +14,7 @@ from tuna_jax.config import (
   WAN_STD,
   DecoderConfig,
   FlowHeadConfig,
+  PathConfig,
   TunaConfig,
   UserError,
   VaeConfig,
@@ -63,7 +64,7 @@ def tuna(
   dim = flow_head.dim if flow_head else decoder.dim if decoder else _TOWER['dim']
   small = {**_TOWER, 'dim': dim}
   return TunaConfig(
-    vision=vision or VisionConfig(**_TOWER, grid=2),
+    vision=vision or (None if design.get('design') == 'pixel' else VisionConfig(**_TOWER, grid=2)),
     decoder=decoder or DecoderConfig(**small, vocab_size=8, vocab_multiple=8),
     flow_head=flow_head or FlowHeadConfig(**small),
     vae=vae,
@@ -113,6 +114,41 @@ def showo2_config(model: Mapping, vae: VaeConfig | None = None) -> TunaConfig:
     patch=options['patch_size'],
     layout='raster',
   )
+
+
+# Tensors that one pixel variant alone has.
+VARIANTS = {
+  'tuna_2': ('vision_encoder.', 'mask_token'),
+  'tuna_r': ('vision_model.', 'siglip_proj.'),
+}
+
+
+def pixel_config(model: Mapping, variant: str) -> TunaConfig:
+  """Tuna-2 or Tuna-R of config['model']."""
+  head, siglip, jit = model['flow_head'], model['siglip'], model['jit']
+  vision = None
+  if variant == 'tuna_r':
+    side = math.isqrt(siglip['positions'])
+    vision = vision_config(siglip, side, siglip['siglip_feature_layer'])
+  noise = model['tuna_model']['noise_scale']
+  return tuna(
+    vision=vision,
+    decoder=hf.decoder_config(model['llm'], model['token_ids']['llm_vocab_size']),
+    flow_head=flow_head_config(head, head['num_layers'], head['intermediate_size']),
+    vae=None,
+    design='pixel_encoder' if vision else 'pixel',
+    patch=model['patch_size'],
+    layout='raster',
+    path=PathConfig('clean', noise, jit['P_mean'], jit['P_std']),
+  )
+
+
+def load_pixel(case, variant: str):
+  """(config, parameters) of one variant, from weights that both share."""
+  config = pixel_config(case.config['model'], variant)
+  others = tuple(prefix for name, own in VARIANTS.items() if name != variant for prefix in own)
+  weights = {name: value for name, value in case.weights.items() if not name.startswith(others)}
+  return config, load_tuna(config, weights)
 
 
 def flow_head_config(

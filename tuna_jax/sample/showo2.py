@@ -1,11 +1,13 @@
 """What the published inference of Show-o2 does its own way; `compat='official'` asks for it.
 
-    F3  the span of the mask begins at the first visual token, so the time token stands outside and eoi
-        inside; and it has the length of one picture even where 32 frames stand
-    F7  neither a newline after eoi nor <|im_end|> after the question, though it was trained with both
+    F3  The span of the mask begins at the first visual token, so the time token stands outside and
+        eoi inside. It has the length of one picture even where 32 frames stand.
+    F7  There is neither a newline after eoi nor <|im_end|> after the question, though the model was
+        trained with both.
 
-By default a question is laid out as in training (`tasks.conversation`), and the span is what it is.
-Either way, frames are pictures of their own, and each is pooled to POOLED x POOLED tokens (docs/showo2.md 8).
+By default a question is laid out as in training (`tasks.conversation`), and the span holds the
+visual tokens. Either way, frames are pictures of their own, each pooled to POOLED x POOLED tokens
+(docs/showo2.md 8).
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def shift_span(example: Example, tokens: int) -> Example:
 
 
 def pool(features, grid: tuple[int, int], side: int):
-  """Visual tokens of frames [n, h w, D] -> [1, n side^2, D]: each frame's map resized, bilinearly."""
+  """Visual tokens of frames [n, h w, D] -> [1, n side^2, D], by a bilinear resize of each frame."""
   maps = rearrange(features, 'n (h w) d -> n h w d', h=grid[0], w=grid[1])
   shape = (len(maps), side, side, maps.shape[-1])
   small = jax.image.resize(maps.astype(jnp.float32), shape, 'linear', antialias=False)

@@ -15,6 +15,7 @@ import optax
 
 from tuna_jax import flow, losses
 from tuna_jax.batch import Batch
+from tuna_jax.config import PathConfig
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.sharding import active_mesh
@@ -24,11 +25,12 @@ from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 
 
-def draw(batch: Batch, key, time_shift: float):
+def draw(batch: Batch, key, time_shift: float, path: PathConfig = flow.STRAIGHT):
   """(noise float32[B, V, C], t float32[B, M]); images that are not drawn are clean, t = 1."""
   noise_key, time_key = jax.random.split(key)
-  t = flow.sample_t(time_key, batch.target.shape, time_shift)
+  t = flow.sample_t(time_key, batch.target.shape, time_shift, path)
   noise = jax.random.normal(noise_key, batch.latents.shape, jnp.float32)
+  noise = noise if path.noise == 1 else path.noise * noise
   return noise, jnp.where(batch.target, t, 1.0)
 
 
@@ -41,6 +43,8 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
   if draws:
     per_token = jnp.take_along_axis(t, owner, axis=1)
     x_t, velocity = flow.interpolate(batch.latents, noise, per_token)
+    if config.model.path.predicts == 'clean':
+      velocity = flow.velocity_to(batch.latents, x_t, per_token)
   out = model.apply({'params': params}, batch, x_t, t, flow=draws)
   logits = functools.partial(model.apply, {'params': params}, method='logits')
   mesh = active_mesh()
@@ -90,7 +94,7 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   and 'flow' sums.
   """
   transformation, multiples = state_lib.make_optimizer(config)
-  noise, t = draw(batch, jax.random.fold_in(key, state.step), config.time_shift)
+  noise, t = draw(batch, jax.random.fold_in(key, state.step), config.time_shift, config.model.path)
   counts = _counts(batch)
   leaves = state_lib.select(state.params, multiples)
   grad_fn = jax.value_and_grad(functools.partial(loss_fn, config=config), has_aux=True)
