@@ -1,13 +1,15 @@
 """Moves weights between public files, official checkpoints and ours, and compares them.
 
   tuna-jax convert assemble --size=2b --decoder=DIR --vision=DIR --vae=PATH --output=DIR
-  tuna-jax convert import --size=2b --input=PATH [--vae=PATH] --output=DIR [--recover]
+  tuna-jax convert import [--source=showo2] --input=PATH [--vae=PATH] --output=DIR [--recover]
   tuna-jax convert export --input=DIR --part=tuna --output=DIR [--dtype=bfloat16]
   tuna-jax convert inspect PATH
   tuna-jax convert diff A B
 
 assemble  puts Qwen2.5, SigLIP-2 and the Wan 2.2 VAE together, and lists what is fresh.
-import    reads an official checkpoint (.safetensors, .pt, .pth, .bin or a folder).
+import    reads a released checkpoint (.safetensors, .pt, .pth, .bin or a folder) of Tuna or, with
+          --source, of Show-o2, Tuna-R or Tuna-2. Its tensors tell the size; --size or --model is
+          for sizes that were not published.
 export    writes the official names, or one part (--part) under its own.
 inspect   prints names, shapes, types, bytes and checksums.
 diff      prints what differs between two checkpoints; the exit code is 1 if anything does.
@@ -28,9 +30,11 @@ from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 from tuna_jax.tools import recover
-from tuna_jax.weights import compare, parts, safetensors, store, torchfile
+from tuna_jax.weights import compare, designs, parts, safetensors, store, torchfile
 from tuna_jax.weights.open import open_checkpoint, verify
 from tuna_jax.weights.tensors import Lazy, cast
+
+PICKLE_BYTES = 10_000_000_000  # of a file of the published Show-o2 checkpoints
 
 _SIZE = flags.DEFINE_enum('size', None, sorted(sizes.SIZES), 'The named size of the model.')
 _MODEL = flags.DEFINE_string(
@@ -47,6 +51,9 @@ _VAE = flags.DEFINE_string(
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'import: the official checkpoint. export: a run or a weights directory of ours.'
+)
+_SOURCE = flags.DEFINE_enum(
+  'source', 'tuna', list(designs.SOURCES), 'import: whose released checkpoint the input is.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to write; it must not exist yet.')
 _PART = flags.DEFINE_enum(
@@ -102,13 +109,24 @@ def assemble():
 def import_():
   """An official checkpoint to one of ours."""
   _need('import', input=_INPUT, output=_OUTPUT)
-  config = _config()
-  if config.vae is not None:  # trained with the std list in both places: docs/architecture.md 2.5
+  reader = open_checkpoint(_INPUT.value)
+  found = designs.identify(_INPUT.value, reader)
+  if found.source != _SOURCE.value:
+    raise UserError(f'{_INPUT.value}: this is {found.title}; --source={found.source}')
+  if found.size and not (_SIZE.value or _MODEL.value):
+    config = sizes.size(found.size)
+  else:
+    config = _config()
+  if designs.SOURCES[_SOURCE.value] != config.design:
+    raise UserError(
+      f'--source={_SOURCE.value} needs a model of another design than {config.design}'
+    )
+  if _SOURCE.value == 'tuna':  # trained with the std list in both places: docs/architecture.md 2.5
     vae = dataclasses.replace(config.vae, latent_mean=config.vae.latent_std)
     config = dataclasses.replace(config, vae=vae)
-  planned = parts.official(config, _INPUT.value)
-  found = recover.reinitialised(planned.leaves) if _RECOVER.value else None
-  return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, found)
+  planned = parts.official(config, _INPUT.value, reader)
+  fresh = recover.reinitialised(planned.leaves) if _RECOVER.value else None
+  return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, fresh)
 
 
 def export():
@@ -125,8 +143,12 @@ def export():
     if _PART.value in ('tuna', 'decoder'):
       for file in store.tokenizer_files(_INPUT.value):
         file.copy(folder / file.name)
-    if stem == 'Wan2.2_VAE':
+    if stem.startswith('Wan2.'):
       torchfile.write_file(folder / f'{stem}.pth', tensors)
+    elif stem == 'pytorch_model':
+      torch = {'write': torchfile.write_file, 'end': '.bin', 'shard_bytes': PICKLE_BYTES}
+      safetensors.write_folder(folder, tensors, stem=stem, **torch)
+      files.write_json(folder / 'config.json', config_json)
     else:
       safetensors.write_folder(folder, tensors, stem=stem)
       files.write_json(folder / 'config.json', {**config_json, 'torch_dtype': _DTYPE.value})

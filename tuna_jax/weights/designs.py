@@ -6,10 +6,14 @@ Names: docs/showo2.md 9, docs/pixel.md 9.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from tuna_jax.config import DESIGNS, TunaConfig
 from tuna_jax.weights import tables
 from tuna_jax.weights.adapt import Exact, FrontUnits, Window
 from tuna_jax.weights.tables import Table, rows
+from tuna_jax.weights.tensors import CheckpointError, Lazy
 
 _FUSION = """
 projector/kernel                      image_embedder_gen.proj.weight  patch
@@ -27,26 +31,75 @@ patches/mask_token    mask_token                             token
 """
 
 
+# What --source calls the released checkpoints, and their design.
+SOURCES = {'tuna': 'cascade', 'showo2': 'late_fusion', 'tuna-r': 'pixel_encoder', 'tuna-2': 'pixel'}
+_SIZES = {
+  ('tuna', 1536): ('Tuna 2B', '2b'),
+  ('tuna', 3584): ('Tuna 7B', '7b'),
+  ('showo2', 1536): ('Show-o2 1.5B', 'showo2-1.5b'),
+  ('showo2', 3584): ('Show-o2 7B', 'showo2-7b'),
+  ('tuna-r', 3584): ('Tuna-R 7B', 'tuna-r-7b'),
+  ('tuna-2', 3584): ('Tuna-2 7B', 'tuna-2-7b'),
+}
+
+
+class Identity(NamedTuple):
+  """A released checkpoint: its source, what it is called, and its named size where it has one."""
+
+  source: str
+  title: str
+  size: str | None
+
+
+def identify(path, reader: Mapping[str, Lazy]) -> Identity:
+  """Which released checkpoint it is, by names and shapes of its tensors; else CheckpointError."""
+  names = {tables.bare(name).removeprefix('tuna_model.'): value for name, value in reader.items()}
+  embed = names.get('vision_model.embeddings.patch_embedding.weight')
+  if 'fusion_proj.0.weight' in names:
+    source = 'showo2'
+  elif 'vision_encoder.patch_embedding.weight' in names:
+    source = 'tuna-2'
+  elif embed is not None and 'siglip_proj.0.weight' in names:
+    source = 'tuna' if embed.shape[-1] == 1 else 'tuna-r'
+  else:
+    raise CheckpointError(
+      f'{path}: no checkpoint of Tuna, Show-o2, Tuna-R or Tuna-2: neither fusion_proj, '
+      'vision_encoder nor siglip_proj is among its tensors'
+    )
+  prefix = 'showo' if source == 'showo2' else 'tuna'
+  norm = names.get(f'{prefix}.model.norm.weight')
+  width = norm.shape[0] if norm is not None else 0
+  title, size = _SIZES.get((source, width), (f'a {source} checkpoint of width {width}', None))
+  return Identity(source, title, size)
+
+
 def official(config: TunaConfig) -> Table:
   """The table of the released checkpoints of `config.design`."""
   table = {'cascade': tables.tuna_official, 'late_fusion': showo2}.get(config.design, tuna_pixel)
   return table(config)
 
 
-def showo2(config: TunaConfig) -> Table:
-  """The released Show-o2 checkpoints: two projections of the latents, their fusion, and a flow head
-  of its own width."""
-  patch = Window(config.patch)
+def distilled(config: TunaConfig) -> Table:
+  """The published distilled semantic layers of Show-o2, from which it is trained."""
+  return Table('distilled semantic layers', _semantic(config), drops=tables.BUFFERS)
+
+
+def _semantic(config: TunaConfig):
   names = {
     'embed': 'image_embedder_und.proj',
     'place': 'position_embedding',
     'l': 'und_trans.layers.{}',
   }
+  return tables.tower('', Window(config.patch), Exact(), Exact(), **names)
+
+
+def showo2(config: TunaConfig) -> Table:
+  """The released Show-o2 checkpoints: two projections of the latents, their fusion, and a flow head
+  of its own width."""
+  patch = Window(config.patch)
   return Table(
     'official Show-o2',
-    tables.trunk(config, 'showo.')
-    + tables.tower('', patch, Exact(), Exact(), **names)
-    + rows(_FUSION, patch=patch),
+    tables.trunk(config, 'showo.') + _semantic(config) + rows(_FUSION, patch=patch),
     drops=tables.BUFFERS,
     aliases=tables.tied(config.decoder, 'showo.'),
   )

@@ -86,6 +86,23 @@ def siglip_json(config: TunaConfig) -> dict:
   }
 
 
+def showo2_json(config: TunaConfig) -> dict:
+  """config.json of Show-o2's own class, for its scripts."""
+  side = config.vision.grid
+  return {
+    '_class_name': 'Showo2Qwen2_5',
+    'llm_vocab_size': config.decoder.vocab_size,
+    'hidden_size': config.decoder.dim,
+    'image_latent_dim': config.vae.latent_channels,
+    'image_latent_height': side,
+    'image_latent_width': side,
+    'patch_size': config.patch,
+    'clip_latent_dim': config.vision.dim,
+    'num_diffusion_layers': config.flow_head.num_layers,
+    'add_time_embeds': True,
+  }
+
+
 def vae_json(config: VaeConfig) -> dict:
   """config.json of the VAE, for diffusers."""
   channels = 12 if config.residual else 3

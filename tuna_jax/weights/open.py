@@ -9,7 +9,7 @@ from tuna_jax.weights import safetensors, torchfile
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
 STEMS = ('model', 'diffusion_pytorch_model', 'pytorch_model')  # transformers, diffusers, both once
-ENDS = ('.safetensors.index.json', '.safetensors', '.bin')
+ENDS = ('.safetensors.index.json', '.safetensors', '.bin.index.json', '.bin')
 TORCH = ('.pt', '.pth', '.bin')
 
 
@@ -41,6 +41,8 @@ def open_checkpoint(path) -> dict[str, Lazy]:
   damaged files.
   """
   file = find(path)
+  if file.name.endswith('.bin.index.json'):
+    return safetensors.read_index(file, torchfile.read_file, '.bin')
   if file.name.endswith('.index.json'):
     return safetensors.read_index(file)
   if file.suffix == '.safetensors':
@@ -55,5 +57,8 @@ def open_checkpoint(path) -> dict[str, Lazy]:
 def verify(path):
   """Compares a checkpoint with the checksums it records: torch's zip files do, others pass."""
   file = find(path)
+  if file.name.endswith('.bin.index.json'):
+    for shard in sorted(set(files.read_json(file)['weight_map'].values())):
+      torchfile.verify(file.parent / shard)
   if file.suffix in TORCH:
     torchfile.verify(file)

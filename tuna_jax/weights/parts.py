@@ -18,18 +18,24 @@ PARTS = ('tuna', 'decoder', 'vision', 'vae', 'vae-diffusers')
 def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Plan:
   """Every leaf of `Tuna(config)`: from the paths given, the rest fresh and named so in the plan.
 
-  decoder: a Qwen2.5 checkpoint. vision: a SigLIP-2 checkpoint. Raises CheckpointError as `plan`
-  does.
+  decoder: a Qwen2.5 checkpoint. vision: a SigLIP-2 checkpoint, or the distilled semantic layers of
+  Show-o2. Raises CheckpointError as `plan` does.
   """
   shapes = tuna_shapes(config)
   result = Plan()
-  for name, path, table in (
-    ('decoder', decoder, tables.qwen2(config.decoder)),
-    ('vision', vision, tables.siglip2(config.vision)),
-  ):
+  for name, path in (('decoder', decoder), ('vision', vision)):
     if path is not None:
+      if name not in shapes:
+        raise CheckpointError(f'--{name}={path}: the design {config.design!r} has no such part')
       hf.check_sizes(path, getattr(config, name))
-      part = plan(table, open_checkpoint(path), {name: shapes[name]})
+      reader = open_checkpoint(path)
+      if name == 'decoder':
+        table = tables.qwen2(config.decoder)
+      elif any(tensor.startswith('und_trans.') for tensor in reader):
+        table = designs.distilled(config)
+      else:
+        table = tables.siglip2(config.vision, config.patch)
+      part = plan(table, reader, {name: shapes[name]})
       result.leaves |= part.leaves
       result.fresh |= part.fresh
       result.adapted |= part.adapted
@@ -41,14 +47,16 @@ def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Pla
   return result
 
 
-def official(config: TunaConfig, path) -> Plan:
+def official(config: TunaConfig, path, reader=None) -> Plan:
   """Every leaf of `Tuna(config)` from an official checkpoint of its design."""
-  return plan(designs.official(config), open_checkpoint(path), tuna_shapes(config))
+  return plan(designs.official(config), reader or open_checkpoint(path), tuna_shapes(config))
 
 
 def read_vae(config: TunaConfig, path) -> Plan:
   """Every leaf of `WanVae`: Wan2.2_VAE.pth or Wan2.1_VAE.pth, a diffusers folder, or an official
   checkpoint that carries the VAE."""
+  if config.vae is None:
+    raise CheckpointError(f'--vae={path}: the design {config.design!r} sees pixels and has no VAE')
   reader = open_checkpoint(path)
   diffusers = any(tables.bare(name).startswith('quant_conv.') for name in reader)
   table = tables.diffusers_vae if diffusers else tables.wan_vae
@@ -70,11 +78,17 @@ def export_part(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
   if stored.params is None:
     raise CheckpointError('--input holds nothing but a VAE; use --part=vae or --part=vae-diffusers')
   if name == 'tuna':
-    about = {'model_type': 'tuna', **to_dict(config)}
-    return export(designs.official(config), stored.params), about, 'model'
+    tensors = export(designs.official(config), stored.params)
+    if config.design == 'late_fusion':
+      return tensors, hf.showo2_json(config), 'pytorch_model'
+    return tensors, {'model_type': 'tuna', **to_dict(config)}, 'model'
   leaves = {leaf: value for leaf, value in stored.params.items() if leaf.startswith(f'{name}/')}
   if not leaves:
     raise CheckpointError(f'a model of design {config.design} has no part called {name}')
   if name == 'decoder':
     return export(tables.qwen2(config.decoder), leaves), hf.qwen2_json(config.decoder), 'model'
-  return export(tables.siglip2(config.vision), leaves), hf.siglip_json(config), 'model'
+  return (
+    export(tables.siglip2(config.vision, config.patch), leaves),
+    hf.siglip_json(config),
+    'model',
+  )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -78,12 +78,13 @@ def read_file(path) -> dict[str, Lazy]:
   return tensors
 
 
-def read_index(path) -> dict[str, Lazy]:
+def read_index(path, read: Callable | None = None, end: str = '.safetensors') -> dict[str, Lazy]:
   """{name: Lazy} of the shards that a `*.index.json` names; they lie beside it and agree with it.
 
+  read, end: the reader of one shard and what its name ends in, where that is not safetensors.
   Raises CheckpointError with every disagreement.
   """
-  path = files.path(path)
+  path, read = files.path(path), read or read_file
   try:
     items = [(str(n), str(file)) for n, file in files.read_json(path)['weight_map'].items()]
   except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -92,14 +93,14 @@ def read_index(path) -> dict[str, Lazy]:
     ) from None
   shards, faults = {}, []
   for file in sorted({file for _, file in items}):
-    if not re.fullmatch(r'[\w][\w.\-]*\.safetensors', file):
+    if not re.fullmatch(r'[\w][\w.\-]*' + re.escape(end), file):
       raise CheckpointError(
-        f'{path}: refused shard path {file!r}: shards are .safetensors files beside their index'
+        f'{path}: refused shard path {file!r}: shards are {end} files beside their index'
       )
     if not (path.parent / file).exists():
       faults.append(f'{file}: the index names this shard; it is not there')
     else:
-      shards[file] = read_file(path.parent / file)
+      shards[file] = read(path.parent / file)
   listed = {}
   for name, file in items:
     listed.setdefault(file, set()).add(name)
@@ -115,14 +116,21 @@ def read_index(path) -> dict[str, Lazy]:
 
 
 def write_folder(
-  folder, tensors: Mapping[str, Lazy], *, stem: str = 'model', shard_bytes: int = SHARD_BYTES
+  folder,
+  tensors: Mapping[str, Lazy],
+  *,
+  stem: str = 'model',
+  shard_bytes: int = SHARD_BYTES,
+  write: Callable | None = None,
+  end: str = '.safetensors',
 ):
   """Writes {stem}.safetensors, or shards of at most `shard_bytes` with an index.
 
+  write, end: the writer of one file and what its name ends in, where that is not safetensors.
   At most 64 MB are in memory at a time. Files are byte-equal to those of the safetensors library
   with metadata {'format': 'pt'}, which transformers and diffusers write.
   """
-  folder = files.path(folder)
+  folder, write = files.path(folder), write or write_file
   shards, size = [[]], 0
   for name in sorted(tensors):
     if shards[-1] and size + tensors[name].nbytes > shard_bytes:
@@ -131,16 +139,16 @@ def write_folder(
     shards[-1].append(name)
     size += tensors[name].nbytes
   if len(shards) == 1:
-    write_file(folder / f'{stem}.safetensors', tensors)
+    write(folder / f'{stem}{end}', tensors)
     return
   weight_map = {}
   for number, names in enumerate(shards, start=1):
-    file = f'{stem}-{number:05d}-of-{len(shards):05d}.safetensors'
-    write_file(folder / file, {name: tensors[name] for name in names})
+    file = f'{stem}-{number:05d}-of-{len(shards):05d}{end}'
+    write(folder / file, {name: tensors[name] for name in names})
     weight_map.update(dict.fromkeys(names, file))
   total = {'total_size': sum(t.nbytes for t in tensors.values())}
   index = {'metadata': total, 'weight_map': dict(sorted(weight_map.items()))}
-  files.write_json(folder / f'{stem}.safetensors.index.json', index)
+  files.write_json(folder / f'{stem}{end}.index.json', index)
 
 
 def write_file(path, tensors: Mapping[str, Lazy]):

@@ -16,7 +16,7 @@ import re
 import string
 
 from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, VisionConfig
-from tuna_jax.weights.adapt import Exact, FreshUnlessEqual, PadRows, ResampleGrid, Units
+from tuna_jax.weights.adapt import Exact, FreshUnlessEqual, PadRows, ResampleGrid, Units, Window
 
 _DECODER = """
 decoder/embed/embedding                       ${p}model.embed_tokens.weight                rows
@@ -198,14 +198,15 @@ def qwen2(config: DecoderConfig) -> Table:
   return Table('Qwen2.5', _decoder(config, ''), BUFFERS, aliases=tied(config, ''))
 
 
-def siglip2(config: VisionConfig) -> Table:
+def siglip2(config: VisionConfig, patch: int = 1) -> Table:
   """SigLIP-2 (fixed resolution) as transformers' SiglipModel or SiglipVisionModel, up to the layers
-  we keep."""
+  we keep. patch: cells of a token's side; a tower that sees pixels keeps SigLIP's own embedding."""
+  own = Units(2) if patch == 1 else Window(patch)
   layer = r'^(?:vision_model\.)?encoder\.layers\.(\d+)\.'
   after = r'^(vision_model\.)?(post_layernorm|head)\.'
   return Table(
     'SigLIP-2 vision',
-    tower('', FreshUnlessEqual(Units(2)), FreshUnlessEqual(Exact()), ResampleGrid()),
+    tower('', FreshUnlessEqual(own), FreshUnlessEqual(Exact()), ResampleGrid()),
     drops=(
       Drop(r'^(text_model\.|logit_(scale|bias)$)', 'the text tower is not part of Tuna'),
       Drop(after, 'Tuna reads the features before the final norm'),
