@@ -58,7 +58,7 @@ class DataConfig:
   media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
   max_skip_share: Share = 0.01
   look_ahead: Annotated[int, Range(0, 61)] = 3
-  pool_mb: Whole = 1024
+  pool_mb: Whole = 2048
   prefetch: Annotated[int, Range(0, 1000)] = 2
   threads: Few = 1
   latent_cache_mb: Whole = 256

@@ -20,7 +20,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,17 +28,12 @@ import numpy as np
 
 from tuna_jax import batch as batch_lib
 from tuna_jax.config import UserError
-from tuna_jax.data import examples, fit, segments
 from tuna_jax.data import latents as latents_lib
-from tuna_jax.data.mixture import DataConfig, open_sources, phases_of
-from tuna_jax.data.records import BadRecord
-from tuna_jax.data.tasks import TASKS, Context
+from tuna_jax.data import segments
+from tuna_jax.data.mixture import DataConfig
+from tuna_jax.data.reader import NAMED, Records
+from tuna_jax.data.tasks import TASKS
 from tuna_jax.data.tokenizer import Tokenizer
-
-_log = logging.getLogger(__name__)
-_NAMED = 10  # skipped records named in logs and counts
-_EARLY = 20  # after this many skipped records, ten times the allowed rate stops the run
-_LARGE_SHARE = 0.5  # of the records read; more that are too large stop the run
 
 
 @dataclasses.dataclass
@@ -82,22 +76,16 @@ class Pipeline:
     group: latents_lib.Group = 8,
     encoder_name: str = '',
   ):
-    self._config, self._tokenizer = config, tokenizer
-    self._encode, self._group = encode, group
-    self._strides, self._sizes, self._seed, self._put = strides, tuple(sizes), seed, put
+    self._config, self._encode, self._group = config, encode, group
+    self._sizes, self._seed, self._put = tuple(sizes), seed, put
     self._rows = list(range(sizes[0]) if rows is None else rows)
     if not self._rows or self._rows != sorted(set(self._rows) & set(range(sizes[0]))):
       raise UserError(f'rows={self._rows}: expected rising numbers within 0..{sizes[0] - 1}')
-    self._context = Context(tokenizer, config.tasks)
     kept = config.latent_cache_dir if encode else ''
     self._cache = latents_lib.LatentCache(config.latent_cache_mb << 20, kept, encoder_name)
-    self.sources = open_sources(config)
-    self._phases = phases_of(config, self.sources, seed, steps)
-    fit.check_rows(self._phases, self.sources, self._context, strides, sizes[1:4])
-    self._bad: dict[int, set[int]] = collections.defaultdict(set)  # source -> unusable records
-    self._large: dict[int, set[int]] = collections.defaultdict(set)  # source -> too large records
-    self._read: collections.Counter[int] = collections.Counter()  # source -> records read
-    self._lock = threading.Lock()  # of these, which several threads count in
+    self._records = Records(config, tokenizer, strides, self._sizes[1:4], seed, steps)
+    self.sources, self._phases = self._records.sources, self._records.phases
+    self._lock = threading.Lock()  # of the memory that is kept, which several threads count
     # Of the examples that wait, (phase, row, item) -> their needs, and as many examples as may stay
     # in memory.
     self._needs: dict[tuple[int, int, int], tuple[int, int, int]] = {}
@@ -136,7 +124,7 @@ class Pipeline:
     self._totals.used += report.used
     self._totals.skipped.update(report.skipped)
     self._totals.too_large.update(report.too_large)
-    self._totals.first = (self._totals.first + report.first)[:_NAMED]
+    self._totals.first = (self._totals.first + report.first)[:NAMED]
     self._batches += 1
     return batch
 
@@ -280,6 +268,11 @@ class Pipeline:
     new[1 : 1 + len(waiting)] = waiting
     return chosen, new, skipped
 
+  def _example(self, phase: int, row: int, k: int, skipped) -> segments.Example | None:
+    """Item k of a row, or None if its record cannot be used."""
+    batch = self._sizes[0]
+    return self._records.example(phase, batch * k + (row + _mix64(self._seed, k)) % batch, skipped)
+
   def _measure(self, phase: int, row: int, k: int, skipped) -> bool:
     """Whether item k of a row can be used; then its needs are known, and it is kept if it may."""
     key = phase, row, k
@@ -304,44 +297,6 @@ class Pipeline:
       self._kept_bytes -= example.nbytes
     return example
 
-  def _example(self, phase: int, row: int, k: int, skipped) -> segments.Example | None:
-    """Item k of a row, or None (and a line in `skipped`) if its record cannot be used."""
-    batch = self._sizes[0]
-    index = batch * k + (row + _mix64(self._seed, k)) % batch
-    number, record = self._phases[phase].locate(index)
-    source = self.sources[number]
-    with self._lock:
-      self._read[number] += 1
-    try:
-      rng = np.random.default_rng((self._seed, phase, index))
-      room = self._sizes[1:4]
-      return examples.example(source, record, self._context, rng, self._strides, room)
-    except BadRecord as e:
-      large = isinstance(e, examples.TooLarge)
-      found = (self._large if large else self._bad)[number]
-      with self._lock:
-        if record not in found:
-          skipped.append((source.name, str(e), large))
-          found.add(record)
-          if len(found) <= _NAMED:
-            _log.warning('skipped record %d of %s: %s', len(found), source.name, e)
-          self._check_budget(number, str(e))
-      return None
-
-  def _check_budget(self, number: int, why: str):
-    source, bad, read = self.sources[number], len(self._bad[number]), self._read[number]
-    share, total, large = self._config.max_skip_share, len(source), len(self._large[number])
-    if bad > share * total or bad == total or (bad > _EARLY and bad > 10 * share * read):
-      raise UserError(
-        f'{source.name}: {bad} of its {total} records are unusable ({read} read so far), more than '
-        f'max_skip_share={share:g} allows; the last: {why}'
-      )
-    if bad + large == total or (large > _EARLY and large > _LARGE_SHARE * read):
-      raise UserError(
-        f'{source.name}: {large} of its {total} records are too large for a row ({read} read so '
-        f'far); raise length, visual or images, or data.tasks.max_text; the last: {why}'
-      )
-
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """One state of all rows from the states of all hosts. Raises UserError if they differ in step or
@@ -360,7 +315,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mix64(seed: int, k: int) -> int:
-  """A well mixed 64-bit number of (seed, k) (the finaliser of splitmix64)."""
+  """A well mixed 64-bit number of (seed, k) (the finaliser of split_mix64)."""
   x = (seed * 0x9E3779B97F4A7C15 + (k + 1) * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
   x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
   x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
