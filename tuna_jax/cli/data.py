@@ -5,6 +5,7 @@
   tuna-jax data check MIXTURE.json [--limit=N]
   tuna-jax data check --config=configs/stage2.py:2b --config.data.mixture=MIXTURE.json [--limit=N]
   tuna-jax data fill --config=configs/stage2.py:2b --config.data.mixture=synthetic
+  tuna-jax data encode MIXTURE.json --vae=DIR --out=DIR [--config=configs/stage2.py:2b]
   tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--count=N]
 
 A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa,
@@ -31,6 +32,7 @@ ACTIONS = {
   'emoji': 'Makes captioned pictures of three emoji makers, fetched by package name with npm.',
   'check': 'Reads every record and names each unusable one; exits 1 above --max_skip_share.',
   'fill': 'Packs the mixture of a config without training, and prints how full its rows are.',
+  'encode': 'Makes the latents of a mixture, so that training on them needs no VAE; it can go on.',
   'preview': 'Writes a page of what the model sees: tokens, spans, what is learned, pictures.',
 }
 
@@ -65,13 +67,21 @@ _PROCESSES = flags.DEFINE_integer(
   'processes', 0, 'How many processes decode, so that a crash of a decoder is one bad record.'
 )
 
-READERS = ('check', 'preview')
+_VAE = flags.DEFINE_string('vae', None, 'The weights directory of the VAE whose encoder is used.')
+_SHARD = flags.DEFINE_integer('shard_records', 2048, 'How many records a file of latents holds.', 1)
+_HOST = flags.DEFINE_integer('host', 0, 'Which of the --hosts machines this is, from 0.', 0)
+_HOSTS = flags.DEFINE_integer('hosts', 1, 'How many machines share the files of latents.', 1)
+_THREADS = flags.DEFINE_integer('threads', 8, 'How many records are read at once.', 1)
+
+READERS = ('check', 'encode', 'preview')
 ONLY = {
-  'out': ('shapes', 'emoji', 'preview'),
+  'out': ('shapes', 'emoji', 'encode', 'preview'),
+  **dict.fromkeys(('vae', 'shard_records', 'host', 'hosts', 'threads'), ('encode',)),
   **dict.fromkeys(('cache', 'tones', 'all'), ('emoji',)),
   **dict.fromkeys(('limit', 'max_skip_share'), ('check',)),
+  'limit': ('check', 'encode'),
   **dict.fromkeys(('tokenizer', 'count'), ('preview',)),
-  'config': ('check', 'fill'),
+  'config': ('check', 'encode', 'fill'),
   'batches': ('fill',),
   **dict.fromkeys(('image_size', 'video_size', 'frames', 'processes'), READERS),
 }
@@ -80,9 +90,9 @@ ONLY = {
 def main(argv):
   action, *paths = argv[1:]
   configured = _CONFIG.value is not None
-  if action in READERS and not paths and not configured:
+  if action in READERS and not paths and (action == 'encode' or not configured):
     raise UserError(f'data {action}: missing argument MIXTURE.json')
-  if paths and (action not in READERS or configured):
+  if paths and (action not in READERS or (configured and action != 'encode')):
     instead = '; give --config.data.mixture' if configured else ''
     raise UserError(f'data {action}: unexpected argument {paths[0]!r}{instead}')
   if action == 'fill' and not configured:
@@ -90,6 +100,7 @@ def main(argv):
   if action not in ('check', 'fill') and not _OUT.value:
     raise UserError(f'data {action}: --out is required')
   every = {'shapes': shapes, 'emoji': emoji, 'check': check, 'fill': fill, 'preview': preview}
+  every['encode'] = encode
   return check_config() if configured and action == 'check' else every[action](*paths)
 
 
@@ -189,6 +200,52 @@ def _check(opened, *rows):
   return int(bool(failed))
 
 
+def encode(path):
+  import json
+
+  from tuna_jax.config import to_dict
+  from tuna_jax.configs import common
+  from tuna_jax.data import encoded, sources
+  from tuna_jax.train import encoder, loop
+  from tuna_jax.train.config import EncoderConfig
+
+  if not _VAE.value:
+    raise UserError('data encode: --vae is required')
+  if _HOST.value >= _HOSTS.value:
+    raise UserError(f'--host={_HOST.value}: expected a number below --hosts={_HOSTS.value}')
+  media, settings = _media(), EncoderConfig(dtype='bfloat16')
+  if _CONFIG.value is not None:
+    config = common.from_config_dict(_CONFIG.value)
+    media, settings = config.data.media, config.encoder
+  made, out, rows = encoder.load(_VAE.value, settings), files.path(_OUT.value), []
+  vae = json.loads(json.dumps(to_dict(made.config)))
+  with loop.StopSignals() as stop:
+
+    def pause():
+      if stop.asked:
+        raise loop.Stopped(f'{out}: stopped; the same command continues')
+
+    try:
+      for number, row in enumerate(sources.read_mixture(path)):
+        source, name = sources.open_source(row, media), f'{number:02}-{row.task}'
+        count = min(_LIMIT.value or len(source), len(source))
+        sizes = encoded.settings_of(row.task, media)
+        about = encoded.About(row.task, source.name, count, _SHARD.value, sizes, made.digest, vae)
+        encoded.write(
+          source, out / name, about, made, made.group, host=_HOST.value, hosts=_HOSTS.value,
+          threads=_THREADS.value, pause=pause,
+        )  # fmt: skip
+        rows.append({'path': encoded.PREFIX + name, 'task': row.task, 'weight': row.weight})
+    except loop.Stopped as stopped:
+      print(stopped, file=sys.stderr)
+      return app.EXIT_RETRY
+  files.write_json(out / 'mixture.json', rows)
+  print(
+    f'{out / "mixture.json"}: train with --config.data.mixture and --config.encoder.online=False'
+  )
+  return 0
+
+
 def preview(path):
   from tuna_jax.data import examples, mixture
   from tuna_jax.data.tasks import Context
@@ -213,12 +270,16 @@ def preview(path):
   print(f'{_OUT.value}: {len(shown)} examples')
 
 
-def _sources(path):
-  from tuna_jax.data import media, sources
+def _media():
+  from tuna_jax.data.media import MediaConfig
 
-  config = checked(
-    media.MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value, processes=_PROCESSES.value)
-  )
+  return checked(MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value, processes=_PROCESSES.value))
+
+
+def _sources(path):
+  from tuna_jax.data import sources
+
+  config = _media()
   return [sources.open_source(row, config) for row in sources.read_mixture(path)]
 
 

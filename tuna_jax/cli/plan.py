@@ -3,9 +3,10 @@
   tuna-jax plan --config=configs/stage2.py:7b --topology=v6e:16x16 [--slices=2] [--json=FILE]
 
 Needs the TPU compiler (`pip install 'tuna_jax[tpu]'`) and no TPU. --topology is CHIP:DIMS (v5e:4x4,
-v5p:4x4x8, v6e:16x16, tpu7x:4x4x4) or a name such as v6e-256. Prints memory by class, collectives by
-mesh axis, FLOPs, and a roofline with its assumptions. Exits 3 where the step does not fit, and says
-what to change. LIBTPU_INIT_ARGS gives the compiler the flags of a run (launch/presets.sh).
+v5p:4x4x8, v6e:16x16, tpu7x:4x4x4) or a name such as v6e-256. Prints memory by class, the encoder's
+beside the step's, collectives by mesh axis, FLOPs, and a roofline with its assumptions. Exits 3
+where the step does not fit, and says what to change. LIBTPU_INIT_ARGS gives the compiler the flags
+of a run (launch/presets.sh).
 """
 
 import ctypes
@@ -40,14 +41,14 @@ def main(argv):
   if _CONFIG.value is None or not _TOPOLOGY.value:
     raise UserError('plan: --config=FILE:SIZE and --topology=CHIP:DIMS are needed')
   from tuna_jax.configs import common
-  from tuna_jax.tools import plan
+  from tuna_jax.tools import plan, plan_table
 
   if hasattr(ctypes.CDLL(None), 'mallopt'):
     for option, value in _ONE_HEAP.items():
       ctypes.CDLL(None).mallopt(option, value)
   config = common.from_config_dict(_CONFIG.value)
   result = plan.plan(config, _TOPOLOGY.value, _SLICES.value or config.mesh.slices)
-  print(plan.table(result))
+  print(plan_table.table(result))
   if _JSON.value:
     files.write_json(_JSON.value, dataclasses.asdict(result))
   if not result.fits:

@@ -30,6 +30,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
     WORLD: 'tuna_jax.toy.source:ShapesSource',
     SYNTHETIC: 'tuna_jax.tools.synthetic:SyntheticSource',
     'tfds:*': 'tuna_jax.data.tfds:TfdsSource',
+    'latents:*': 'tuna_jax.data.encoded:LatentsSource',
     '*.array_record*': 'tuna_jax.data.arrayrecord:ArrayRecordSource',
     '*.tar': 'tuna_jax.data.webdataset:WebDatasetSource',
     '*.parquet': 'tuna_jax.data.parquet:ParquetSource',
@@ -65,8 +66,8 @@ class SourceConfig:
   """One row of a mixture.
 
   path: files (docs/data.md 2), 'shapes' (the rendered world), 'synthetic' (blank media of real
-  sizes) or 'tfds:DIR' (a prepared TFDS directory). root: what relative media paths start from; the
-  directory of the file if empty.
+  sizes), 'tfds:DIR' (a prepared TFDS directory) or 'latents:DIR' (latents made before). root: what
+  relative media paths start from; the directory of the file if empty.
   weight: share of the mixture, multiplied by the phase's weight for the task. split: of 'shapes'
   and 'tfds:'. size, seed: the number of records of 'shapes', and which world. fields: our names of
   fields -> those of the file, where they differ. classes: a text file with the name of a class per

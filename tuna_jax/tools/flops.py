@@ -156,6 +156,24 @@ def train_flops(config: TrainConfig) -> Work:
   return Work(sum(by_part.values()), executed * config.rows, by_part)
 
 
+def activation_bytes(config: TrainConfig) -> float:
+  """What the layers of a step read from and write to HBM, at least: a matrix its input and output,
+  an elementwise operation between them once. Forwards, again for remat, and twice backwards.
+  """
+  model, tokens, item = config.model, row_of(config), 2 if config.model.dtype == 'bfloat16' else 4
+  numbers = 0.0
+  for part, count in (
+    ('vision', tokens.visual), ('decoder', tokens.length), ('flow_head', tokens.length)
+  ):  # fmt: skip
+    tower = getattr(model, part)
+    if tower is None or (part == 'flow_head' and not config.flow_coeff):
+      continue
+    heads = 2 * (tower.num_heads + tower.num_kv_heads) * tower.head_dim
+    numbers += count * tower.num_layers * (8 * tower.dim + 2 * heads + 4 * tower.mlp_dim)
+  passes = 3 + (model.remat in ('block', 'offload'))
+  return passes * item * numbers * config.rows
+
+
 # ---- sampling: every query scores every key it is given, masked or not, as a dense kernel does
 
 

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
 from tuna_jax.config import UserError
-from tuna_jax.tools import flops, hlo
+from tuna_jax.tools import encoder_cost, flops, hlo
 from tuna_jax.tools.chips import CHIPS, DCN, devices_of, topology_name
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -35,7 +35,9 @@ GIB = 2**30
 class Plan:
   """Bytes and seconds of one device and one step; None if the compiler refused the step.
 
-  memory: bytes by class. `gradients` and `activations` are computed by hand (trainable leaves in
+  memory: bytes by class. peak_bytes: of the step alone; it fits only if the encoder, resident and
+  at work, has room beside it (`encoder_cost`). host_bytes: of one host, for what feeds the step.
+  `gradients` and `activations` are computed by hand (trainable leaves in
   float32; layer inputs that remat keeps); `temporaries` are the rest of the peak.
   collectives: [{kind, axes, count, bytes}]. roofline: seconds by resource, and the step's bound.
   """
@@ -50,6 +52,7 @@ class Plan:
   reason: str
   advice: tuple[str, ...]
   peak_bytes: int | None
+  host_bytes: int
   limit_bytes: int
   memory: dict[str, int]
   host_offload_bytes: int | None
@@ -97,8 +100,17 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
     peak, offloaded = analysis.peak_memory_in_bytes, analysis.host_temp_size_in_bytes
     found = hlo.collectives(compiled.as_text(), mesh, slices)
   memory = _memory(config, mesh, arguments, peak)
+  hosts = len({device.process_index for device in mesh.devices.flat})
+  frozen = encoder_cost.cost(config, chip, mesh.size, hosts)
+  memory |= {'encoder resident': frozen.resident, 'encoder temporaries': frozen.temporaries}
+  together = None if peak is None else peak + frozen.resident + frozen.temporaries
+  if error is None and together > limit:
+    error = (
+      f'the step takes {peak / GIB:.2f} GiB, and beside it the encoder '
+      f'{(together - peak) / GIB:.2f} of {limit / GIB:.2f} GiB'
+    )
   work = flops.train_flops(config)
-  roofline, assumptions = _roofline(config, mesh, chip, slices, work, found, memory)
+  roofline, assumptions = _roofline(config, mesh, chip, slices, work, found, memory, frozen)
   tokens = config.rows * config.length
   return Plan(
     topology=topology,
@@ -107,10 +119,11 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
     mesh=dict(mesh.shape),
     rows=config.rows,
     length=config.length,
-    fits=compiled is not None,
+    fits=error is None,
     reason='' if error is None else _first_line(error),
-    advice=() if error is None else advice(config, mesh, memory, needed, limit),
+    advice=() if error is None else advice(config, mesh, memory, together, limit),
     peak_bytes=peak,
+    host_bytes=frozen.host,
     limit_bytes=limit,
     memory=memory,
     host_offload_bytes=offloaded,
@@ -160,6 +173,12 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
   micro = per_device // config.optimizer.accumulate
   fixed = sum(memory[k] for k in ('parameters', 'ema', 'optimizer', 'gradients'))
   out = []
+  beside = memory.get('encoder resident', 0) + memory.get('encoder temporaries', 0)
+  if needed and beside and needed - beside <= limit:
+    out.append(
+      '--config.encoder.online=False: encode the mixture before, by `tuna-jax data encode`, so '
+      'that no encoder is on the devices'
+    )
   if fixed > 0.9 * limit:
     out.append(
       f'a larger topology: parameters, moments, average and gradients take {fixed / GIB:.1f} GiB '
@@ -226,7 +245,7 @@ def _memory(config: TrainConfig, mesh, arguments, peak) -> dict[str, int]:
   return memory
 
 
-def _roofline(config, mesh, chip, slices, work, found, memory):
+def _roofline(config, mesh, chip, slices, work, found, memory, frozen):
   """({resource: seconds, 'step': their maximum}, the assumptions behind them)."""
   seconds = {
     'compute': work.executed / mesh.size / (chip.bf16_flops / chip.devices),
@@ -239,6 +258,13 @@ def _roofline(config, mesh, chip, slices, work, found, memory):
     name = f'{"dcn" if between_slices else "links"} {"+".join(c.axes)}'
     seconds[name] = seconds.get(name, 0) + c.bytes / (DCN if between_slices else chip.ring)
   seconds['step'] = max(seconds.values())
+  seconds |= {'encoder compute': frozen.compute, 'encoder hbm': frozen.hbm}
+  seconds['activations'] = (
+    flops.activation_bytes(config) / mesh.size / (chip.hbm_bandwidth / chip.devices)
+  )
+  seconds['estimate'] = (
+    max(seconds['step'], seconds['hbm'] + seconds['activations']) + frozen.seconds
+  )
   seconds['useful_share'] = (
     work.useful / mesh.size / (chip.bf16_flops / chip.devices) / seconds['step']
   )
@@ -255,61 +281,14 @@ def _roofline(config, mesh, chip, slices, work, found, memory):
     f'links: each mesh axis is a ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
     *([f'dcn: data crosses slices at {DCN / 1e9:.2f} GB/s per chip'] if slices > 1 else []),
     'step: the slowest of these, as if all overlapped; this is a bound and no prediction',
+    'encoder: a batch full of the media of the busiest phase, by operations and by traffic of HBM',
+    (
+      'activations: each layer reads and writes its tensors in HBM, forwards, again for remat, and '
+      'twice backwards'
+    ),
+    'estimate: the slower of the bound and all traffic of HBM, and then the encoder',
   )
   return seconds, assumptions
-
-
-def table(result: Plan) -> str:
-  """The plan as text."""
-  gib = lambda n: f'{n / GIB:9.2f} GiB'
-  mesh = ' x '.join(f'{k} {v}' for k, v in result.mesh.items())
-  slices = f' x {result.slices} slices' if result.slices > 1 else ''
-  lines = [
-    f'{result.topology}{slices}: {result.chips} chips, mesh {mesh}',
-    f'batch: {result.rows} rows of {result.length:,} tokens',
-    '',
-    'FITS' if result.fits else f'DOES NOT FIT: {result.reason}',
-  ]
-  lines += [f'  try {line}' for line in result.advice]
-  lines += ['', 'memory per device']
-  lines += [f'  {name:<28}{gib(n)}' for name, n in result.memory.items()]
-  if result.peak_bytes is not None:
-    lines.append(f'  {"peak" if result.fits else "needed":<28}{gib(result.peak_bytes)}')
-  lines.append(f'  {"available":<28}{gib(result.limit_bytes)}')
-  if result.peak_bytes is not None:
-    spare = result.limit_bytes - result.peak_bytes
-    lines.append(f'  {"left" if result.fits else "missing":<28}{gib(abs(spare))}')
-  if result.host_offload_bytes:
-    lines.append(f'  {"offloaded to the host":<28}{gib(result.host_offload_bytes)}')
-  if result.collectives is not None:
-    lines += ['', 'collectives per step, with the bytes that one device sends']
-    lines += [
-      f'  {c["kind"]:<20}{"+".join(c["axes"]):<20}{c["count"]:>7} times {c["bytes"] / 1e9:9.2f} GB'
-      for c in result.collectives
-    ]
-  lines += [
-    '',
-    f'FLOPs per step: {result.useful_flops:.4g} useful, {result.executed_flops:.4g} executed',
-  ]
-  if result.tokens_per_second is not None:
-    lines += ['', 'roofline']
-    lines += [
-      f'  {name:<28}{value * 1e3:9.1f} ms'
-      for name, value in result.roofline.items()
-      if name != 'useful_share'
-    ]
-    lines.append(f'  tokens per second, at most  {result.tokens_per_second:9,.0f}')
-    lines.append(f'  MFU, at most                {100 * result.roofline["useful_share"]:9.1f} %')
-    lines += [f'  - {line}' for line in result.assumptions]
-  lines += [
-    '',
-    (
-      f'lowered in {result.lower_seconds:.0f} s, compiled in {result.compile_seconds:.0f} s, '
-      f'host memory {result.host_peak_bytes / GIB:.1f} GiB'
-    ),
-    f'compiler flags: {result.compiler_flags or "none"}',
-  ]
-  return '\n'.join(lines)
 
 
 def sizes_in(message: str) -> tuple[int | None, int | None]:

@@ -21,6 +21,7 @@ from tuna_jax.ranges import (
   Width,
 )
 
+DTYPES = ('float32', 'bfloat16')  # of the encoder
 KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine', 'linear')
 
@@ -118,16 +119,20 @@ class GuardConfig:
 class EncoderConfig:
   """How the frozen VAE encodes.
 
-  dtype: of its parameters and its arithmetic. group_mb: 2**20 bytes of pixels that one device
-  encodes at once; of a clip, four frames are counted. One picture or clip is always taken.
+  online: latents are made while training; without, the mixture holds latents (`tuna-jax data
+  encode`) and no VAE is loaded. dtype: of its parameters and its arithmetic. group_mb: 2**20 bytes
+  of pixels that one device encodes at once; of a clip, four frames are counted. One picture or clip
+  is always taken.
   """
 
+  online: bool = True
   dtype: str = 'float32'
   group_mb: Positive = 3.0
 
   def __post_init__(self):
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise UserError(f"encoder.dtype={self.dtype!r}: expected 'float32' or 'bfloat16'")
+    if self.dtype not in DTYPES:
+      near = nearest(self.dtype, DTYPES)
+      raise UserError(f'encoder.dtype {self.dtype!r}: expected one of {DTYPES}{near}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,12 +26,14 @@ from jax.sharding import PartitionSpec as P
 
 from tuna_jax import tree
 from tuna_jax.config import UserError, VaeConfig, to_dict
+from tuna_jax.data.encoded import MEDIA, LatentsSource
 from tuna_jax.data.media import buckets
 from tuna_jax.data.mixture import DataConfig
+from tuna_jax.data.sources import Source
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import check_clip, encode_chunk
-from tuna_jax.train.config import EncoderConfig, TrainConfig
+from tuna_jax.train.config import DTYPES, EncoderConfig, TrainConfig
 from tuna_jax.weights import store
 
 Shape = tuple[int, ...]  # [F, H, W, 3] of one picture or clip
@@ -110,13 +112,19 @@ class Encoder:
 def load(
   directory, settings: EncoderConfig, devices: Sequence[jax.Device] | None = None
 ) -> Encoder:
-  """The encoder of a VAE's weights directory; its decoder is not read."""
+  """The encoder of a VAE's weights directory."""
+  return Encoder(*read(directory), settings, devices)
+
+
+def read(directory) -> tuple[VaeConfig, dict]:
+  """(VaeConfig, `PARTS` in host memory) of a VAE's weights directory; its decoder is not read."""
   config, leaves = store.open_vae(directory)
   shapes = encoder_shapes(config)
   found = {name: leaf for name, leaf in leaves.items() if name.partition('/')[0] in PARTS}
   store.check(directory, found, shapes)
-  params = tree.unflatten({name: np.asarray(found[name][()]) for name in tree.flatten(shapes)})
-  return Encoder(config, params, settings, devices)
+  return config, tree.unflatten(
+    {name: np.asarray(found[name][()]) for name in tree.flatten(shapes)}
+  )
 
 
 def of_run(config: TrainConfig, mesh: Mesh) -> Encoder:
@@ -132,6 +140,28 @@ def of_run(config: TrainConfig, mesh: Mesh) -> Encoder:
       f'{config.vae}: {found} latent channels, the model has {wanted} (model.vae.latent_channels)'
     )
   return made
+
+
+def check_latents(config: TrainConfig, sources: Sequence[Source]) -> None:
+  """Raises UserError unless all media of `sources` are latents that one encoder made: the one at
+  `config.vae`, where that is given, since pictures are later drawn with its decoder.
+  """
+  made = {}
+  for source in sources:
+    if isinstance(source, LatentsSource):
+      made[source.about.digest] = source.name
+    elif MEDIA.keys() & set(TASKS[source.task].fields.values()):
+      raise UserError(
+        f'{source.name}: holds pictures or clips, and encoder.online=False says that the mixture '
+        'holds latents; make them with `tuna-jax data encode`'
+      )
+  if len(made) > 1:
+    names = ', '.join(f'{name} ({found})' for found, name in made.items())
+    raise UserError(f'latents of different encoders do not mix: {names}')
+  if config.vae and made:
+    vae, params = read(config.vae)
+    if not made.keys() & {digest(vae, params, dtype) for dtype in DTYPES}:
+      raise UserError(f'{config.vae}: not the VAE whose encoder made {", ".join(made.values())}')
 
 
 def group(config: VaeConfig, settings: EncoderConfig, ways: int, shape: Shape) -> int:

@@ -26,7 +26,7 @@ def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
     )
   if jax.process_index() == 0 and not (epath.Path(workdir) / 'tokenizer').exists():
     tokenizer.save(str(epath.Path(workdir) / 'tokenizer'))
-  encode = encoder.of_run(config, mesh) if config.visual else None
+  encode = encoder.of_run(config, mesh) if config.visual and config.encoder.online else None
   vae = encode.config if encode else config.model.vae
   placed = sharding.batch_sharding(mesh)
   rows = local_rows(mesh, config.rows)
@@ -51,6 +51,8 @@ def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   )  # fmt: skip
   if encode:
     encode.compile(encoder.shapes_of(config.data, {source.task for source in pipeline.sources}))
+  elif config.visual:
+    encoder.check_latents(config, pipeline.sources)
   return pipeline
 
 

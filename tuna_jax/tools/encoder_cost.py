@@ -1,0 +1,138 @@
+"""What the frozen encoder costs beside the train step: bytes of a device, seconds of a step, and
+memory of a host.
+
+Operations are counted by jax in the lowered programs. Bytes are computed: the TPU compiler takes
+minutes for these convolutions, so its answers at the published width were taken once
+(docs/measured.md 6), and a slow test compares them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tuna_jax.config import VaeConfig
+from tuna_jax.data.media import buckets
+from tuna_jax.data.tasks import TASKS
+from tuna_jax.models.vae import encode_chunk
+from tuna_jax.tools.chips import Chip
+from tuna_jax.train import encoder
+from tuna_jax.train.config import TrainConfig
+
+# The published encoder in bfloat16 on v5e: bytes per pixel of a picture, and of four frames.
+TEMPORARIES = {1: 700, 4: 1300}  # beside parameters, pixels and carry
+TRAFFIC = {1: 31_300, 4: 44_200}  # read from HBM and written to it
+WIDTH = 160  # `encoder_dim` of it
+
+
+class Cost(NamedTuple):
+  """resident, temporaries: bytes per device. host: bytes per host. compute, hbm: seconds of all
+  devices together that the media of a full batch need, by operations and by traffic of HBM.
+  """
+
+  resident: int
+  temporaries: int
+  host: int
+  compute: float
+  hbm: float
+
+  @property
+  def seconds(self) -> float:
+    """Of one step; the devices do nothing else meanwhile."""
+    return max(self.compute, self.hbm)
+
+
+def cost(config: TrainConfig, chip: Chip, devices: int, hosts: int) -> Cost:
+  """The cost of encoding during a run; without an encoder, that of the host alone."""
+  busiest = max((media_of(config, phase) for phase in _phases(config)), key=lambda m: m.pixels)
+  rows = config.rows / hosts
+  arrays = rows * (config.visual * config.model.token_dim + 8 * config.length) * 4
+  kept = (config.data.pool_mb + config.data.latent_cache_mb) << 20
+  # Each batch that is built ahead is once pixels and once arrays.
+  host = int(kept + config.data.prefetch * (3 * busiest.pixels / hosts + arrays))
+  if not config.visual or not config.encoder.online:
+    return Cost(0, 0, host, 0.0, 0.0)
+  vae, settings = config.model.vae, config.encoder
+  item = jnp.dtype(settings.dtype).itemsize
+  params = sum(math.prod(a.shape) for a in jax.tree.leaves(encoder.encoder_shapes(vae)))
+  scale = item / 2 * vae.encoder_dim / WIDTH
+  temporaries = carry = 0
+  drawn = {task for phase in _phases(config) for task in phase}
+  for frames, height, width, colours in encoder.shapes_of(config.data, drawn):
+    count = encoder.group(vae, settings, 1, (frames, height, width, colours))
+    seen = 4 if frames > 1 else 1
+    temporaries = max(temporaries, TEMPORARIES[seen] * count * seen * height * width)
+    if frames > 1:
+      carry = max(carry, count * carry_of(vae, height, width))
+  return Cost(
+    resident=(params + carry) * item,
+    temporaries=int(scale * temporaries),
+    host=host + 4 * params,
+    compute=busiest.flops / devices / (chip.bf16_flops / chip.devices),
+    hbm=busiest.traffic * scale / devices / (chip.hbm_bandwidth / chip.devices),
+  )
+
+
+class Media(NamedTuple):
+  """What fills a batch: pixels of all frames, FLOPs, and bytes of HBM at the published width."""
+
+  pixels: float
+  flops: float
+  traffic: float
+
+
+def media_of(config: TrainConfig, phase: Mapping[str, float]) -> Media:
+  """The media of a batch full of examples of a phase ({task: weight}), at the largest sizes."""
+  total, cells = np.zeros(3), 0.0
+  for task, weight in phase.items():
+    for kind in TASKS[task].fields.values():
+      frames, side = 1, config.data.media.image_size
+      if kind == 'clip':
+        frames, side = config.data.media.frames, config.data.media.video_size
+      elif kind not in ('picture', 'pictures'):
+        continue
+      height, width = max(buckets(side), key=math.prod)
+      vae = config.model.vae or VaeConfig()
+      stride, later = vae.temporal_stride, frames - 1
+      flops = _flops(vae, 1, height, width)
+      flops += later / stride * _flops(vae, stride, height, width) if later else 0
+      traffic = height * width * (TRAFFIC[1] + later * TRAFFIC[4])
+      total += weight * np.array([frames * height * width, flops, traffic])
+      cells += weight * (1 + later // stride) * height * width / vae.spatial_stride**2
+  if not cells:
+    return Media(0.0, 0.0, 0.0)
+  return Media(*(total / cells * config.rows * config.visual).tolist())
+
+
+def _phases(config: TrainConfig) -> list[Mapping[str, float]]:
+  return [dict(weights) for _, weights in config.data.phases] or [dict.fromkeys(TASKS, 1.0)]
+
+
+@functools.cache
+def _flops(vae: VaeConfig, frames: int, height: int, width: int) -> float:
+  """Of frame 0, or of so many later frames, of one clip."""
+  params, pixels, carry = _arguments(vae, frames, height, width)
+  lowered = jax.jit(functools.partial(encode_chunk, vae)).lower(params, pixels, carry)
+  return lowered.cost_analysis()['flops']
+
+
+@functools.cache
+def carry_of(vae: VaeConfig, height: int, width: int) -> int:
+  """How many numbers a clip's frames leave for the next ones."""
+  carry = _arguments(vae, vae.temporal_stride, height, width)[2]
+  return sum(math.prod(a.shape) for a in carry)
+
+
+def _arguments(vae: VaeConfig, frames: int, height: int, width: int):
+  struct = lambda shape: jax.ShapeDtypeStruct(shape, np.uint8)
+  params, first = encoder.encoder_shapes(vae), struct((1, 1, height, width, 3))
+  carry = None
+  if frames > 1:
+    carry = jax.eval_shape(functools.partial(encode_chunk, vae), params, first)[1]
+  return params, struct((1, frames, height, width, 3)), carry
