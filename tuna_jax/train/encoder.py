@@ -33,6 +33,7 @@ from tuna_jax.data.sources import Source
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import check_clip, encode_chunk
+from tuna_jax.train import programs as programs_lib
 from tuna_jax.train.config import DTYPES, EncoderConfig, TrainConfig
 from tuna_jax.weights import store
 
@@ -221,7 +222,8 @@ def compiled(config: VaeConfig, dtype: str, mesh: Mesh, program: Program):
   local = jax.shard_map(
     run, mesh=mesh, in_specs=(P(), P('media'), P('media')), out_specs=P('media')
   )
-  return jax.jit(local, donate_argnums=2).lower(params, pixels, carry).compile()
+  lowered = jax.jit(local, donate_argnums=2).lower(params, pixels, carry)
+  return programs_lib.compile_local(lowered, list(mesh.devices.flat))
 
 
 def encoder_shapes(config: VaeConfig) -> dict:
