@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import uuid
 
+import fsspec
 from etils import epath
 
 from tuna_jax.config import UserError
+
+# What lies in a bucket is asked for each time: other processes and TensorStore write there too.
+fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+# gcsfs says so before every request where it may not ask for the kind of a bucket.
+logging.getLogger('gcsfs').addFilter(lambda record: 'bucket type' not in record.getMessage())
 
 # What a file that is no picture, clip or tokenizer often begins with, and what it is then.
 _IMPOSTORS = (
@@ -95,12 +102,23 @@ def writing(where: str | os.PathLike):
   pipe, such as /dev/stdout, is written to directly.
   """
   where = path(where)
-  if is_remote(where) or (where.exists() and not os.path.isfile(where)):
+  if is_remote(where):
+    file = _storage(where).open(str(where), 'wb', autocommit=False)
+    try:
+      yield file
+      file.close()
+    except BaseException:
+      file.discard()
+      file.closed = True  # closing would upload what there is
+      raise
+    file.commit()
+    return
+  if where.exists() and not os.path.isfile(where):
     with where.open('wb') as file:
       yield file
     return
   target = os.path.realpath(where)  # a symbolic link stays, the file behind it is replaced
-  part = _unused(target)
+  part = unused(target)
   try:
     with open(part, 'xb') as file:
       yield file
@@ -123,7 +141,7 @@ def new_folder(where: str | os.PathLike):
   where = path(where)
   if where.exists():
     raise UserError(f'{where}: exists already; choose another --output or remove it')
-  working = where if is_remote(where) else epath.Path(_unused(where))
+  working = where if is_remote(where) else epath.Path(unused(where))
   working.mkdir(parents=True)
   try:
     yield working
@@ -134,7 +152,38 @@ def new_folder(where: str | os.PathLike):
     raise
 
 
-def _unused(where: str | os.PathLike) -> str:
-  """A name beside `where` that no other process uses, whatever its number and machine."""
+@contextlib.contextmanager
+def replaced_folder(where: str | os.PathLike, last: epath.Path):
+  """Yields an empty folder that replaces `where` if the block ends well.
+
+  last: the file without which `where` means nothing and which is written afterwards; the old one
+  goes when the new folder is whole, and before the old folder.
+  """
+  where = path(where)
+  if is_remote(where):  # nothing can be renamed there
+    last.unlink(missing_ok=True)
+    where.rmtree(missing_ok=True)
+  working = where if is_remote(where) else epath.Path(unused(where))
+  working.mkdir(parents=True)
+  try:
+    yield working
+  except BaseException:
+    working.rmtree(missing_ok=True)
+    raise
+  if working != where:
+    last.unlink(missing_ok=True)
+    where.rmtree(missing_ok=True)
+    working.rename(where)
+
+
+def _storage(where) -> fsspec.AbstractFileSystem:
+  """The client of object storage that `epath` uses too."""
+  protocol = str(where).partition('://')[0]
+  options = {'finalize_on_close': True} if protocol in ('gs', 'gcs') else {}
+  return fsspec.filesystem({'gs': 'gcs'}.get(protocol, protocol), **options)
+
+
+def unused(where: str | os.PathLike) -> str:
+  """A hidden name beside `where` that no other process uses, whatever its number and machine."""
   folder, name = os.path.split(where)
   return os.path.join(folder, f'.{name}.{uuid.uuid4().hex[:12]}.part')

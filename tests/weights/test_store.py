@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.weights.small import random_leaves, small_config
-from tuna_jax import tree
+from tuna_jax import files, tree
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train.checkpoint import Checkpoints
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
-from tuna_jax.weights import store
-from tuna_jax.weights.tensors import CheckpointError, lazies
+from tuna_jax.weights import steps, store
+from tuna_jax.weights.tensors import CheckpointError, Damaged, lazies
 
 CONFIG = small_config()
 SHAPES = tuna_shapes(CONFIG)
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_complete_is_not_read(run, tmp_path):
   shutil.copytree(run, tmp_path / 'run')
   half = tmp_path / 'run' / 'checkpoints' / '9.orbax-checkpoint-tmp'
   shutil.copytree(tmp_path / 'run' / 'checkpoints' / '7', half)
-  assert store.committed_steps(tmp_path / 'run') == [7]
+  assert steps.committed(tmp_path / 'run') == [7]
 
 
 def test_stored_leaves_must_be_exactly_the_models():
@@ -117,3 +117,53 @@ def test_stored_leaves_must_be_exactly_the_models():
     'decoder/norm/scale: shape [65], this model has [64]',
   ):
     assert text in str(caught.value)
+
+
+def changed(folder, **fields):
+  """Changes config.json by hand."""
+  about = files.read_json(folder / 'config.json')
+  files.write_json(folder / 'config.json', {**about, **fields})
+
+
+def test_a_flipped_bit_of_weights_is_named(tmp_path):
+  store.write(tmp_path / 'w', CONFIG, LEAVES, None, {})
+  file = tmp_path / 'w' / 'params' / 'model.safetensors'
+  data = bytearray(file.read_bytes())
+  data[-5] ^= 1
+  file.write_bytes(data)
+  with pytest.raises(
+    Damaged, match=r'/w/params is damaged: \S+ has the digest \w{16}, and was saved'
+  ):
+    store.load_weights(tmp_path / 'w', SHAPES)
+  assert store.open_stored(tmp_path / 'w').params  # names and shapes are as they were
+
+
+def test_a_config_changed_by_hand_is_named_and_taken_without_its_digest(tmp_path):
+  store.write(tmp_path / 'w', CONFIG, LEAVES, None, {})
+  changed(tmp_path / 'w', notes={'mine': 1})
+  with pytest.raises(
+    Damaged, match='config.json is damaged: .*; if you changed it, remove its dig'
+  ):
+    store.open_stored(tmp_path / 'w')
+  changed(tmp_path / 'w', digest='')
+  assert store.open_stored(tmp_path / 'w').notes == {'mine': 1}
+  changed(tmp_path / 'w', digets='')
+  with pytest.raises(CheckpointError, match="no such field: digets; nearest is 'digest"):
+    store.open_stored(tmp_path / 'w')
+
+
+def test_a_changed_tokenizer_beside_weights_is_named(tmp_path):
+  files.write_text(tmp_path / 'tokenizer.json', '{"a": 1}')
+  store.write(tmp_path / 'w', CONFIG, LEAVES, None, {}, [tmp_path / 'tokenizer.json'])
+  files.write_text(tmp_path / 'w' / 'tokenizer.json', '{"a": 2}')
+  with pytest.raises(Damaged, match=r'w/tokenizer\.json is damaged'):
+    store.open_stored(tmp_path / 'w')
+
+
+def test_a_saved_tree_that_was_damaged_is_named(tmp_path):
+  store.save_tree(tmp_path / 's.safetensors', {'a': jnp.arange(4.0)})
+  data = bytearray((tmp_path / 's.safetensors').read_bytes())
+  data[-1] ^= 1
+  (tmp_path / 's.safetensors').write_bytes(data)
+  with pytest.raises(Damaged, match=r's\.safetensors is damaged: a has'):
+    store.restore_tree(tmp_path / 's.safetensors', {'a': jnp.zeros(4)})

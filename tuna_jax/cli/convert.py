@@ -30,7 +30,7 @@ from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 from tuna_jax.tools import recover
-from tuna_jax.weights import compare, designs, parts, safetensors, store, torchfile
+from tuna_jax.weights import compare, designs, digest, parts, safetensors, store, torchfile
 from tuna_jax.weights.open import open_checkpoint, verify
 from tuna_jax.weights.tensors import Lazy, cast
 
@@ -132,7 +132,7 @@ def import_():
 def export():
   """A checkpoint of ours to somebody else's names."""
   _need('export', input=_INPUT, output=_OUTPUT)
-  stored = store.open_stored(_INPUT.value, step=_STEP.value, ema=_EMA.value)
+  stored = store.opened(_INPUT.value, store.checked, step=_STEP.value, ema=_EMA.value)
   tensors, config_json, stem = parts.export_part(_PART.value, stored)
   tensors = cast(tensors, _DTYPE.value)
   print(f'{len(tensors)} tensors, {compare.size(tensors)}, as {_PART.value} in {_DTYPE.value}')
@@ -142,7 +142,7 @@ def export():
   with files.new_folder(_OUTPUT.value) as folder:
     if _PART.value in ('tuna', 'decoder'):
       for file in store.tokenizer_files(_INPUT.value):
-        file.copy(folder / file.name)
+        files.write_bytes(folder / file.name, file.read_bytes())
     if stem.startswith('Wan2.'):
       torchfile.write_file(folder / f'{stem}.pth', tensors)
     elif stem == 'pytorch_model':
@@ -150,8 +150,9 @@ def export():
       safetensors.write_folder(folder, tensors, stem=stem, **torch)
       files.write_json(folder / 'config.json', config_json)
     else:
-      safetensors.write_folder(folder, tensors, stem=stem)
-      files.write_json(folder / 'config.json', {**config_json, 'torch_dtype': _DTYPE.value})
+      digests = safetensors.write_folder(folder, tensors, stem=stem)
+      about = {**config_json, 'torch_dtype': _DTYPE.value, digest.FIELD: digests}
+      files.write_json(folder / 'config.json', about)
   print(f'wrote {_OUTPUT.value}')
   params, vae = (leaves and cast(leaves, _DTYPE.value) for leaves in (stored.params, stored.vae))
   return _certify(dataclasses.replace(stored, params=params, vae=vae))

@@ -14,6 +14,7 @@ import time
 
 from absl import flags
 
+from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError, nearest
 
@@ -107,9 +108,7 @@ def main(argv):
 
 def find_run(workdir: str, stage: str) -> str:
   """The run to evaluate: `workdir` itself, the named stage below it, or the last one trained."""
-  from etils import epath
-
-  root = epath.Path(workdir)
+  root = files.path(workdir)
   if not stage and (root / 'config.json').exists():
     return workdir
   names = [p.name for p in root.iterdir() if (p / 'config.json').exists()] if root.is_dir() else []

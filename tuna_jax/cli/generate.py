@@ -16,6 +16,7 @@ import os
 import tqdm
 from absl import flags
 
+from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -130,7 +131,7 @@ def draw(action, prompts):
   output = _OUTPUT.value or f'out{ending[0]}'
   if os.path.splitext(output)[1].lower() not in ending:
     raise UserError(f'--output={output}: expected a name that ends in {" or ".join(ending)}')
-  if not os.path.isdir(os.path.dirname(output) or '.'):
+  if not files.is_remote(output) and not os.path.isdir(files.absolute(output).parent):
     raise UserError(f'--output={output}: there is no directory {os.path.dirname(output)}')
   how = {
     'size': _SIZE.value,

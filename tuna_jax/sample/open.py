@@ -68,7 +68,8 @@ def open_generator(
   if mesh is not None:
     placed = sharding.shardings(abstract, mesh)
     vae_params = jax.device_put(vae_params, jax.NamedSharding(mesh, jax.P()))
-  params = store.load(stored.params, abstract, placed)
+  load = lambda stored: store.load(stored.params, abstract, placed)
+  params = store.opened(root, load, step=step, ema=ema)
   return Generator(
     model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options}
   )

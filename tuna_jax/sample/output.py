@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -38,8 +39,7 @@ class Picture:
   def save(self, path: str | os.PathLike) -> None:
     """Writes a PNG that holds `info` (`read_info` reads it back). UserError for another ending."""
     _ending(path, ('.png',))
-    with open(path, 'wb') as f:
-      f.write(self._repr_png_())
+    files.write_bytes(path, self._repr_png_())
 
   def _repr_png_(self) -> bytes:
     text = PngImagePlugin.PngInfo()
@@ -64,28 +64,37 @@ class Clip:
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes an MP4 (H.264) or a GIF with `info` in its comment. UserError for another ending."""
-    comment = f'{KEY}={json.dumps(self.info)}'
-    if _ending(path, ('.mp4', '.gif')) == '.gif':
-      frames = [Image.fromarray(frame) for frame in self.pixels]
-      frames[0].save(
-        path,
-        save_all=True,
-        append_images=frames[1:],
-        duration=10 * max(1, round(100 / self.fps)),  # GIF counts hundredths of a second
-        loop=0,
-        comment=comment.encode(),
-      )
-      return
+    encode = self._gif if _ending(path, ('.mp4', '.gif')) == '.gif' else self._mp4
+    files.write_bytes(path, encode(f'{KEY}={json.dumps(self.info)}'))
+
+  def _gif(self, comment: str) -> bytes:
+    frames, file = [Image.fromarray(frame) for frame in self.pixels], io.BytesIO()
+    frames[0].save(
+      file,
+      'GIF',
+      save_all=True,
+      append_images=frames[1:],
+      duration=10 * max(1, round(100 / self.fps)),  # GIF counts hundredths of a second
+      loop=0,
+      comment=comment.encode(),
+    )
+    return file.getvalue()
+
+  def _mp4(self, comment: str) -> bytes:
     import av  # only clips need it
 
     _, height, width, _ = self.pixels.shape
-    with av.open(os.fspath(path), 'w', options={'movflags': '+faststart'}) as file:
-      file.metadata['comment'] = comment
-      stream = file.add_stream('libx264', rate=Fraction(self.fps), options={'crf': '16'})
-      stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
-      for pixels in self.pixels:
-        file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format='rgb24')))
-      file.mux(stream.encode())
+    with tempfile.TemporaryDirectory() as folder:
+      path = os.path.join(folder, 'clip.mp4')  # faststart opens the file a second time, by name
+      with av.open(path, 'w', options={'movflags': '+faststart'}) as file:
+        file.metadata['comment'] = comment
+        stream = file.add_stream('libx264', rate=Fraction(self.fps), options={'crf': '16'})
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+        for pixels in self.pixels:
+          file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format='rgb24')))
+        file.mux(stream.encode())
+      with open(path, 'rb') as written:
+        return written.read()
 
   def __repr__(self):
     frames, height, width, _ = self.pixels.shape
@@ -98,8 +107,10 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
   clip = _ending(path, ('.png', '.mp4', '.gif')) == '.mp4'
   with naming(path, 'picture or clip'):
     if clip:
-      with open_local(path) as file, opened(file) as container:
-        text = container.metadata.get('comment', '')
+      remote = files.is_remote(path)
+      with io.BytesIO(read(path, LIMITS)) if remote else open_local(path) as file:
+        with opened(file) as container:
+          text = container.metadata.get('comment', '')
     else:
       info = open_image(read(path, LIMITS)).info
       text = info.get(KEY) or info.get('comment', b'').decode()

@@ -198,7 +198,8 @@ def build(
       pixels = media.read_image(path, str(SIDE))
       relative = f'pictures/{maker.style}/{code}.png'
       (out / relative).parent.mkdir(parents=True, exist_ok=True)
-      Image.fromarray(pixels).save(out / relative)
+      with files.writing(out / relative) as file:
+        Image.fromarray(pixels).save(file, 'PNG')
       pictures[code, maker.style] = relative
       digests[hashlib.blake2b(pixels.tobytes()).hexdigest()].append(concept(code))
   group = united(map(concept, (code for code, _ in pictures)), digests.values())
@@ -282,4 +283,4 @@ def _write_licence(folder: pathlib.Path, maker: Maker, package: pathlib.Path) ->
       body = (package / name).read_text(encoding='utf-8', errors='replace')
       body = str(json.loads(body).get('license')) if name == 'package.json' else body
       text += [f'--- {name} of the package', body]
-  (folder / f'{maker.style}.txt').write_text('\n'.join(text) + '\n', encoding='utf-8')
+  files.write_text(folder / f'{maker.style}.txt', '\n'.join(text) + '\n')

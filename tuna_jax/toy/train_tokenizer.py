@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-from etils import epath
 
+from tuna_jax import files
 from tuna_jax.data.mixture import texts
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.train.config import TrainConfig
@@ -18,8 +18,8 @@ def ensure(config: TrainConfig, workdir: str) -> TrainConfig:
   """
   if config.tokenizer:
     return config
-  path = epath.Path(workdir) / 'tokenizer'
-  if not path.exists() and jax.process_index() == 0:
+  path = files.absolute(workdir) / 'tokenizer'
+  if not (path / 'tokenizer.json').exists() and jax.process_index() == 0:
     data = dataclasses.replace(config.data, phases=())
     Tokenizer.train(texts(data), config.model.decoder.vocab_size).save(str(path))
   return dataclasses.replace(config, tokenizer=str(path))

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 
+from tuna_jax import files
 from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.mixture import DataConfig, open_sources
 from tuna_jax.data.records import PICTURES, media_of
@@ -119,7 +119,7 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   Does nothing but read them back if the directory is complete. SIGTERM or Ctrl-C saves after the
   running step and raises loop.Stopped; the next call goes on where it stopped.
   """
-  root = epath.Path(workdir)
+  root = files.path(workdir)
   if (root / 'config.json').exists():
     return store.load_vae(workdir)
   root.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,9 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   params = fresh.init(vae_shapes(config.model), config.seed)
   done, state = store.restore_tree(stopped, (0, start(params)))
   began = time.perf_counter()
-  with loop.StopSignals() as stop, (root / 'metrics.jsonl').open('a' if done else 'w') as records:
+  metrics_file = root / 'metrics.jsonl'
+  records = metrics_file.read_text() if done and metrics_file.exists() else ''
+  with loop.StopSignals() as stop:
     for step in range(done, config.steps):
       due = int((step + 1) * config.clip_share) > int(step * config.clip_share)
       clips = media.has_clips and step >= config.clips_from * config.steps and due
@@ -165,7 +167,8 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
       state, metrics = update(state, pixels, jax.random.fold_in(key, step))
       if step % 50 == 0 or step == config.steps - 1:
         values = {name: float(v) for name, v in metrics.items()}
-        records.write(json.dumps({'step': step + 1, **values}) + '\n')
+        records += json.dumps({'step': step + 1, **values}) + '\n'
+        files.write_text(metrics_file, records)
         line = ', '.join(f'{n}: {v:.4f}' for n, v in values.items())
         seconds = f'seconds: {time.perf_counter() - began:.0f}'
         print(f'VAE step {step + 1}/{config.steps}, {seconds}, {line}', flush=True)

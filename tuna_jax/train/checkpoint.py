@@ -5,32 +5,32 @@
     RUN/checkpoints/STEP/ema          averages of the trainable ones
     RUN/checkpoints/STEP/optimizer    moments and the step
     RUN/checkpoints/STEP/data         data position, by process
+    RUN/checkpoints/STEP/digests      the digest of every leaf and of the data position
+    RUN/damaged/STEP-ID               a checkpoint that was damaged, out of the way
 
 Restoring always goes to an abstract tree built from the config with this run's shardings; what a
-checkpoint says of shardings is ignored, so it restores on any mesh. weights/store.py reads the
-weights of a run without knowing training.
+checkpoint says of shardings is ignored, so it restores on any mesh. weights/steps.py reads
+checkpoints without knowing training.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import uuid
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from tuna_jax import files, tree
 from tuna_jax.config import UserError, from_dict, to_dict
 from tuna_jax.data.pipeline import merge_states
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
-from tuna_jax.weights import store
-
-# orbax warns so of every item that is read apart from its checkpoint, as weights are here.
-logging.getLogger('absl').addFilter(
-  lambda record: 'Metadata file does not exist' not in record.getMessage()
-)
+from tuna_jax.weights import steps, store
+from tuna_jax.weights.convert import place
 
 
 class Checkpoints:
@@ -49,62 +49,85 @@ class Checkpoints:
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,  # what a killed process left half written
       ),
-      item_names=('params', 'ema', 'optimizer', 'data'),
+      item_names=(*steps.ARRAYS, 'data', 'digests'),
     )
 
   def write_config(self) -> None:
     """Writes RUN/config.json; once the config is known to fit what the run holds."""
     if jax.process_index() == 0:
       about = {'kind': 'run', 'config': to_dict(self._config)}
-      files.write_json(self._root / 'config.json', about)
+      beside = [self._root / 'tokenizer' / name for name in store.TOKENIZER_FILES]
+      store.write_config(self._root, about, beside)
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
-    return max(store.committed_steps(self._root), default=None)
+    return max(steps.committed(self._root), default=None)
 
   def save(self, state: TrainState, data: dict[str, Any]) -> None:
     """Saves in the background; the step is the state's. Does nothing if that step is saved."""
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    data = _gather(data)
+    items = {
+      'params': state.params,
+      'ema': tree.unflatten(state.ema),
+      'optimizer': {'step': state.step, 'opt_state': tree.flatten(state.opt_state)},
+    }
+    known = steps.make_record({item: tree.flatten(value) for item, value in items.items()}, data)
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        ema=ocp.args.StandardSave(tree.unflatten(state.ema)),
-        optimizer=ocp.args.StandardSave(
-          {'step': state.step, 'opt_state': tree.flatten(state.opt_state)}
-        ),
-        data=ocp.args.JsonSave(_gather(data)),
+        **{item: ocp.args.StandardSave(value) for item, value in items.items()},
+        data=ocp.args.JsonSave(data),
+        digests=ocp.args.JsonSave(known),
       ),
     )
+
+  def restore_newest(self, abstract: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
+    """(step, state, data position) of the newest checkpoint that is not damaged; None without any.
+
+    Those that are damaged are named in the log and moved to RUN/damaged; on object storage they
+    lose the mark that makes them complete. Raises Damaged if none is left, and as `restore` does.
+    """
+    if self.latest() is None:
+      return None
+    attempt = lambda step: (step, *self.restore(step, abstract))
+    step, state, data = steps.newest_good(self._root, attempt)
+    if damaged := [n for n in steps.committed(self._root) if n > step]:
+      if jax.process_index() == 0:
+        for number in damaged:
+          _set_aside(self._root, number)
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('damaged checkpoints are set aside')
+      self._manager.reload()
+    return step, state, data
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """(state, data position) of `step`; `abstract` gives shapes, types and shardings.
 
-    Raises ValueError listing every leaf that is missing, unexpected or of another shape.
+    Raises Damaged if it is not what was saved, and CheckpointError listing every leaf that is
+    missing, unexpected or of another shape than the run's.
     """
     wanted = {
       'params': abstract.params,
       'ema': tree.unflatten(abstract.ema),
       'optimizer': {'step': abstract.step, 'opt_state': tree.flatten(abstract.opt_state)},
     }
+    verify, got = self._config.verify, {}
+    known = steps.record(self._root, step) if verify else None
+    data = steps.read_data(self._root, step, known)
+    found = {item: steps.read_item(self._root, step, item, known) for item in wanted}
     for item, leaves in wanted.items():
-      path = self._root / 'checkpoints' / str(step) / item
-      store.check(path, store.read_params(path), leaves)
-    got = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        **{item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()},
-        data=ocp.args.JsonRestore(),
-      ),
-    )
+      store.check(steps.at(self._root, step) / item, found[item], leaves)
+    for item, leaves in wanted.items():
+      got[item] = place(found[item], leaves, verify=verify)
     leaves = got['optimizer']['opt_state']
     opt_state = jax.tree_util.tree_map_with_path(
       lambda path, _: leaves[tree.name_of(path)], abstract.opt_state
     )
     ema = {name: tree.flatten(got['ema'])[name] for name in abstract.ema}
-    return TrainState(got['optimizer']['step'], got['params'], ema, opt_state), got['data']
+    return TrainState(got['optimizer']['step'], got['params'], ema, opt_state), data
 
   def reached_preemption(self, step: int) -> bool:
     """Whether the cluster announced to all processes that they will be stopped."""
@@ -130,13 +153,20 @@ def read_config(workdir) -> TrainConfig:
   return from_dict(TrainConfig, about['config'])
 
 
+def _set_aside(root, step: int) -> None:
+  """Takes a damaged checkpoint out of the way of those to come."""
+  folder = steps.at(root, step)
+  if files.is_remote(root):
+    (folder / 'commit_success.txt').unlink()
+  else:
+    (root / 'damaged').mkdir(exist_ok=True)
+    folder.rename(root / 'damaged' / f'{step}-{uuid.uuid4().hex[:6]}')
+
+
 def _gather(data: dict[str, Any]) -> dict[str, Any]:
   """The data position of all rows, from every process's own."""
   if jax.process_count() == 1:
     return data
-  import numpy as np
-  from jax.experimental import multihost_utils
-
   blob = np.frombuffer(json.dumps(data).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(len(blob)))
   room = np.zeros(int(sizes.max()), np.uint8)

@@ -145,6 +145,7 @@ class TrainConfig:
   init_from: run or weights directory this stage starts from, strictly by name; '' starts fresh.
   initial: 'module:function' that changes the values of a fresh start; '' changes nothing.
   vae, tokenizer: directories of the frozen parts.
+  verify: whether a checkpoint is compared with the digests it was saved with when it is read.
   profile_steps: numbers of steps, from 0, whose profile is written to profile/ of the run.
   """
 
@@ -171,6 +172,7 @@ class TrainConfig:
   tokenizer: str = ''
   checkpoint_every: Count = 500
   keep: Count = 3
+  verify: bool = True
   profile_steps: tuple[Whole, ...] = ()
 
   def __post_init__(self):

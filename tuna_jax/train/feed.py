@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import jax
-from etils import epath
 
-from tuna_jax import sharding
+from tuna_jax import files, sharding
 from tuna_jax.batch import Batch
 from tuna_jax.config import UserError
 from tuna_jax.data.pipeline import Pipeline
@@ -24,8 +23,9 @@ def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
       f'{config.tokenizer}: {tokenizer.vocab_size} tokens, the model has '
       f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)'
     )
-  if jax.process_index() == 0 and not (epath.Path(workdir) / 'tokenizer').exists():
-    tokenizer.save(str(epath.Path(workdir) / 'tokenizer'))
+  own = files.path(workdir) / 'tokenizer'
+  if jax.process_index() == 0 and not (own / 'tokenizer.json').exists():
+    tokenizer.save(own)
   encode = encoder.of_run(config, mesh) if config.visual and config.encoder.online else None
   vae = encode.config if encode else config.model.vae
   placed = sharding.batch_sharding(mesh)

@@ -69,11 +69,11 @@ def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> TrainState:
   abstract = jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed
   )
-  latest = checkpoints.latest()
-  if latest is not None:
-    state, position = checkpoints.restore(latest, abstract)
+  found = checkpoints.restore_newest(abstract)
+  if found is not None:
+    step, state, position = found
     pipeline.restore(position)
-    _log.info('continuing from step %d', latest)
+    _log.info('continuing from step %d', step)
     return state
   if config.init_from:
     params = store.load_weights(config.init_from, abstract.params)

@@ -7,20 +7,24 @@ adapted on purpose is listed in the plan, and stored with the checkpoint by whoe
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from tuna_jax import tree
 from tuna_jax.config import nearest
+from tuna_jax.weights import digest
 from tuna_jax.weights.adapt import FreshUnlessEqual, Misfit
 from tuna_jax.weights.tables import Row, Table, bare
 from tuna_jax.weights.tensors import (
   FLOATS,
   CheckpointError,
+  Damaged,
   Lazy,
   equal,
   index_shape,
@@ -70,21 +74,45 @@ def convert(table: Table, reader: Mapping, abstract_params, shardings=None):
   return place(planned.leaves, abstract_params, shardings)
 
 
-def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
-  """`leaves` as a tree of jax.Array like `abstract_params`; each device reads its own slice."""
+def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None, *, verify: bool = True):
+  """`leaves` as a tree of jax.Array like `abstract_params`; each device reads its own slice.
+
+  In a run of several processes all of them call this. verify: compare what has been read with the
+  digests that the leaves have. Raises Damaged where they differ, or where a process cannot read.
+  """
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = tree.flatten(shardings) if shardings is not None else {}
+  avals = tree.flatten(abstract_params)
+  places = {name: wanted.get(name, aval.sharding or default) for name, aval in avals.items()}
+  arrays, damage = {}, None
+  try:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      for name, aval in avals.items():
+        dtype = leaves[name].dtype if verify and leaves[name].digest else aval.dtype
+        arrays[name] = _put(leaves[name], aval.shape, dtype, places[name], pool)
+  except Damaged as error:
+    damage = error
+  if not all(where.is_fully_addressable for where in places.values()):
+    if multihost_utils.process_allgather(np.bool_(damage is not None)).any():
+      raise damage or Damaged('another process found the checkpoint damaged')
+  elif damage:
+    raise damage
+  if verify:
+    digest.check(leaves, arrays)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, aval: arrays[tree.name_of(path)].astype(aval.dtype), abstract_params
+  )
 
-  def put(path, aval):
-    name = tree.name_of(path)
-    value = leaves[name]
-    return jax.make_array_from_callback(
-      aval.shape,
-      wanted.get(name, aval.sharding or default),
-      lambda index: value[index].astype(aval.dtype, copy=False),
-    )
 
-  return jax.tree_util.tree_map_with_path(put, abstract_params)
+def _put(value: Lazy, shape, dtype, where, pool) -> jax.Array:
+  """The tensor on devices; slices that several devices hold are read once."""
+  by_device = where.addressable_devices_indices_map(shape)
+  spans = {tuple(s.indices(n)[:2] for s, n in zip(at, shape)): at for at in by_device.values()}
+  cast = lambda at: value[at].astype(dtype, copy=False)
+  read = dict(zip(spans, pool.map(cast, spans.values())))
+  return jax.make_array_from_callback(
+    shape, where, lambda at: read[tuple(s.indices(n)[:2] for s, n in zip(at, shape))]
+  )
 
 
 def plan(table: Table, reader: Mapping, abstract_params) -> Plan:

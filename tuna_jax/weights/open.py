@@ -5,7 +5,7 @@ from __future__ import annotations
 from etils import epath
 
 from tuna_jax import files
-from tuna_jax.weights import safetensors, torchfile
+from tuna_jax.weights import digest, safetensors, torchfile
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
 STEMS = ('model', 'diffusion_pytorch_model', 'pytorch_model')  # transformers, diffusers, both once
@@ -43,10 +43,9 @@ def open_checkpoint(path) -> dict[str, Lazy]:
   file = find(path)
   if file.name.endswith('.bin.index.json'):
     return safetensors.read_index(file, torchfile.read_file, '.bin')
-  if file.name.endswith('.index.json'):
-    return safetensors.read_index(file)
-  if file.suffix == '.safetensors':
-    return safetensors.read_file(file)
+  if file.name.endswith(('.index.json', '.safetensors')):
+    read = safetensors.read_index if file.suffix == '.json' else safetensors.read_file
+    return digest.attached(read(file), _digests(file.parent), file.parent)
   if file.suffix in TORCH:
     return torchfile.read_file(file)
   raise CheckpointError(
@@ -55,10 +54,20 @@ def open_checkpoint(path) -> dict[str, Lazy]:
 
 
 def verify(path):
-  """Compares a checkpoint with the checksums it records: torch's zip files do, others pass."""
+  """Compares a checkpoint with the checksums it records: torch's zip files do, and what we wrote;
+  others pass. Raises CheckpointError where they differ."""
   file = find(path)
   if file.name.endswith('.bin.index.json'):
     for shard in sorted(set(files.read_json(file)['weight_map'].values())):
       torchfile.verify(file.parent / shard)
   if file.suffix in TORCH:
     torchfile.verify(file)
+  else:
+    digest.check_stored(open_checkpoint(file))
+
+
+def _digests(folder) -> dict[str, str]:
+  """{tensor: digest} of a folder that we exported, which its config.json holds."""
+  config = folder / 'config.json'
+  found = files.read_json(config) if config.exists() else {}
+  return found.get(digest.FIELD, {}) if isinstance(found, dict) else {}

@@ -16,7 +16,8 @@ import numpy as np
 
 from tuna_jax import files
 from tuna_jax.config import UserError
-from tuna_jax.weights.tensors import Bytes, CheckpointError, Lazy, blocks
+from tuna_jax.weights import digest
+from tuna_jax.weights.tensors import Bytes, CheckpointError, Lazy, row_blocks
 
 HEADER_LIMIT = 100_000_000  # the format's own limit
 SHARD_BYTES = 5_000_000_000
@@ -28,6 +29,7 @@ DTYPES = {
   'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
   'F8_E8M0': np.dtype(ml_dtypes.float8_e8m0fnu),
 }
+MAKER = (('format', 'pt'),)  # what transformers and diffusers write as metadata
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -46,7 +48,7 @@ def read_file(path) -> dict[str, Lazy]:
     header = json.loads(
       data.read(8, length).tobytes().decode('utf-8'), object_pairs_hook=_no_duplicates
     )
-    header.pop('__metadata__', None)
+    digests = json.loads((header.pop('__metadata__', None) or {}).get(digest.FIELD, '{}'))
     entries = [
       (name, e['dtype'], tuple(e['shape']), tuple(e['data_offsets'])) for name, e in header.items()
     ]
@@ -75,7 +77,7 @@ def read_file(path) -> dict[str, Lazy]:
       f'{path}: truncated or overlong: {data.size} bytes, the header describes '
       f'{8 + length + position}'
     )
-  return tensors
+  return digest.attached(tensors, digests, path) if digests else tensors
 
 
 def read_index(path, read: Callable | None = None, end: str = '.safetensors') -> dict[str, Lazy]:
@@ -123,8 +125,9 @@ def write_folder(
   shard_bytes: int = SHARD_BYTES,
   write: Callable | None = None,
   end: str = '.safetensors',
-):
-  """Writes {stem}.safetensors, or shards of at most `shard_bytes` with an index.
+) -> dict[str, str]:
+  """Writes {stem}.safetensors, or shards of at most `shard_bytes` with an index; returns the digest
+  of every tensor.
 
   write, end: the writer of one file and what its name ends in, where that is not safetensors.
   At most 64 MB are in memory at a time. Files are byte-equal to those of the safetensors library
@@ -139,22 +142,22 @@ def write_folder(
     shards[-1].append(name)
     size += tensors[name].nbytes
   if len(shards) == 1:
-    write(folder / f'{stem}{end}', tensors)
-    return
-  weight_map = {}
+    return write(folder / f'{stem}{end}', tensors)
+  weight_map, digests = {}, {}
   for number, names in enumerate(shards, start=1):
     file = f'{stem}-{number:05d}-of-{len(shards):05d}{end}'
-    write(folder / file, {name: tensors[name] for name in names})
+    digests |= write(folder / file, {name: tensors[name] for name in names})
     weight_map.update(dict.fromkeys(names, file))
   total = {'total_size': sum(t.nbytes for t in tensors.values())}
   index = {'metadata': total, 'weight_map': dict(sorted(weight_map.items()))}
   files.write_json(folder / f'{stem}{end}.index.json', index)
+  return digests
 
 
-def write_file(path, tensors: Mapping[str, Lazy]):
-  """Writes one .safetensors file as a stream."""
+def write_file(path, tensors: Mapping[str, Lazy], metadata=MAKER) -> dict[str, str]:
+  """Writes one .safetensors file as a stream; returns the digest of every tensor."""
   order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-  header, position = {'__metadata__': {'format': 'pt'}}, 0
+  header, position = {'__metadata__': dict(metadata)}, 0
   for name in order:
     value = tensors[name]
     header[name] = {
@@ -165,11 +168,17 @@ def write_file(path, tensors: Mapping[str, Lazy]):
     position += value.nbytes
   text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
   text += b' ' * (-len(text) % 8)
+  digests = {}
   with files.writing(path) as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in order:
-      for block in blocks(tensors[name]):
-        file.write(block)
+      running = digest.Running(tensors[name].shape)
+      for index in row_blocks(tensors[name]):
+        block = np.ascontiguousarray(tensors[name].read(index))
+        running.add([s.start for s in index], block)
+        file.write(block.reshape(-1).view(np.uint8))
+      digests[name] = running.hex()
+  return digests
 
 
 def _no_duplicates(pairs):

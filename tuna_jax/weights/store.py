@@ -7,33 +7,35 @@
     WEIGHTS/tokenizer*.json     the decoder's tokenizer files, if they were there
 
     RUN/config.json             kind 'run', the TrainConfig
-    RUN/checkpoints/STEP/       params and ema (averages) as orbax writes them: train/checkpoint.py
+    RUN/checkpoints/STEP/       params and ema (averages) as orbax writes them: weights/steps.py
 
-A weights directory is complete once its config.json is there.
+A weights directory is complete once its config.json is there. That file also holds the digest of
+every leaf, of the tokenizer files, and of its own content (weights/digest.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore
 from etils import epath
 
 from tuna_jax import files, tree
 from tuna_jax.config import TunaConfig, UserError, VaeConfig, from_dict, nearest, to_dict
 from tuna_jax.models.shapes import vae_shapes
-from tuna_jax.weights import safetensors
+from tuna_jax.weights import digest, safetensors, steps
 from tuna_jax.weights.convert import place
 from tuna_jax.weights.open import open_checkpoint
-from tuna_jax.weights.tensors import CheckpointError, Lazy, lazies, raise_faults
+from tuna_jax.weights.tensors import CheckpointError, Damaged, Lazy, lazies, raise_faults
 
 TOKENIZER_FILES = 'tokenizer.json tokenizer_config.json vocab.json merges.txt qwen.tiktoken'.split()
 KINDS = ('run', 'tuna', 'vae')
-CACHE_BYTES = 1 << 30  # of decoded chunks of orbax's arrays: a layer is a slice of a chunk
+FIELDS = {'kind', 'config', 'notes', 'digests', 'files', 'digest'}  # of config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,39 +57,51 @@ def write(path, config: TunaConfig, params: Mapping, vae: Mapping | None, notes:
   """Writes a new weights directory, all or nothing, with the files `copied` beside the weights."""
   with files.new_folder(path) as folder:
     for file in copied:
-      epath.Path(file).copy(folder / epath.Path(file).name)
+      files.write_bytes(folder / epath.Path(file).name, epath.Path(file).read_bytes())
     if vae is not None:
       save(folder / 'vae', config.vae, vae, {'sources': notes.get('sources', {})})
     save(folder, config, params, notes)
 
 
 def save(directory, config: TunaConfig | VaeConfig, params, notes: dict | None = None):
-  """Makes `directory` a weights directory, replacing weights that it holds.
+  """Makes `directory` a weights directory, replacing weights that it holds once the new ones are
+  written.
 
   params: nested dicts (or {name: leaf}) of arrays or Lazy. notes: JSON, says where they come from.
   """
   root = files.path(directory)
-  (root / 'config.json').unlink(missing_ok=True)
-  (root / 'params').rmtree(missing_ok=True)
   root.mkdir(parents=True, exist_ok=True)
-  with files.new_folder(root / 'params') as folder:
-    safetensors.write_folder(folder, lazies(tree.flatten(params)))
+  with files.replaced_folder(root / 'params', last=root / 'config.json') as folder:
+    digests = safetensors.write_folder(folder, lazies(tree.flatten(params)))
   kind = 'vae' if isinstance(config, VaeConfig) else 'tuna'
-  about = {'kind': kind, 'config': to_dict(config), 'notes': notes or {}}
-  files.write_json(root / 'config.json', about)
+  about = {'kind': kind, 'config': to_dict(config), 'notes': notes or {}, 'digests': digests}
+  write_config(root, about, [root / name for name in TOKENIZER_FILES])
+
+
+def write_config(root, about: dict, beside=()):
+  """Writes config.json with its own digest and those of the files `beside` that are there."""
+  root = files.path(root)
+  known = {str(f.relative_to(root)): _sha256(f) for f in beside if f.exists()}
+  about = json.loads(json.dumps({**about, 'files': known}))  # as it will be read
+  files.write_json(root / 'config.json', {**about, 'digest': digest.of_json(about)})
 
 
 def save_tree(file, value):
   """Writes a tree of arrays and numbers as one safetensors file, whole or not at all."""
-  leaves = {name: np.asarray(leaf) for name, leaf in tree.flatten(value).items()}
-  safetensors.write_file(file, lazies(leaves))
+  leaves = lazies({name: np.asarray(leaf) for name, leaf in tree.flatten(value).items()})
+  digests = {name: digest.of_lazy(leaf) for name, leaf in leaves.items()}
+  safetensors.write_file(file, leaves, {digest.FIELD: json.dumps(digests)})
 
 
 def restore_tree(file, default):
-  """What `save_tree` wrote, in the structure of `default`; `default` itself if there is no file."""
+  """What `save_tree` wrote, in the structure of `default`; `default` itself if there is no file.
+
+  Raises Damaged if it is not what was written.
+  """
   if not files.path(file).exists():
     return default
   leaves = safetensors.read_file(file)
+  digest.check_stored(leaves)
   return jax.tree_util.tree_map_with_path(
     lambda at, _: jnp.asarray(leaves[tree.name_of(at)]), default
   )
@@ -104,8 +118,12 @@ def is_stored(path) -> bool:
 
 
 def read_config(directory) -> dict:
-  """{'kind': one of KINDS, 'config': ..., 'notes': ...} of a run or a weights directory."""
-  path = files.path(directory) / 'config.json'
+  """{'kind': one of KINDS, 'config': ..., 'notes': ...} of a run or a weights directory.
+
+  Raises Damaged where it, or a file whose digest it holds, is not what was written.
+  """
+  root = files.path(directory)
+  path = root / 'config.json'
   if not path.exists():
     raise CheckpointError(
       f'{directory}: no config.json there; expected a run or a weights directory'
@@ -116,71 +134,68 @@ def read_config(directory) -> dict:
     raise CheckpointError(
       f'{path}: kind {kind!r}, expected one of {sorted(KINDS)}{nearest(str(kind), KINDS)}'
     )
-  return {'notes': {}, **found}
-
-
-def committed_steps(run) -> list[int]:
-  """The steps of a run's complete checkpoints, in order.
-
-  Locally orbax renames a checkpoint when it is complete. On object storage, where it cannot, it
-  adds a file.
-  """
-  folder = files.path(run) / 'checkpoints'
-  found = [p for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-  if files.is_remote(folder):
-    found = [p for p in found if (p / 'commit_success.txt').exists()]
-  return sorted(int(p.name) for p in found)
+  if unknown := sorted(set(found) - FIELDS):
+    raise CheckpointError(f'{path}: no such field: {unknown[0]}{nearest(unknown[0], FIELDS)}')
+  saved = found.get('digest')
+  if saved and saved != digest.of_json({k: v for k, v in found.items() if k != 'digest'}):
+    raise Damaged(
+      f'{path} is damaged: it differs from what was written; if you changed it, remove its digest'
+    )
+  for name, wanted in found.get('files', {}).items():
+    if (root / name).exists() and _sha256(root / name) != wanted:
+      raise Damaged(f'{root / name} is damaged: it differs from what was written')
+  return {'notes': {}, 'digests': {}, **found}
 
 
 def open_stored(path, *, step: int | None = None, ema: bool = True) -> Stored:
   """Opens a weights directory, a VAE's or a run; reads names and shapes only.
 
-  step: of a run, default the newest that is complete. ema: take a run's averages where it has
-  them. Raises CheckpointError if it is none of these.
+  step: of a run, default the newest that can be opened. ema: take a run's averages where it has
+  them. Raises CheckpointError if it is none of these, Damaged naming what is damaged.
   """
   path = files.path(path)
   about = read_config(path)
   kind, config, notes = about['kind'], about['config'], about['notes']
   if kind == 'vae':
     vae = _config(VaeConfig, config, path)
-    return Stored(None, None, vae, read_params(path / 'params'), notes)
+    return Stored(None, None, vae, read_params(path / 'params', about['digests']), notes)
   vae = open_stored(path / 'vae') if (path / 'vae').exists() else Stored(*[None] * 4, {})
   if kind == 'tuna':
-    params, run = read_params(path / 'params'), None
+    params, run = read_params(path / 'params', about['digests']), None
   else:
-    params, run, config = _run_params(path, step, ema), config, config.get('model')
+    verify = 'digest' in about and config.get('verify', True)
+    read = lambda n: steps.read_weights(path, n, ema=ema, verify=verify)
+    params, run, config = steps.newest_good(path, read, step), config, config.get('model')
   model = _config(TunaConfig, config, path)
   return Stored(model, params, vae.vae_config, vae.vae, notes, run)
 
 
-def read_params(folder) -> dict[str, Lazy]:
+def opened(path, use: Callable, *, step: int | None = None, ema: bool = True):
+  """`use(stored)` of what `path` holds: of a run without `step`, of the newest checkpoint in which
+  `use` meets no damage."""
+  if read_config(path)['kind'] != 'run':
+    return use(open_stored(path))
+  return steps.newest_good(path, lambda n: use(open_stored(path, step=n, ema=ema)), step)
+
+
+def checked(stored: Stored) -> Stored:
+  """The same, after all of it was read and compared with its digests."""
+  digest.check_stored(stored.params or {})
+  digest.check_stored(stored.vae or {})
+  return stored
+
+
+def read_params(folder, digests: Mapping[str, str] | None = None) -> dict[str, Lazy]:
   """{leaf name: Lazy} of a params/ folder, in safetensors or as a run's checkpoint holds it."""
   folder = files.absolute(folder)
-  if not (folder / '_METADATA').exists():
-    return open_checkpoint(folder)
-  metadata = files.read_json(folder / '_METADATA')
-  if files.is_remote(folder):
-    bucket, _, inside = str(folder).removeprefix('gs://').partition('/')
-    base = {'driver': 'gcs', 'bucket': bucket, 'path': f'{inside}/'}
-  else:
-    base = {'driver': 'file', 'path': f'{folder}/'}
-  driver = 'zarr3' if metadata.get('use_zarr3') else 'zarr'
-  context = tensorstore.Context({'cache_pool': {'total_bytes_limit': CACHE_BYTES}})
-  pending = {}
-  for entry in metadata['tree_metadata'].values():
-    keys = [str(key['key']) for key in entry['key_metadata']]
-    kvstore = {'driver': 'ocdbt', 'base': base, 'path': '.'.join(keys) + '/'}
-    spec = {'driver': driver, 'kvstore': kvstore, 'recheck_cached_data': 'open'}
-    pending['/'.join(keys)] = tensorstore.open(spec, context=context, open=True, read=True)
-  arrays = {name: array.result() for name, array in pending.items()}
-  return {
-    name: Lazy(
-      tuple(array.shape),
-      np.dtype(array.dtype.numpy_dtype),
-      lambda index, array=array: np.asarray(array[index].read().result()),
-    )
-    for name, array in arrays.items()
-  }
+  if (folder / '_METADATA').exists():
+    return steps.read_arrays(folder)
+  if digests and not folder.exists():
+    raise Damaged(f'{folder} is missing')
+  found = open_checkpoint(folder)
+  if digests and (wrong := sorted(set(digests) ^ set(found))):
+    raise Damaged(f'{folder} is damaged: {wrong[0]} is not what was saved')
+  return digest.attached(found, digests or {}, folder)
 
 
 def load(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
@@ -194,11 +209,14 @@ def load(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
 
 def load_weights(directory, abstract_params, *, step: int | None = None, ema: bool = True):
   """The parameters of a run or a weights directory on devices; see `open_stored` and `load`."""
-  stored = open_stored(directory, step=step, ema=ema)
-  if stored.params is None:
-    raise CheckpointError(f'{directory}: holds a VAE alone; expected a run or weights of a model')
-  check(directory, stored.params, abstract_params)
-  return place(stored.params, abstract_params)
+
+  def use(stored):
+    if stored.params is None:
+      raise CheckpointError(f'{directory}: holds a VAE alone; expected a run or weights of a model')
+    check(directory, stored.params, abstract_params)
+    return place(stored.params, abstract_params)
+
+  return opened(directory, use, step=step, ema=ema)
 
 
 def load_vae(directory):
@@ -244,12 +262,5 @@ def _config(cls, value, directory):
     raise CheckpointError(f'{directory}/config.json: {error}') from None
 
 
-def _run_params(run, step, ema):
-  steps = committed_steps(run)
-  if not steps or (step is not None and step not in steps):
-    raise CheckpointError(
-      f'{run}: no checkpoint{"" if step is None else f" of step {step}"}; it has {steps}'
-    )
-  here = run / 'checkpoints' / str(steps[-1] if step is None else step)
-  averages = read_params(here / 'ema') if ema and (here / 'ema').exists() else {}
-  return read_params(here / 'params') | averages
+def _sha256(file) -> str:
+  return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

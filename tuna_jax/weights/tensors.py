@@ -28,6 +28,10 @@ class CheckpointError(UserError):
   """A file that cannot be read, or does not fit: the message lists every fault, with names."""
 
 
+class Damaged(CheckpointError):
+  """What is stored is not what was saved; the message is one line and names the file or leaf."""
+
+
 def raise_faults(title: str, faults: list[str]):
   """Raises CheckpointError if there are faults: the first in its text, all of them in `.faults`."""
   if faults:
@@ -40,11 +44,16 @@ def raise_faults(title: str, faults: list[str]):
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-  """One tensor: `read(index)` gives a slice as numpy; index is one slice(start, stop) per axis."""
+  """One tensor: `read(index)` gives a slice as numpy; index is one slice(start, stop) per axis.
+
+  digest: of a stored tensor, the one it was saved with (weights/digest.py). folder: where it is.
+  """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[tuple[slice, ...]], np.ndarray] = dataclasses.field(repr=False)
+  digest: str = ''
+  folder: str = ''
 
   @property
   def nbytes(self) -> int:
