@@ -74,6 +74,20 @@ def test_every_remat_policy_compiles_for_a_tpu(remat):
   assert (result.host_offload_bytes > 0) == (remat == 'offload')
 
 
+@pytest.mark.slow
+def test_a_step_that_fits_alone_is_refused_beside_an_encoder_without_room():
+  row = {
+    'stage': 'stage2', 'size': 'tiny', 'topology': 'v5e:2x2',
+    'config': {'model.dtype': 'bfloat16', 'rows': 4, 'length': 512, 'visual': 256,
+               'encoder.group_mb': 1000.0},
+  }  # fmt: skip
+  result = measure(row)
+  assert result.peak_bytes < result.limit_bytes and not result.fits
+  assert 'beside it the encoder' in result.reason and 'encoder.online=False' in result.advice[0]
+  row['config']['encoder.online'] = False
+  assert measure(row).fits
+
+
 def test_what_does_not_fit_exits_3_and_says_what_to_change(tmp_path):
   done = subprocess.run(
     [

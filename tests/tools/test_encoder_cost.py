@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from tests import shrink
+from tuna_jax import sizes
 from tuna_jax.config import VaeConfig
 from tuna_jax.tools import chips, encoder_cost
 from tuna_jax.train import encoder
@@ -53,6 +54,12 @@ def test_float32_takes_twice_the_memory_of_bfloat16():
 def test_seconds_are_shared_by_all_devices_and_fewer_without_clips():
   assert cost(devices=64).seconds == pytest.approx(4 * cost().seconds)
   assert cost(name='stage1').compute < cost().compute  # fewer cells, and no clips
+
+
+def test_a_design_without_a_vae_has_no_encoder():
+  config = dataclasses.replace(shrink.real('stage2', '2b'), model=sizes.TUNA_2_7B)
+  found = encoder_cost.cost(config, chips.CHIPS['v5e'], 256, 64)
+  assert (found.resident, found.temporaries, found.seconds) == (0, 0, 0) and found.host > 0
 
 
 @functools.cache

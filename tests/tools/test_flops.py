@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import shrink
 from tests.sample import small
 from tuna_jax.data.segments import Image, Text, layout
 from tuna_jax.data.tokenizer import Letters
@@ -120,3 +121,17 @@ def test_the_bench_runs_all_three_forms_to_the_same_latents():
 
 def test_the_decode_bench_finds_the_same_tokens():
   assert bench_sample.decode(small.CONFIG, rows=2, prompt_tokens=7, new_tokens=4)['same']
+
+
+def test_traffic_and_softmax_of_a_step_follow_rows_passes_and_type():
+  config = shrink.real('stage2', '2b')
+  once = dataclasses.replace(config, model=dataclasses.replace(config.model, remat='none'))
+  twice = dataclasses.replace(config, rows=2 * config.rows)
+  whole = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype='float32'))
+  for count in (flops.activation_bytes, flops.softmax_operations):
+    assert count(twice) == 2 * count(config)
+    assert count(once) == pytest.approx(count(config) * 3 / 4)
+  assert flops.activation_bytes(whole) == 2 * flops.activation_bytes(config)
+  heads = config.model.decoder.num_heads * config.model.decoder.num_layers
+  causal = config.rows * config.length**2 / 2 * heads  # scores of the decoder alone
+  assert flops.softmax_operations(config) > 4 * flops.SOFTMAX * causal

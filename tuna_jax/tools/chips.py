@@ -20,6 +20,8 @@ class Chip:
 
   hbm: GiB per device that libtpu 0.0.42 gives a program.
   ring: bytes/s that a device sends along one axis of the torus.
+  vector: operations/s of the vector units, 4 x 8 x 128 per cycle and core, at the clock that the
+  peak of the matrix units implies.
   """
 
   kind: str  # `jax.Device.device_kind`
@@ -27,16 +29,17 @@ class Chip:
   hbm: float
   hbm_bandwidth: float
   ring: float
+  vector: float
   devices: int = 1  # that jax sees
 
 
 # cloud.google.com/tpu/docs (peak, memory); jax-ml.github.io/scaling-book (links, both directions).
 CHIPS = {
-  'v4': Chip('TPU v4', 275e12, 30.75, 1.228e12, 9.0e10),
-  'v5e': Chip('TPU v5 lite', 197e12, 15.75, 8.2e11, 9.0e10),
-  'v5p': Chip('TPU v5', 459e12, 95.74, 2.765e12, 1.8e11),
-  'v6e': Chip('TPU v6 lite', 918e12, 31.25, 1.64e12, 1.8e11),
-  'tpu7x': Chip('TPU7x', 2307e12, 94.75, 7.38e12, 1.8e11, devices=2),
+  'v4': Chip('TPU v4', 275e12, 30.75, 1.228e12, 9.0e10, 8.6e12),
+  'v5e': Chip('TPU v5 lite', 197e12, 15.75, 8.2e11, 9.0e10, 6.1e12),
+  'v5p': Chip('TPU v5', 459e12, 95.74, 2.765e12, 1.8e11, 1.43e13),
+  'v6e': Chip('TPU v6 lite', 918e12, 31.25, 1.64e12, 1.8e11, 7.2e12),
+  'tpu7x': Chip('TPU7x', 2307e12, 94.75, 7.38e12, 1.8e11, 1.8e13, devices=2),
 }
 DCN = 6.25e9  # bytes/s per chip between slices: 200 Gbit/s per host of four chips
 # Dense bf16 of the data sheets (SXM), by a word of `device_kind`.

@@ -56,12 +56,13 @@ def cost(config: TrainConfig, chip: Chip, devices: int, hosts: int) -> Cost:
   kept = (config.data.pool_mb + config.data.latent_cache_mb) << 20
   # Each batch that is built ahead is once pixels and once arrays.
   host = int(kept + config.data.prefetch * (3 * busiest.pixels / hosts + arrays))
-  if not config.visual or not config.encoder.online:
-    return Cost(0, 0, host, 0.0, 0.0)
   vae, settings = config.model.vae, config.encoder
+  if vae is None or not config.visual or not settings.online:
+    return Cost(0, 0, host, 0.0, 0.0)
   item = jnp.dtype(settings.dtype).itemsize
   params = sum(math.prod(a.shape) for a in jax.tree.leaves(encoder.encoder_shapes(vae)))
-  scale = item / 2 * vae.encoder_dim / WIDTH
+  folded = 1 if vae.residual else 4  # cells per four pixels at the first level
+  scale = item / 2 * folded * vae.encoder_dim / WIDTH
   temporaries = carry = 0
   drawn = {task for phase in _phases(config) for task in phase}
   for frames, height, width, colours in encoder.shapes_of(config.data, drawn):
@@ -98,13 +99,12 @@ def media_of(config: TrainConfig, phase: Mapping[str, float]) -> Media:
       elif kind not in ('picture', 'pictures'):
         continue
       height, width = max(buckets(side), key=math.prod)
-      vae = config.model.vae or VaeConfig()
-      stride, later = vae.temporal_stride, frames - 1
-      flops = _flops(vae, 1, height, width)
-      flops += later / stride * _flops(vae, stride, height, width) if later else 0
+      (stride, cell), later = config.model.strides, frames - 1
+      flops = _flops(config.model.vae, 1, height, width)
+      flops += later / stride * _flops(config.model.vae, stride, height, width) if later else 0
       traffic = height * width * (TRAFFIC[1] + later * TRAFFIC[4])
       total += weight * np.array([frames * height * width, flops, traffic])
-      cells += weight * (1 + later // stride) * height * width / vae.spatial_stride**2
+      cells += weight * (1 + later // stride) * height * width / cell**2
   if not cells:
     return Media(0.0, 0.0, 0.0)
   return Media(*(total / cells * config.rows * config.visual).tolist())
@@ -115,8 +115,10 @@ def _phases(config: TrainConfig) -> list[Mapping[str, float]]:
 
 
 @functools.cache
-def _flops(vae: VaeConfig, frames: int, height: int, width: int) -> float:
-  """Of frame 0, or of so many later frames, of one clip."""
+def _flops(vae: VaeConfig | None, frames: int, height: int, width: int) -> float:
+  """Of frame 0, or of so many later frames, of one clip; none without a VAE."""
+  if vae is None:
+    return 0.0
   params, pixels, carry = _arguments(vae, frames, height, width)
   lowered = jax.jit(functools.partial(encode_chunk, vae)).lower(params, pixels, carry)
   return lowered.cost_analysis()['flops']

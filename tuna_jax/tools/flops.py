@@ -174,6 +174,20 @@ def activation_bytes(config: TrainConfig) -> float:
   return passes * item * numbers * config.rows
 
 
+SOFTMAX = 8  # vector operations per score: mask, maximum, difference, exponential, sum, product
+
+
+def softmax_operations(config: TrainConfig) -> float:
+  """Vector operations on the scores of a step: forwards, again for remat, and in both kernels of
+  the backward pass.
+  """
+  scores, model = 0.0, config.model
+  for part, operations in attention(model, row_of(config)).items():
+    if operations and (part != 'flow_head' or config.flow_coeff):
+      scores += operations / (4.0 * getattr(model, part).head_dim)
+  return SOFTMAX * (3 + (config.model.remat != 'none')) * scores * config.rows
+
+
 # ---- sampling: every query scores every key it is given, masked or not, as a dense kernel does
 
 

@@ -262,9 +262,9 @@ def _roofline(config, mesh, chip, slices, work, found, memory, frozen):
   seconds['activations'] = (
     flops.activation_bytes(config) / mesh.size / (chip.hbm_bandwidth / chip.devices)
   )
-  seconds['estimate'] = (
-    max(seconds['step'], seconds['hbm'] + seconds['activations']) + frozen.seconds
-  )
+  seconds['softmax'] = flops.softmax_operations(config) / mesh.size / (chip.vector / chip.devices)
+  busy = seconds['compute'] + seconds['softmax'], seconds['hbm'] + seconds['activations']
+  seconds['estimate'] = max(seconds['step'], *busy) + frozen.seconds
   seconds['useful_share'] = (
     work.useful / mesh.size / (chip.bf16_flops / chip.devices) / seconds['step']
   )
@@ -286,7 +286,8 @@ def _roofline(config, mesh, chip, slices, work, found, memory, frozen):
       'activations: each layer reads and writes its tensors in HBM, forwards, again for remat, and '
       'twice backwards'
     ),
-    'estimate: the slower of the bound and all traffic of HBM, and then the encoder',
+    f'softmax: {flops.SOFTMAX} vector operations per score and pass, {chip.vector / 1e12:.1f} T/s',
+    'estimate: the slowest of the bound, compute and softmax, and all of HBM; and then the encoder',
   )
   return seconds, assumptions
 
