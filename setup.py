@@ -32,6 +32,7 @@ RUNTIME = [
 ]
 
 EXTRAS = {
+  'beam': ['apache-beam>=2.70'],  # data pack on many machines; it takes protobuf 6 and pyarrow 25
   'heic': ['pillow-heif>=0.18'],  # pictures of iPhones
   'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.12'],
   'gpu': ['jax[cuda12]>=0.10', 'etils[epath-gcs]>=1.12'],

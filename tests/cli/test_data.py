@@ -94,3 +94,11 @@ def test_fill_prints_how_full_the_rows_of_every_phase_are():
 def test_mistakes_are_one_line_and_exit_code_2(arguments, words):
   done = data(*arguments)
   assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_pack_writes_a_mixture_that_checks_and_names_what_it_left_out(mixture, tmp_path):
+  done = data('pack', mixture, f'--out={tmp_path / "out"}', '--image_size=64', '--processes=1')
+  assert done.returncode == 1 and '2 records packed, 1 unusable' in done.stdout
+  assert 'a.jsonl:2: ' in done.stdout and 'more than --max_skip_share' in done.stderr
+  checked = data('check', tmp_path / 'out' / 'mixture.json', '--image_size=64')
+  assert checked.returncode == 0 and '2 of 2 records read, 0 unusable' in checked.stdout

@@ -7,9 +7,11 @@
   tuna-jax data fill --config=configs/stage2.py:2b --config.data.mixture=synthetic
   tuna-jax data encode MIXTURE.json --vae=DIR --out=DIR [--config=configs/stage2.py:2b]
   tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--count=N]
+  tuna-jax data pack MIXTURE.json --out=DIR [--processes=N] [--encode=webp --side=1024]
 
 A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa,
-text, edit, t2v, video_caption or video_vqa; a path is a JSONL file, "shapes", "synthetic" or
+text, edit, t2v, video_caption or video_vqa; a path names files: JSONL, a .json list, .parquet,
+WebDataset .tar or .array_record, with patterns such as "x-*.tar"; or it is "shapes", "synthetic" or
 "tfds:DIR". With --config, check also lays every record out in the rows of that run, with the
 tokenizer of --config.tokenizer; without one, a word counts as one token. "synthetic" has blank
 media, and texts of lengths as real data have.
@@ -24,7 +26,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from tuna_jax import files
-from tuna_jax.cli import app
+from tuna_jax.cli import app, packing
 from tuna_jax.config import UserError, checked
 
 ACTIONS = {
@@ -34,6 +36,7 @@ ACTIONS = {
   'fill': 'Packs the mixture of a config without training, and prints how full its rows are.',
   'encode': 'Makes the latents of a mixture, so that training on them needs no VAE; it can go on.',
   'preview': 'Writes a page of what the model sees: tokens, spans, what is learned, pictures.',
+  'pack': 'Writes ArrayRecord shards with the media inside; run again, it makes what is missing.',
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -50,7 +53,7 @@ _ALL = flags.DEFINE_bool(
 )
 _LIMIT = flags.DEFINE_integer('limit', 0, 'How many records to read per source; 0 reads all.')
 _SHARE = flags.DEFINE_float(
-  'max_skip_share', 0.01, 'The check fails if more than this share of a source is unusable.'
+  'max_skip_share', 0.01, 'The command fails if more than this share of a source is unusable.'
 )
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', None, 'The tokenizer folder; without one, a tokenizer is trained on the texts.'
@@ -64,22 +67,29 @@ _VIDEO = flags.DEFINE_string(
 )
 _FRAMES = flags.DEFINE_integer('frames', 13, 'How many frames of a clip are read, 4k + 1.')
 _PROCESSES = flags.DEFINE_integer(
-  'processes', 0, 'How many processes decode, so that a crash of a decoder is one bad record.'
+  'processes',
+  0,
+  'How many processes decode, so that a crash of a decoder is one bad record. '
+  'For pack, how many processes work; 0 is one per core.',
 )
 
 _VAE = flags.DEFINE_string('vae', None, 'The weights directory of the VAE whose encoder is used.')
-_SHARD = flags.DEFINE_integer('shard_records', 2048, 'How many records a file of latents holds.', 1)
+_SHARD = flags.DEFINE_integer('shard_records', 2048, 'How many records a shard holds.', 1)
 _HOST = flags.DEFINE_integer('host', 0, 'Which of the --hosts machines this is, from 0.', 0)
 _HOSTS = flags.DEFINE_integer('hosts', 1, 'How many machines share the files of latents.', 1)
 _THREADS = flags.DEFINE_integer('threads', 8, 'How many records are read at once.', 1)
 
-READERS = ('check', 'encode', 'preview')
+_PACK = packing.define_pack()
+
+READERS = ('check', 'encode', 'pack', 'preview')
 ONLY = {
-  'out': ('shapes', 'emoji', 'encode', 'preview'),
-  **dict.fromkeys(('vae', 'shard_records', 'host', 'hosts', 'threads'), ('encode',)),
+  'out': ('shapes', 'emoji', 'encode', 'pack', 'preview'),
+  **dict.fromkeys(('vae', 'host', 'hosts', 'threads'), ('encode',)),
+  **dict.fromkeys(packing.PACK_FLAGS, ('pack',)),
+  'shard_records': ('encode', 'pack'),
   **dict.fromkeys(('cache', 'tones', 'all'), ('emoji',)),
-  **dict.fromkeys(('limit', 'max_skip_share'), ('check',)),
-  'limit': ('check', 'encode'),
+  'max_skip_share': ('check', 'pack'),
+  'limit': ('check', 'encode', 'pack'),
   **dict.fromkeys(('tokenizer', 'count'), ('preview',)),
   'config': ('check', 'encode', 'fill'),
   'batches': ('fill',),
@@ -90,7 +100,7 @@ ONLY = {
 def main(argv):
   action, *paths = argv[1:]
   configured = _CONFIG.value is not None
-  if action in READERS and not paths and (action == 'encode' or not configured):
+  if action in READERS and not paths and (action in ('encode', 'pack') or not configured):
     raise UserError(f'data {action}: missing argument MIXTURE.json')
   if paths and (action not in READERS or (configured and action != 'encode')):
     instead = '; give --config.data.mixture' if configured else ''
@@ -100,7 +110,7 @@ def main(argv):
   if action not in ('check', 'fill') and not _OUT.value:
     raise UserError(f'data {action}: --out is required')
   every = {'shapes': shapes, 'emoji': emoji, 'check': check, 'fill': fill, 'preview': preview}
-  every['encode'] = encode
+  every |= {'encode': encode, 'pack': pack}
   return check_config() if configured and action == 'check' else every[action](*paths)
 
 
@@ -194,6 +204,21 @@ def _check(opened, *rows):
       f'{source.name}: {source.task}, {count} of {len(source)} records read, {found.bad} unusable; '
       f'media: {sizes}'
     )
+  return _verdict(failed)
+
+
+def pack(path):
+  packed = _PACK(path, _OUT.value, _media(0), _SHARD.value, _LIMIT.value, _PROCESSES.value)
+  failed = []
+  for (name, count), skipped in zip(packed.rows, packed.skipped):
+    print(*skipped, f'{name}: {count} records packed, {len(skipped)} unusable', sep='\n')
+    if len(skipped) > _SHARE.value * (count + len(skipped)):
+      failed.append(name)
+  print(packed.path)
+  return _verdict(failed)
+
+
+def _verdict(failed):
   if failed:
     share = f'--max_skip_share={_SHARE.value:g}'
     print(f'more than {share} of the records are unusable: {", ".join(failed)}', file=sys.stderr)
@@ -270,10 +295,11 @@ def preview(path):
   print(f'{_OUT.value}: {len(shown)} examples')
 
 
-def _media():
+def _media(processes=None):
   from tuna_jax.data.media import MediaConfig
 
-  return checked(MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value, processes=_PROCESSES.value))
+  count = _PROCESSES.value if processes is None else processes
+  return checked(MediaConfig(_IMAGE.value, _VIDEO.value, _FRAMES.value, processes=count))
 
 
 def _sources(path):

@@ -67,12 +67,12 @@ class ArrayRecordSource:
     return 0
 
 
-def open_files(paths: list[str]) -> ArrayRecordDataSource:
-  """The records of files as bytes, in order. Files that the COUNTS of their folder names are opened
-  only when a record of theirs is read.
+def open_files(paths: list[str], counted: bool = True) -> ArrayRecordDataSource:
+  """The records of files as bytes, in order. Files that the COUNTS of their folder name are opened
+  only when a record of theirs is read; counted=False opens and counts them in any case.
   """
   known: dict[str, int] = {}
-  for folder in dict.fromkeys(os.path.dirname(path) for path in paths):
+  for folder in dict.fromkeys(os.path.dirname(path) for path in paths) if counted else ():
     counts = files.path(folder or '.') / COUNTS
     if counts.exists():
       known |= {os.path.join(folder, name): n for name, n in files.read_json(counts).items()}

@@ -70,13 +70,16 @@ def read_frames(source, count: int, limits: Limits, root: str | None = None) -> 
     raise MediaError(f'a clip must be [frames, height, width, 3], found {found}')
   if isinstance(source, (np.ndarray, list, tuple)):
     return _sequence(source, count, limits)
-  if isinstance(source, (str, os.PathLike)):
-    folder = os.fspath(source)
-    # Object storage is asked for a folder only where the name has no ending: it costs a request.
-    bare = is_url(folder) and not os.path.splitext(folder)[1]
-    if files.path(folder).is_dir() if bare else os.path.isdir(folder):
-      return _sequence(_frames_of(folder, root), count, limits)
+  if isinstance(source, (str, os.PathLike)) and is_folder(os.fspath(source)):
+    return _sequence(frames_of(os.fspath(source), root), count, limits)
   return _file(source, count, limits)
+
+
+def is_folder(path: str) -> bool:
+  """Whether a clip is a folder of frames."""
+  # Object storage is asked for a folder only where the name has no ending: it costs a request.
+  bare = is_url(path) and not os.path.splitext(path)[1]
+  return files.path(path).is_dir() if bare else os.path.isdir(path)
 
 
 def _sequence(items, count, limits) -> Shown:
@@ -92,7 +95,7 @@ def _check_frames(total: int, limits: Limits):
     raise MediaError(f'{total} frames, more than limits.frames={limits.frames}')
 
 
-def _frames_of(folder: str, root: str | None) -> list[str]:
+def frames_of(folder: str, root: str | None) -> list[str]:
   """The pictures of a folder in the order of the numbers in their names, hidden files left out."""
   names = [path.name for path in files.path(folder).iterdir()]
   names = [n for n in names if n.lower().endswith(_PICTURES) and not n.startswith('.')]
