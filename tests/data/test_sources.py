@@ -1,6 +1,8 @@
 """Record sources and mixture files."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,6 +138,32 @@ def test_lines_are_found_across_the_chunks_of_a_file(root, monkeypatch, end):
   source = open_source(SourceConfig(str(root / 'data.jsonl'), 'text'), CONFIG)
   assert [source.raw(i)['n'] for i in range(len(source))] == [1000, 2, 333]
   assert source.where(2).endswith('data.jsonl:4') and source.smallest() == 1
+
+
+_MEMORY = """
+import json, sys, resource
+from tuna_jax.data.mixture import DataConfig, open_sources, phases_of
+path = sys.argv[1]
+used = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()
+before, config = used(), DataConfig(mixture=path)
+(source,) = open_sources(config)
+(phase,) = phases_of(config, [source], 0, None)
+index = phase.locate(12345)[1]
+assert source.raw(index)['caption'] == f'caption {index}'
+print(len(source), (used() - before) / len(source))
+"""
+
+
+@pytest.mark.slow
+def test_a_million_records_take_less_than_a_hundred_bytes_of_memory_each(tmp_path):
+  with open(tmp_path / 'x.jsonl', 'w', encoding='utf-8') as file:
+    for n in range(1_000_000):
+      file.write(f'{{"image": "pictures/{n:08}.jpg", "caption": "caption {n}"}}\n')
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'x.jsonl', 'task': 't2i'}]))
+  command = [sys.executable, '-c', _MEMORY, str(tmp_path / 'm.json')]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  count, each = done.stdout.split()
+  assert int(count) == 1_000_000 and float(each) < 100
 
 
 def test_the_world_is_a_source():
