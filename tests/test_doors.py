@@ -21,6 +21,7 @@ STAIRS = (
   ('evals',),
   ('tools', 'benchmarks'),
   ('parity', 'toy'),
+  ('small',),
   ('configs',),
   ('cli',),
 )

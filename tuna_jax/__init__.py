@@ -2,6 +2,7 @@
 
     import tuna_jax
 
+    tuna_jax.fit('my.json', 'runs/mine', minutes=15)        # your own data, with a report
     generator = tuna_jax.open_generator('runs/stage3')      # a run or a weights directory
     generator.image('a red ball').save('ball.png')
     generator.text('What is this?', images=['ball.png'])
@@ -12,7 +13,9 @@ open_generator   loads a run or weights and returns a Generator
 Generator        text, stream, image, edit, video; Picture and Clip are what it returns
 train            trains one stage from a train.config.TrainConfig; `tuna_jax.train` is also the
                  package that holds it (docs/design.md 4)
-evaluate         scores a Generator on the records of your own mixture files, trained on and held out
+evaluate         scores a Generator on the records of your own mixture files, trained on and held
+                 out
+fit              trains a small model on your own data within minutes and reports what it learned
 TunaConfig       the configuration of a model; SIZES holds the named ones: tiny, 2b, 7b and others
 
 Names are imported when they are first used, so `import tuna_jax` does not import jax.
@@ -26,6 +29,7 @@ _WHERE = {
   'Picture': 'sample.output',
   'Clip': 'sample.output',
   'evaluate': 'evals.own_data',
+  'fit': 'small.fit',
   'TunaConfig': 'config',
   'SIZES': 'sizes',
 }

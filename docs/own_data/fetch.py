@@ -1,7 +1,7 @@
 """Two public data sets as own data, fetched by package name; nothing of them is part of tuna_jax.
 
-  python docs/own_data/fetch.py easy-vqa --out=DIR       from PyPI, with pip (MIT): questions about pictures
-  python docs/own_data/fetch.py fashion-mnist --out=DIR  from Debian or Ubuntu, with apt-get (MIT): captions
+  python docs/own_data/fetch.py easy-vqa --out=DIR       from PyPI with pip (MIT): questions
+  python docs/own_data/fetch.py fashion-mnist --out=DIR  from Debian with apt-get (MIT): captions
 
 Each writes DIR/mixture.json and DIR/mixture_test.json, which `tuna-jax fit` takes. Fetching again
 does nothing where the package is there.
@@ -53,10 +53,12 @@ def fashion_mnist(out: pathlib.Path) -> None:
   for split, prefix, name in (
     ('train', 'train', 'mixture.json'), ('test', 't10k', 'mixture_test.json')
   ):  # fmt: skip
-    read = lambda kind, head: np.frombuffer(
-      gzip.decompress((packed / f'{prefix}-{kind}-ubyte.gz').read_bytes())[head:], np.uint8
+    kinds = (('images-idx3', 16), ('labels-idx1', 8))  # (name, bytes of the header)
+    files = (
+      gzip.decompress((packed / f'{prefix}-{k}-ubyte.gz').read_bytes())[n:] for k, n in kinds
     )
-    pictures, labels = read('images-idx3', 16).reshape(-1, 28, 28), read('labels-idx1', 8)
+    pictures, labels = (np.frombuffer(data, np.uint8) for data in files)
+    pictures = pictures.reshape(-1, 28, 28)
     (out / split).mkdir(exist_ok=True)
     with (out / f'{split}.jsonl').open('w') as file:
       for number, (pixels, label) in enumerate(zip(pictures, labels)):

@@ -5,7 +5,8 @@
 RUNS holds the runs stage1, stage2, stage3 (as launch/quickstart.sh leaves them), or is one run
 itself. A model trained on the rendered world gets the score table of the quickstart; one trained on
 a mixture file of your own is judged on that file and on --test_mixture, by default
-mixture_test.json beside it. --report writes a page to look at, index.html, and report.json.
+mixture_test.json beside it; --data=FILE says the same. --report writes a page to look at,
+index.html, and report.json.
 """
 
 import os
@@ -35,6 +36,7 @@ _TARGETS = flags.DEFINE_enum(
 _TEST = flags.DEFINE_string(
   'test_mixture', '', 'The mixture file of your own records that were held out from training.'
 )
+flags.DEFINE_alias('data', 'test_mixture')
 _GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'The scale of guidance by the text; 1 is none.')
 _sampler = app.define_sampler(points=16)
 _model_options = app.define_generator(batch_size=50)

@@ -25,6 +25,7 @@ from tuna_jax.data.sources import (
   read_mixture,
 )
 from tuna_jax.data.tasks import TaskConfig, check_task
+from tuna_jax.data.views import Texts
 from tuna_jax.ranges import Count, Few, NotNegative, Range, Share, Whole
 
 Phases = tuple[tuple[NotNegative, tuple[tuple[str, NotNegative], ...]], ...]
@@ -77,7 +78,9 @@ class DataConfig:
 
 
 def open_sources(config: DataConfig) -> list[Source]:
-  """The sources of `config.mixture`, in order; each has its `weight`."""
+  """The sources of `config.mixture`, in order; each has its `weight`. Where the phases ask for
+  `text` and no source has any of their tasks, the texts of all sources are read.
+  """
   if config.mixture in MADE:
     tasks = dict.fromkeys(task for _, weights in config.phases for task, _ in weights)
     rows = [
@@ -87,6 +90,10 @@ def open_sources(config: DataConfig) -> list[Source]:
   else:
     rows = read_mixture(config.mixture)
   sources = [open_source(row, config.media) for row in rows]
+  asked = {task for _, weights in config.phases for task, weight in weights if weight}
+  if 'text' in asked and not asked & {source.task for source in sources}:
+    _log.info('%s has no source for %s: its texts alone are read', config.mixture, ', '.join(asked))
+    sources = [Texts(source, config.tasks.questions[0]) for source in sources]
   for source, row in zip(sources, rows):
     source.weight = row.weight
   return sources

@@ -20,6 +20,7 @@ from tuna_jax import files
 from tuna_jax.config import UserError, from_dict
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TASKS, check_task
+from tuna_jax.data.views import Some
 from tuna_jax.ranges import Count, Positive, Whole
 
 # What the path of a mixture row looks like -> what opens the row, called with (SourceConfig,
@@ -71,7 +72,8 @@ class SourceConfig:
   weight: share of the mixture, multiplied by the phase's weight for the task. split: of 'shapes'
   and 'tfds:'. size, seed: the number of records of 'shapes', and which world. fields: our names of
   fields -> those of the file, where they differ. classes: a text file with the name of a class per
-  line, for files that hold its number.
+  line, for files that hold its number. records: a .npy file of the numbers of the records that are
+  used, in their order; all if empty.
   """
 
   path: str
@@ -83,6 +85,7 @@ class SourceConfig:
   seed: Whole = 0
   fields: dict = dataclasses.field(default_factory=dict)
   classes: str = ''
+  records: str = ''
 
   def __post_init__(self):
     check_task(self.task)
@@ -105,7 +108,8 @@ def opener(path: str) -> Callable[[SourceConfig, MediaConfig], Source]:
 
 def open_source(config: SourceConfig, media: MediaConfig) -> Source:
   """The source a mixture row means. Raises FileNotFoundError or UserError naming it."""
-  return opener(config.path)(config, media)
+  source = opener(config.path)(config, media)
+  return Some(source, config.records) if config.records else source
 
 
 def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
@@ -128,6 +132,8 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
       config = from_dict(SourceConfig, row)
     except (ValueError, TypeError) as e:
       raise type(e)(f'{path}: row {n}: {e}') from e
+    if config.records:
+      config = dataclasses.replace(config, records=_beside(path, config.records))
     prefix, star, _ = kind_of(config.path).partition('*')
     if star:  # it names files
       config = dataclasses.replace(

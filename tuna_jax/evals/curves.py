@@ -5,6 +5,7 @@ draws as SVG.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -18,6 +19,8 @@ from tuna_jax.data.tasks import TASKS
 PANELS = {
   'ntp': ('text: cross-entropy of the next token', 'log'),
   'flow': ('pictures: squared error of the velocity', 'log'),
+  'held_ntp': ('text, held out', 'log'),
+  'held_flow': ('pictures, held out', 'log'),
   'psnr': ('pixels: signal to noise, dB', 'linear'),
 }
 BINS = 100  # points of a line, each a mean over its share of the run
@@ -54,7 +57,10 @@ def read(path) -> list[dict[str, float]]:
   path = files.path(path)
   if not path.exists():
     return []
-  records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+  records = []
+  for line in path.read_text().splitlines():
+    with contextlib.suppress(json.JSONDecodeError):  # torn by a kill, or being written
+      records.append(json.loads(line))
   by_step = {record['step']: record for record in records}
   return [by_step[step] for step in sorted(by_step)]
 

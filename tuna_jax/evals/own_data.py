@@ -1,14 +1,15 @@
 """Scores on one's own data: records of the training mixture, and of a held-out one.
 
-There is no exact judge of such pictures. Captions and answers are compared word for word; a drawn
-picture is compared with the true pictures of all prompts, and is right if its own is the nearest.
+There is no exact judge of such data. Captions and answers are compared word for word; a drawn
+picture is right if the judge, learned from true pictures, takes it for one of its caption
+(`nearest.py`). The score of the judge on true pictures is the ceiling.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,19 +18,26 @@ from tuna_jax.data.records import BadRecord, usable
 from tuna_jax.data.sources import Source, open_source, read_mixture
 from tuna_jax.data.tasks import PLACEHOLDER, TASKS, turns_of
 from tuna_jax.evals import results
+from tuna_jax.evals.nearest import Judge, group
 from tuna_jax.evals.results import KNOWN, Evaluation, Result, Sample
 from tuna_jax.sample.generate import Drawing, Generator
 
 CAPTION_TOKENS = 64
 ANSWER_TOKENS = 160
-COARSE = 16  # pictures are compared as averages over a grid of 16 x 16
+GALLERY = 2000  # true pictures that the judge learns from, beside those of the judged items
 
-SPLITS = {'train': 'in training', 'test': 'held out'}
+SPLITS = {'test': 'held out', 'train': 'training items'}
 _ROWS = {
   'captions': 'captions, {}: every word',
   'caption_words': 'captions, {}: words in common (F1)',
   'questions': 'questions, {}',
-  'pictures': 'pictures drawn, {}: nearest to their own',
+  'pictures': 'pictures drawn, {}: taken for their caption',
+  'edits': 'pictures edited, {}: taken for their instruction',
+  'clips': 'clips filmed, {}: taken for their caption',
+  'clip_captions': 'captions of clips, {}: every word',
+  'clip_caption_words': 'captions of clips, {}: words in common (F1)',
+  'clip_questions': 'questions about clips, {}',
+  'talk': 'conversations without pictures, {}',
 }
 TITLES = {f'{r}_{s}': t.format(name) for r, t in _ROWS.items() for s, name in SPLITS.items()}
 
@@ -41,43 +49,49 @@ def evaluate(
   n: int = 200,
   how: Drawing = Drawing(),  # noqa: B008
   say: Callable[[str], None] = print,
+  splits: Sequence[str] = tuple(SPLITS),
 ) -> Evaluation:
-  """Scores captions, answers and drawn pictures of both mixture files, as far as they have the
-  tasks; no targets are set.
+  """Scores every task of both mixture files; no targets are set.
 
-  train, test: mixture files; floors are learned from the first. n: items per row, fewer where there
-  are fewer records. say: is told the scores of each part as it ends.
+  train, test: mixture files; floors and the judge of pictures are learned from the first. n: items
+  per row, fewer where there are fewer records. say: is told the scores of each part as it ends.
+  splits: those that are scored, 'train' and 'test'.
   """
   opened = {'train': _sources(train, generator.media), 'test': _sources(test, generator.media)}
 
   def part(split, task):
-    records, known = first(opened[split][task], n), opened['train'][task]
+    records = list(first(opened[split][task], n))
+    known = opened['train'].get(task, [])
     if not records:
-      say(f'{opened[split][task].name}: no record can be used')
+      say(f'{opened[split][task][0].name}: no record can be used')
       return {}
-    found = _JUDGES[task](generator, records, known, how)
+    row, judge = _JUDGES[task]
+    found = judge(generator, records, known, how, row, task)
     return {f'{name}_{split}': result for name, result in found.items()}
 
   parts = {
     f'{task} {SPLITS[split]}': lambda split=split, task=task: part(split, task)
-    for split in SPLITS
+    for split in splits
     for task in _JUDGES
-    if task in opened[split] and task in opened['train']
+    if task in opened[split]
   }
-  return results.evaluate(parts, TITLES, {}, say)
+  training = [name for name in TITLES if name.endswith('_train')]
+  return results.evaluate(parts, TITLES, {}, say, training)
 
 
-def first(source: Source, n: int) -> list[dict]:
-  """Up to `n` records spread over a source; those that cannot be used, or ask nothing, are passed
-  over.
+def first(sources: Sequence[Source], n: int) -> list[dict]:
+  """Up to `n` records drawn at random from all sources; those that cannot be used, or ask nothing,
+  are passed over.
   """
-  records = []
-  order = np.random.default_rng(0).permutation(len(source))
-  for i in order:
+  records: list[dict] = []
+  ends = np.cumsum([len(source) for source in sources])
+  for i in np.random.default_rng(0).permutation(ends[-1]):
     if len(records) == n:
       break
+    number = int(np.searchsorted(ends, i, 'right'))
+    source = sources[number]
     try:
-      record = source[int(i)]
+      record = source[int(i - (ends[number] - len(source)))]
     except BadRecord:  # named and counted when the data were trained on
       continue
     if 'conversations' not in TASKS[source.task].fields or _pairs(record):
@@ -85,18 +99,22 @@ def first(source: Source, n: int) -> list[dict]:
   return records
 
 
-def captions(
-  generator: Generator, records: Sequence[dict], known: Source, how: Drawing
-) -> dict[str, Result]:
+def _known(sources: Iterable[Source]) -> list[dict]:
+  """Raw training records that floors are learned from."""
+  return [record for source in sources for record in usable(source, KNOWN)]
+
+
+def captions(generator, records, known, how, row, task) -> dict[str, Result]:
   """Every word right, and the words in common. Floor: the most frequent caption, and the words most
   often said.
   """
   del how
-  question = generator.tasks.questions[0]
+  field, asked = _medium(task), generator.tasks
+  question = (asked.questions if field == 'image' else asked.video_questions)[0]
   said = generator.text(
-    [question] * len(records), [r['image'] for r in records], max_new_tokens=CAPTION_TOKENS
+    [question] * len(records), [r[field] for r in records], max_new_tokens=CAPTION_TOKENS
   )
-  seen = collections.Counter(record['caption'] for record in usable(known, KNOWN))
+  seen = collections.Counter(record['caption'] for record in _known(known))
   usual = seen.most_common(1)[0][0] if seen else ''
   common = max(
     (text for text, _ in seen.most_common(50)),
@@ -105,13 +123,13 @@ def captions(
   )
   right = [same(text, r['caption']) for text, r in zip(said, records)]
   samples = [
-    Sample(question, ok, {'picture': r['image']}, text, r['caption'])
+    Sample(question, ok, {'picture': r[field]}, text, r['caption'], same(usual, r['caption']))
     for text, r, ok in zip(said, records, right)
   ]
   ones = [1.0] * len(records)
   return {
-    'captions': Result(right, [same(usual, r['caption']) for r in records], ones, None, samples),
-    'caption_words': Result(
+    row: Result(right, [same(usual, r['caption']) for r in records], ones, None, samples),
+    f'{row[:-1]}_words': Result(
       [f1(text, r['caption']) for text, r in zip(said, records)],
       [f1(common, r['caption']) for r in records],
       ones,
@@ -121,15 +139,13 @@ def captions(
   }
 
 
-def questions(
-  generator: Generator, records: Sequence[dict], known: Source, how: Drawing
-) -> dict[str, Result]:
+def questions(generator, records, known, how, row, task) -> dict[str, Result]:
   """Whole conversations, the model's own answers standing in them. Floor: the usual answer to the
   same question.
   """
   del how
   usual: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-  for record in usable(known, KNOWN):
+  for record in _known(known):
     for asked, answer in _pairs(record):
       usual[asked][answer] += 1
   answers = sum(usual.values(), collections.Counter()).most_common(1)
@@ -142,57 +158,90 @@ def questions(
     for i in live:
       history[i].append(('user', pairs[i][turn][0]))
     said = generator.text(
-      [history[i] for i in live], [records[i]['image'] for i in live], max_new_tokens=ANSWER_TOKENS
+      [history[i] for i in live],
+      [records[i].get(_medium(task), ()) for i in live],
+      max_new_tokens=ANSWER_TOKENS,
     )
     for i, text in zip(live, said):
       asked, wanted = pairs[i][turn]
       history[i].append(('assistant', text))
       right.append(same(text, wanted))
       floor.append(same(usual[asked].most_common(1)[0][0] if asked in usual else anything, wanted))
-      image = records[i]['image']
-      samples.append(
-        Sample(
-          asked,
-          right[-1],
-          {'picture': image[0] if isinstance(image, list) else image},
-          text,
-          wanted,
-        )
-      )
-  samples.sort(key=lambda s: s.text)
-  return {'questions': Result(right, floor, [1.0] * len(right), None, samples)}
+      shown = records[i].get(_medium(task))
+      shown = shown[0] if isinstance(shown, list) else shown
+      pictures = {} if shown is None else {'picture': shown}
+      samples.append(Sample(asked, right[-1], pictures, text, wanted, floor[-1]))
+  return {row: Result(right, floor, [1.0] * len(right), None, samples)}
 
 
-def pictures(
-  generator: Generator, records: Sequence[dict], known: Source, how: Drawing
-) -> dict[str, Result]:
-  """Each record drawn from its caption; right when its own true picture is the nearest of all of
-  them.
+def pictures(generator, records, known, how, row, task) -> dict[str, Result]:
+  """Each record drawn (edited, filmed) from its text; right when the judge takes it for its text.
 
-  Floor: the same pictures, prompts shuffled. Ceiling: the true pictures themselves.
+  Floor: the same pictures, prompts shuffled. Ceiling: true pictures, each judged by all the others.
   """
-  del known
-  prompts = [r['caption'] for r in records]
-  drawn = [p.pixels for p in generator.image(prompts, seed=0, **vars(how))]
-  real = [r['image'] for r in records]
-  rebuilt = [v[0] for v in generator.decode(generator.encode([x[None] for x in real]))]
-  right = [k == i for i, k in enumerate(nearest_of(drawn, real))]
-  shuffled = [k == (i + 1) % len(real) for i, k in enumerate(nearest_of(drawn, real))]
-  return {
-    'pictures': Result(
-      right,
-      shuffled,
-      [k == i for i, k in enumerate(nearest_of(real, real))],
-      [k == i for i, k in enumerate(nearest_of(rebuilt, real))],
-      [
-        Sample(text, ok, {'drawn': x, 'true': y})
-        for text, ok, x, y in zip(prompts, right, drawn, real)
-      ],
+  text, field = _DRAWN[task]
+  prompts = [r[text] for r in records]
+  if task == 'edit':
+    sources = [r['raw_image'] for r in records]
+    drawn = [p.pixels for p in generator.edit(sources, prompts, seed=0, **vars(how))]
+  else:
+    make = generator.image if task == 't2i' else generator.video
+    drawn = [p.pixels for p in make(prompts, seed=0, **vars(how))]
+  real = [r[field] for r in records]
+  others = _others(known, prompts, text, field)
+  judge = Judge([*real, *(r[field] for r in others)], [*prompts, *(r[text] for r in others)])
+  wanted = [group(prompt) for prompt in prompts]
+  agree = lambda seen, names: [a == b for a, b in zip(seen, names)]
+  frames = [x if x.ndim == 4 else x[None] for x in real]
+  decoded = generator.decode(generator.encode(frames))
+  rebuilt = [y if x.ndim == 4 else y[0] for x, y in zip(real, decoded)]
+  seen = judge(drawn)
+  right = agree(seen, wanted)
+  ceiling = agree(judge.of_own(), wanted)
+  shuffled = agree(seen, np.random.default_rng(0).permutation(wanted))
+  samples = [
+    Sample(prompt, ok, {'drawn': x, 'true': y}, took, want, prior)
+    for prompt, ok, x, y, took, want, prior in zip(
+      prompts, right, drawn, real, seen, wanted, shuffled
     )
-  }
+  ]
+  return {row: Result(right, shuffled, ceiling, agree(judge(rebuilt), wanted), samples)}
 
 
-_JUDGES: Mapping[str, Callable] = {'caption': captions, 'vqa': questions, 't2i': pictures}
+def _others(known: Sequence[Source], prompts, text: str, field: str) -> list[dict]:
+  """Training records with the same texts: their pictures belong to the judged groups too."""
+  asked, found = {group(prompt) for prompt in prompts}, []
+  for source in known:
+    order = np.random.default_rng(1).permutation(len(source))[:GALLERY]
+    for i in order:
+      try:
+        if group(source.raw(int(i))[text]) in asked:
+          found.append(source[int(i)])
+      except BadRecord:
+        continue
+  return found
+
+
+_DRAWN = {
+  't2i': ('caption', 'image'),
+  'edit': ('instruction', 'out_image'),
+  't2v': ('caption', 'video'),
+}
+_JUDGES: Mapping[str, tuple[str, Callable]] = {
+  'caption': ('captions', captions),
+  'vqa': ('questions', questions),
+  't2i': ('pictures', pictures),
+  'edit': ('edits', pictures),
+  't2v': ('clips', pictures),
+  'video_caption': ('clip_captions', captions),
+  'video_vqa': ('clip_questions', questions),
+  'text': ('talk', questions),
+}
+
+
+def _medium(task: str) -> str:
+  """The field of what a question is about."""
+  return 'video' if task.startswith('video') else 'image'
 
 
 def same(text: str, wanted: str) -> bool:
@@ -207,37 +256,19 @@ def f1(text: str, wanted: str) -> float:
   return 2 * common / (a.total() + b.total()) if common else 0.0
 
 
-def nearest_of(found: Sequence[np.ndarray], gallery: Sequence[np.ndarray]) -> list[int]:
-  """For each picture uint8 [H, W, 3] the number of the nearest in the gallery, by squared error of
-  the coarse grid.
-  """
-  a, b = _coarse(found), _coarse(gallery)
-  return [int(np.argmin(np.square(b - x).sum(-1))) for x in a]
-
-
-def _coarse(pixels: Sequence[np.ndarray]) -> np.ndarray:
-  out = []
-  for x in pixels:
-    height, width = (side // COARSE * COARSE for side in x.shape[:2])
-    x = x[:height, :width].astype(np.float64)
-    out.append(x.reshape(COARSE, height // COARSE, COARSE, width // COARSE, 3).mean((1, 3)).ravel())
-  return np.stack(out)
-
-
 def _pairs(record: Mapping) -> list[tuple[str, str]]:
   """(question, answer) of each exchange of a conversation, without the picture's mark."""
   turns = turns_of(record)
   return [
-    (asked.replace(PLACEHOLDER, '').strip(), answer)
+    (asked.replace(PLACEHOLDER, '').replace('<video>', '').strip(), answer)
     for (role, asked), (other, answer) in itertools.pairwise(turns)
     if (role, other) == ('user', 'assistant')
   ]
 
 
-def _sources(mixture: str, media: MediaConfig) -> dict[str, Source]:
-  """The first source of each task of a mixture file."""
-  found: dict[str, Source] = {}
+def _sources(mixture: str, media: MediaConfig) -> dict[str, list[Source]]:
+  """The sources of each task of a mixture file."""
+  found: dict[str, list[Source]] = collections.defaultdict(list)
   for row in read_mixture(mixture):
-    if row.task in _JUDGES:
-      found.setdefault(row.task, open_source(row, media))
-  return found
+    found[row.task].append(open_source(row, media))
+  return dict(found)

@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tuna_jax import files
 from tuna_jax.evals import curves, page
-from tuna_jax.evals.results import Evaluation
+from tuna_jax.evals.reconstruct import Rebuilt
+from tuna_jax.evals.results import Evaluation, Sample, by_answer
 
-SHOWN = 12  # samples per section: the first ones, never chosen
+SHOWN = 24  # samples per section: the first ones, never chosen
 RUNS = ('vae', 'decoder', 'stage1', 'stage2', 'stage3')
 
 
@@ -29,12 +30,17 @@ def write(
   facts: Mapping[str, Any],
   command: str = '',
   seconds: float = 0.0,
+  growing: Sequence[tuple[str, Sequence[Sample]]] = (),
+  rebuilt: Rebuilt | None = None,
+  refresh: int = 0,
 ) -> str:
   """Writes `index.html` and `report.json` and returns the path of the page.
 
   runs: the directory that holds the parts of RUNS (those that exist) and steps.jsonl, where a
   launch script wrote {"step", "seconds", "command"} lines. facts: what else describes the run, name
   -> value. command: what made this report, and how many seconds it took.
+  growing: samples of earlier checkpoints, (which one, samples). rebuilt: what the VAE makes of
+  pictures of the data. refresh: seconds after which a browser loads the page again; 0 is never.
   """
   root, runs_path = files.path(directory), files.path(runs)
   root.mkdir(parents=True, exist_ok=True)
@@ -42,21 +48,33 @@ def write(
   if command:
     steps.append({'step': 'evaluation', 'seconds': round(seconds, 1), 'command': command})
   history = {name: curves.read(runs_path / name / 'metrics.jsonl') for name in RUNS}
+  measured = {name: curves.read(runs_path / name / 'held_out.jsonl') for name in RUNS}
   text = page.render(
     'evals/report.html.j2',
     title=title,
     tiles=_tiles(evaluation, steps),
     evaluation=evaluation,
-    panels=[(run, panel) for run, records in history.items() for panel in curves.panels(records)],
+    panels=[
+      (name, panel)
+      for name in RUNS
+      for records in (history[name], measured[name])
+      for panel in curves.panels(records)
+    ],
     curves=curves,
     steps=steps,
     facts=facts,
     shown=SHOWN,
+    by_answer=by_answer,
+    growing=growing,
+    rebuilt=rebuilt,
+    refresh=refresh,
   )
   files.write_text(root / 'index.html', text)
   numbers = _numbers(evaluation)
   losses = {name: records[-1] for name, records in history.items() if records}
+  held = {name: records[-1] for name, records in measured.items() if records}
   described = {'title': title, 'steps': steps, 'facts': dict(facts), 'losses': losses}
+  described |= {'held_out_losses': held}
   files.write_json(root / 'report.json', described | numbers)
   return str(root / 'index.html')
 
@@ -79,6 +97,9 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     'scores': {name: row.to_dict() for name, row in evaluation.rows.items()},
     'titles': dict(evaluation.titles),
     'rebuilt': evaluation.rebuilt,
+    'by_answer': {
+      name: [vars(row) for row in by_answer(r.samples)] for name, r in evaluation.results.items()
+    },
     'seconds': dict(evaluation.seconds),
     'samples': {name: [sample(s) for s in r.samples] for name, r in evaluation.results.items()},
   }
@@ -89,8 +110,14 @@ def _tiles(evaluation: Evaluation, steps) -> list[tuple[str, str]]:
   rows = evaluation.rows.values()
   judged = [row.reached for row in rows if row.target is not None]
   tiles = [(f'{sum(judged)} of {len(judged)}', 'targets reached')] if judged else []
-  tiles.append((f'{np.mean([row.score for row in rows]):.0%}', 'mean score'))
-  tiles.append((f'{sum(row.n for row in rows):,}', 'items judged'))
+  held = [row for name, row in evaluation.rows.items() if name not in evaluation.training]
+  trained = sum(row.n for row in rows) - sum(row.n for row in held)
+  which = 'held-out items judged' if trained else 'items judged'
+  if held:
+    tiles.append((f'{np.mean([row.score for row in held]):.0%}', 'mean score'))
+    tiles.append((f'{sum(row.n for row in held):,}', which))
+  if trained:
+    tiles.append((f'{trained:,}', 'training items judged beside them'))
   if steps:
     tiles.append((page.clock(sum(s['seconds'] for s in steps)), 'all steps'))
   return tiles

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ Shown = Mapping[str, np.ndarray]  # name -> picture uint8 [H, W, 3] or clip uint
 class Sample:
   """One item as a person judges it.
 
-  text: the prompt, instruction or question. pictures: what belongs to it, in the order it is shown.
-  right: the verdict. answer, wanted: of questions and captions.
+  text: the prompt, instruction or question. pictures: what belongs to it, in the order it is
+  shown. right: the verdict. answer, wanted: of questions and captions; of a picture, what the judge
+  took it for and the caption it should have. prior: the verdict on the floor's answer.
   """
 
   text: str
@@ -27,6 +29,7 @@ class Sample:
   pictures: Shown
   answer: str = ''
   wanted: str = ''
+  prior: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +75,42 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class ByAnswer:
+  """The items of a row whose right answer is `answer`: how many, the share that is right, the share
+  that the floor has right, and how often the answer was given, rightly or not."""
+
+  answer: str
+  n: int
+  score: float
+  prior: float
+  said: int
+
+
+def by_answer(samples: Sequence[Sample], most: int = 20) -> list[ByAnswer]:
+  """The `most` frequent right answers; empty where hardly any answer repeats."""
+  judged = [s for s in samples if s.prior is not None]
+  wanted = collections.Counter(s.wanted for s in judged)
+  if not judged or len(wanted) > len(judged) / 3:
+    return []
+  said = collections.Counter(s.answer for s in judged)
+  rows = []
+  for answer, n in wanted.most_common(most):
+    own = [s for s in judged if s.wanted == answer]
+    shares = (_mean([s.right for s in own]), _mean([s.prior for s in own]))
+    rows.append(ByAnswer(answer, n, *shares, said[answer]))
+  return rows
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """results: by row name, in the order of the table. titles: of the rows. seconds: of each part."""
+  """results: by row name, in the order of the table. titles: of the rows. seconds: of each part.
+  training: the rows whose items were trained on."""
 
   results: Mapping[str, Result]
   titles: Mapping[str, str]
   rows: Mapping[str, Row]
   seconds: Mapping[str, float]
+  training: Collection[str] = ()
 
   @property
   def rebuilt(self) -> dict[str, float]:
@@ -92,11 +124,13 @@ def evaluate(
   titles: Mapping[str, str],
   targets: Mapping[str, float],
   say: Callable[[str], None],
+  training: Collection[str] = (),
 ) -> Evaluation:
   """Runs the parts, each of which gives results by row name.
 
   titles: of all rows that there can be, in the order of the table. targets: of the rows that have
-  one. say: is told the scores of each part as it ends.
+  one. say: is told the scores of each part as it ends. training: the rows whose items were trained
+  on.
   """
   results, seconds = {}, {}
   for part, run in parts.items():
@@ -108,7 +142,7 @@ def evaluate(
     say(f'evaluated {part}: {scores}; {seconds[part]} s')
   results = {name: results[name] for name in titles if name in results}
   rows = {name: Row.of(result, targets.get(name)) for name, result in results.items()}
-  return Evaluation(results, {name: titles[name] for name in results}, rows, seconds)
+  return Evaluation(results, {name: titles[name] for name in results}, rows, seconds, training)
 
 
 def table(rows: Mapping[str, Row], titles: Mapping[str, str]) -> str:

@@ -112,6 +112,30 @@ def loss_fn(params, pixels, key, *, config: VaeTrainConfig):
   return error + config.kl * kl, {'psnr': 10 * jnp.log10(4.0 / error), 'kl': kl}
 
 
+@functools.cache
+def _program(config: VaeTrainConfig):
+  """(start, update), compiled once for all numbers of steps: the learning rate is an argument."""
+  transformation = optax.chain(optax.clip_by_global_norm(config.clip), scale_by('muon', 0.9, 0.99))
+
+  @jax.jit
+  def start(params):
+    bias = params['quant']['bias'].at[config.model.latent_channels :].set(config.logvar)
+    params['quant']['bias'] = bias
+    return params, jax.tree.map(jnp.copy, params), transformation.init(params)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state, rate, pixels, key):
+    params, ema, opt_state = state
+    gradient = jax.grad(functools.partial(loss_fn, config=config), has_aux=True)
+    grads, metrics = gradient(params, pixels, key)
+    updates, opt_state = transformation.update(grads, opt_state, params)
+    params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+    ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
+    return (params, ema, opt_state), metrics
+
+  return start, update
+
+
 def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   """Trains, measures the latents, writes a weights directory at `workdir`; returns (VaeConfig,
   parameters).
@@ -128,29 +152,9 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   rise = optax.warmup_cosine_decay_schedule
   lr, rest = config.lr, max(config.steps - late, 11)
   first = rise(0.0, lr, config.warmup, max(late, config.warmup + 1), 0.05 * lr)
-  rate = optax.join_schedules([first, rise(0.05 * lr, 0.5 * lr, 10, rest, 0.01 * lr)], [late])
-  transformation = optax.chain(
-    optax.clip_by_global_norm(config.clip),
-    scale_by('muon', 0.9, 0.99),
-    optax.scale_by_learning_rate(rate),
-  )
-
-  @jax.jit
-  def start(params):
-    bias = params['quant']['bias'].at[config.model.latent_channels :].set(config.logvar)
-    params['quant']['bias'] = bias
-    return params, jax.tree.map(jnp.copy, params), transformation.init(params)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, pixels, key):
-    params, ema, opt_state = state
-    gradient = jax.grad(functools.partial(loss_fn, config=config), has_aux=True)
-    grads, metrics = gradient(params, pixels, key)
-    updates, opt_state = transformation.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
-    return (params, ema, opt_state), metrics
-
+  then = rise(0.05 * lr, 0.5 * lr, 10, rest, 0.01 * lr)
+  rate = jax.jit(optax.join_schedules([first, then], [late]))
+  start, update = _program(dataclasses.replace(config, steps=1))
   key = jax.random.key(config.seed)
   stopped = root / 'stopped.safetensors'
   params = fresh.init(vae_shapes(config.model), config.seed)
@@ -164,7 +168,7 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
       clips = media.has_clips and step >= config.clips_from * config.steps and due
       count, choice = (config.clips, 1) if clips else (config.stills, config.choice)
       pixels = media.batch(step, count, clips, choice)
-      state, metrics = update(state, pixels, jax.random.fold_in(key, step))
+      state, metrics = update(state, rate(step), pixels, jax.random.fold_in(key, step))
       if step % 50 == 0 or step == config.steps - 1:
         values = {name: float(v) for name, v in metrics.items()}
         records += json.dumps({'step': step + 1, **values}) + '\n'
@@ -181,6 +185,22 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   store.save(workdir, model, params, {'trained_steps': config.steps, 'seed': config.seed})
   stopped.unlink(missing_ok=True)
   return model, params
+
+
+def step_seconds(config: VaeTrainConfig, steps: int = 8) -> float:
+  """How long a step on stills takes here, the reading of its pictures included. What is compiled
+  for it serves `train_vae` as well.
+  """
+  media, key = Media(config.data, config.seed), jax.random.key(0)
+  start, update = _program(dataclasses.replace(config, steps=1))
+  state = start(fresh.init(vae_shapes(config.model), config.seed))
+  for step in range(steps + 1):
+    if step == 1:  # the first one compiled
+      began = time.perf_counter()
+    pixels = media.batch(step, config.stills, False, config.choice)
+    state, metrics = update(state, 0.0, pixels, key)
+    jax.block_until_ready(metrics)
+  return (time.perf_counter() - began) / steps
 
 
 def measure(config: VaeTrainConfig, params, media: Media) -> VaeConfig:

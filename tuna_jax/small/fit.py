@@ -1,0 +1,197 @@
+"""`fit`: from own data to a small model and its report, within a time; the same call continues.
+
+    data       training and held-out mixtures                 OUT/data
+    tokenizer  the words of the training data                 OUT/tokenizer
+    vae        trained on the pictures, or the one given      OUT/vae
+    decoder    a short text-only start                        OUT/decoder
+    stage1     everything trains; its steps are measured      OUT/stage1
+    stage2     the same for most of the time                  OUT/stage2
+    stage3     the same at a low rate, while time is left     OUT/stage3
+    report     scores and samples                             OUT/report
+
+OUT/fit.json says what is done, how many seconds each part took, and the steps that were chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+from tuna_jax import files
+from tuna_jax.config import UserError
+from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.mixture import texts
+from tuna_jax.data.sources import read_mixture
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.evals import curves
+from tuna_jax.small import prepare, recipe, watch
+from tuna_jax.toy import train_vae
+from tuna_jax.train import loop
+from tuna_jax.weights import store
+
+
+@dataclasses.dataclass
+class Progress:
+  """What OUT/fit.json holds. data: what is fitted. minutes: of all parts. seconds: each part took,
+  over all starts. steps: that were chosen for a part. done: the parts that are complete.
+  """
+
+  path: str
+  data: str
+  minutes: float
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  steps: dict[str, int] = dataclasses.field(default_factory=dict)
+  done: list[str] = dataclasses.field(default_factory=list)
+  running: tuple[str, float] = ('', 0.0)  # the part, and since when
+
+  @classmethod
+  def open(cls, path: str, data: str, minutes: float) -> Progress:
+    """Of an earlier start, or new. Raises UserError where the earlier one had other data."""
+    if not files.path(path).exists():
+      return cls(path, data, minutes)
+    known = files.read_json(path)
+    if known['data'] != data:
+      raise UserError(f'{path}: begun with {known["data"]}, not with {data}; choose another --out')
+    return cls(path, **known | {'minutes': minutes})
+
+  @property
+  def left(self) -> float:
+    """Seconds of the time that no part has taken yet."""
+    return 60 * self.minutes - sum(self.seconds.values())
+
+  @property
+  def spent(self) -> dict[str, float]:
+    """Seconds by part, the running one included."""
+    name, since = self.running
+    if not name:
+      return self.seconds
+    return self.seconds | {name: self.seconds.get(name, 0.0) + time.perf_counter() - since}
+
+  def save(self) -> None:
+    """Writes fit.json."""
+    values = {k: v for k, v in vars(self).items() if k not in ('path', 'running')}
+    files.write_json(self.path, values)
+
+  @contextlib.contextmanager
+  def part(self, name: str, say):
+    """Counts the seconds of a part, and that it is complete if the block ends well."""
+    say(f'== {name}')
+    began, before = time.perf_counter(), self.seconds.get(name, 0.0)
+    self.running = (name, began)
+    try:
+      yield
+      self.done = [*dict.fromkeys([*self.done, name])]
+    finally:
+      self.running = ('', 0.0)
+      self.seconds[name] = round(before + time.perf_counter() - began, 1)
+      self.save()
+    say(f'== {name}: {self.seconds[name]:.0f} s, {max(self.left, 0):.0f} s are left')
+
+  def choose(self, name: str, steps: Callable[[], float], low: int = 20) -> int:
+    """The steps of a part: as chosen at an earlier start, or those of `steps`, at least `low`."""
+    if name not in self.steps:
+      self.steps[name] = max(low, int(steps()))
+      self.save()
+    return self.steps[name]
+
+
+def fit(
+  data: str, out: str, *, minutes: float = 15.0, test: str = '', vae: str = '',
+  held_out: float = 0.1, most: int = 10_000, image_size: str = '64', frames: int = 9,
+  seed: int = 0, n: int = 200, say: Callable[[str], None] = print,
+) -> str:  # fmt: skip
+  """Trains a small model on own data and returns the path of its report.
+
+  data: a mixture file or a folder (`prepare.py`). out: the directory of all that is written; the
+  same call continues there. minutes: what everything together should take. test: records that are
+  held out, a mixture or folder; otherwise the share `held_out` of the pictures. most: pictures that
+  are used. vae: a weights directory to use instead of training one. n: items to judge per row of
+  the report. SIGTERM or Ctrl-C saves and raises loop.Stopped.
+  """
+  root = files.absolute(out)
+  root.mkdir(parents=True, exist_ok=True)
+  progress = Progress.open(str(root / 'fit.json'), str(files.absolute(data)), minutes)
+  media = MediaConfig(image_size=image_size, video_size=image_size, frames=frames)
+  with progress.part('data', say):
+    mixtures = [str(root / 'data' / name) for name in prepare.NAMES.values()]
+    if 'data' not in progress.done:
+      prepare.prepare(data, str(root / 'data'), test, held_out, most, say)
+  tasks = [row.task for row in read_mixture(mixtures[0])]
+  config = recipe.data_config(mixtures[0], media, tasks, str(root / 'latents'))
+  with progress.part('tokenizer', say):
+    tokenizer = _tokenizer(root / 'tokenizer', config)
+  with watch.Page(root, progress, mixtures[1], say) as page:
+    visual = any(task != 'text' for task in tasks)
+    vae_config = recipe.TINY.vae
+    if visual:
+      with progress.part('vae', say):
+        where, vae_config = _vae(root, config, vae, seed, progress)
+      page.check_vae(where, config)
+    model = recipe.model(tokenizer, vae_config)
+    parts = _stages(root, progress, config, model, tokenizer, where if visual else '', seed, say)
+    for name, part in parts:
+      with progress.part(name, say):
+        loop.train(part(), str(root / name))
+    with progress.part('report', say):
+      return page.report(str(root / 'stage3'), mixtures, n)
+
+
+def _tokenizer(folder, config) -> Tokenizer:
+  """The one in `folder`, learned from the texts of the training data where there is none."""
+  if not folder.exists():
+    Tokenizer.train(texts(config, 20_000), recipe.VOCABULARY).save(str(folder))
+  return Tokenizer.from_dir(str(folder))
+
+
+def _vae(root, config, given: str, seed: int, progress: Progress):
+  """(directory, VaeConfig) of the VAE given, or of one trained for its share of the time."""
+  if given:
+    return given, store.load_vae(given)[0]
+  train = recipe.vae(config, seed)
+  time_of_vae = 60 * progress.minutes * recipe.SHARES['vae']
+  steps = progress.choose('vae', lambda: time_of_vae / train_vae.step_seconds(train))
+  train = dataclasses.replace(train, steps=steps)
+  return str(root / 'vae'), train_vae.train_vae(train, str(root / 'vae'))[0]
+
+
+def _stages(root, progress, config, model, tokenizer, vae, seed, say):
+  """(name, function that gives its config) of the decoder and the stages."""
+  strides = model.strides
+  words = dataclasses.replace(config, phases=((0.0, (('text', 1.0),)),))
+  common = dict(tokenizer=str(root / 'tokenizer'), seed=seed)
+  budget = lambda name: 60 * progress.minutes * recipe.SHARES[name]
+
+  def decoder():
+    tasks = dataclasses.replace(config.tasks, learn='everything')
+    data = dataclasses.replace(words, tasks=tasks)
+    sizes = recipe.rows(data, tokenizer, strides)
+    steps = progress.choose('decoder', lambda: budget('decoder') / 0.05)
+    return recipe.stage('decoder', data, sizes, steps, model, **common)
+
+  def stage(name, steps, start):
+    sizes = recipe.rows(config, tokenizer, strides)
+    more = dict(vae=vae, init_from=str(root / start), checkpoint_every=max(steps // 5, 50))
+    return recipe.stage(name, config, sizes, steps, model, **more, **common)
+
+  def first():
+    steps = progress.choose('stage1', lambda: min(recipe.FIRST, 20 * progress.minutes))
+    return stage('stage1', steps, 'decoder')
+
+  def after(before: str, share: float):
+    """Steps of a stage that takes a share of what is left, at the speed of the one before it."""
+    taken = [r['seconds'] for r in curves.read(root / before / 'metrics.jsonl')]
+    each = statistics.mean(taken[len(taken) // 2 :])
+    free = share * (progress.left - budget('report'))
+    say(f'a step of {before} took {each:.3f} s: {free:.0f} s are for the next stage')
+    return free / each
+
+  def second():
+    return stage('stage2', progress.choose('stage2', lambda: after('stage1', 0.65)), 'stage1')
+
+  def third():
+    return stage('stage3', progress.choose('stage3', lambda: after('stage2', 0.9)), 'stage2')
+
+  return ('decoder', decoder), ('stage1', first), ('stage2', second), ('stage3', third)

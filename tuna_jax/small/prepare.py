@@ -1,0 +1,225 @@
+"""Own data become two mixture files: what is trained on, and what is held out.
+
+a mixture file                    rows of any kind and task (docs/data.md)
+a folder with metadata.jsonl      {"file_name", "text"} per line, as Hugging Face writes it;
+                                  or "question" and "answer", or "conversations"
+a folder of NAME.jpg, NAME.txt    the text is the caption
+a folder of folders of pictures   the name of a folder is the caption of its pictures
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from tuna_jax import files
+from tuna_jax.config import UserError
+from tuna_jax.data.limits import locate
+from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.records import BadRecord, guard, texts_of
+from tuna_jax.data.sources import MADE, SourceConfig, open_source, read_mixture
+from tuna_jax.data.tasks import TASKS
+
+PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif')
+NAMES = {'train': 'mixture.json', 'test': 'mixture_test.json'}
+
+
+def prepare(
+  data: str,
+  out: str,
+  test: str = '',
+  share: float = 0.1,
+  most: int = 10_000,
+  say: Callable[[str], None] = print,
+) -> tuple[str, str]:
+  """Writes OUT/mixture.json and OUT/mixture_test.json and returns their paths.
+
+  share: of the pictures (texts, where there are none) that are held out, with all records that
+  show them; by content, so that no picture is in both. test: a mixture or folder that is held out
+  instead; what `data` shares with it is left out of training. most: pictures that are used of
+  either, since each must be seen several times. Raises UserError where nothing is
+  left to train on or to hold out.
+  """
+  root = files.absolute(out)
+  root.mkdir(parents=True, exist_ok=True)
+  rows = {'train': _rows(data, root / 'folder')}
+  rows['test'] = _rows(test, root / 'folder_test') if test else rows['train']
+  found = {split: _read(rows[split]) for split in ({'train', 'test'} if test else {'train'})}
+  if test:
+    held = {key for keys in found['test'] for k in keys.values() for key in k}
+    chosen = {
+      'train': [[i for i, k in keys.items() if not held & set(k)] for keys in found['train']],
+      'test': [list(keys) for keys in found['test']],
+    }
+    dropped = sum(map(len, found['train'])) - sum(map(len, chosen['train']))
+    if dropped:
+      say(f'{dropped} records show pictures of {test}: they are not trained on')
+  else:
+    chosen = _split(found['train'], share)
+  for split in NAMES:
+    used = _fewer(found['train' if split == 'train' or not test else 'test'], chosen[split], most)
+    if used:
+      say(f'{NAMES[split]}: the records of {most} pictures are used, of {used}; --most changes it')
+  for split, name in NAMES.items():
+    written = []
+    for n, (row, numbers) in enumerate(zip(rows[split], chosen[split])):
+      if row.path in MADE:
+        written.append(dataclasses.asdict(row) | {'split': split})
+      elif numbers:
+        with files.writing(root / f'{split}.{n}.npy') as file:
+          np.save(file, np.array(sorted(numbers), np.int64))
+        written.append(dataclasses.asdict(row) | {'records': f'{split}.{n}.npy'})
+    if not written:
+      raise UserError(f'{data}: no record {"to train on" if split == "train" else "to hold out"}')
+    counts = ', '.join(f'{len(c)} {r.task}' for r, c in zip(rows[split], chosen[split]) if c)
+    say(f'{"training" if split == "train" else "held out"}: {counts or rows[split][0].path}')
+    files.write_json(root / name, written)
+  return str(root / NAMES['train']), str(root / NAMES['test'])
+
+
+def _rows(data: str, out) -> list[SourceConfig]:
+  """The rows of a mixture file or of a folder, with absolute paths."""
+  where = files.absolute(data)
+  if where.is_dir():
+    return list(read_mixture(read_folder(pathlib.Path(str(where)), out)))
+  return list(read_mixture(str(where)))
+
+
+def read_folder(folder: pathlib.Path, out) -> str:
+  """Writes the records of a folder of pictures as a mixture below `out`, and returns its path."""
+  lines: dict[str, list[dict]] = collections.defaultdict(list)
+  for record in _records(folder):
+    for task in ('t2i', 'caption') if 'caption' in record else ('vqa',):
+      lines[task].append(record)
+  if not lines:
+    raise UserError(
+      f'{folder}: no pictures with texts; expected metadata.jsonl, NAME.txt beside NAME.jpg, or '
+      'folders whose names are captions'
+    )
+  out = files.path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  rows = []
+  for task, records in lines.items():
+    text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+    files.write_text(out / f'{task}.jsonl', text)
+    rows.append({'path': f'{task}.jsonl', 'root': str(folder), 'task': task, 'weight': 1.0})
+  files.write_json(out / 'mixture.json', rows)
+  return str(out / 'mixture.json')
+
+
+def _records(folder: pathlib.Path) -> Iterator[dict]:
+  """{'image', and 'caption' or 'conversations'} of each picture of a folder that has a text."""
+  if (folder / 'metadata.jsonl').exists():
+    for n, line in enumerate((folder / 'metadata.jsonl').read_text('utf-8-sig').splitlines(), 1):
+      if line.strip():
+        yield _of_metadata(f'{folder / "metadata.jsonl"}:{n}', json.loads(line))
+    return
+  pictures = sorted(
+    path for path in folder.rglob('*') if path.suffix.lower() in PICTURES and path.name[0] != '.'
+  )
+  beside = any(path.with_suffix('.txt').exists() for path in pictures)
+  for path in pictures:
+    name = str(path.relative_to(folder))
+    if beside:
+      if path.with_suffix('.txt').exists():
+        text = path.with_suffix('.txt').read_text('utf-8-sig', errors='replace').strip()
+        yield {'image': name, 'caption': text}
+    elif path.parent != folder:
+      yield {'image': name, 'caption': path.parent.name.replace('_', ' ')}
+
+
+def _of_metadata(where: str, line) -> dict:
+  """The record of one line of metadata.jsonl."""
+  given = line if isinstance(line, Mapping) else {}
+  image = given.get('file_name') or given.get('image')
+  caption = given.get('text') or given.get('caption')
+  if image and 'conversations' in given:
+    return {'image': image, 'conversations': given['conversations']}
+  if image and 'question' in given and 'answer' in given:
+    pair = (('human', given['question']), ('gpt', str(given['answer'])))
+    return {'image': image, 'conversations': [{'from': who, 'value': text} for who, text in pair]}
+  if image and caption:
+    return {'image': image, 'caption': caption}
+  wanted = '"file_name" with "text", with "question" and "answer", or with "conversations"'
+  raise UserError(f'{where}: expected {wanted}, found {str(line)[:80]}')
+
+
+def _read(rows: list[SourceConfig]) -> list[dict[int, list[str]]]:
+  """For each row {record number: what it shows, by content}; unusable records are left out, since
+  the pipeline and `data check` name them."""
+  digests: dict[str, str] = {}
+  found = []
+  for row in rows:
+    keys: dict[int, list[str]] = {}
+    source = open_source(row, MediaConfig()) if row.path not in MADE else ()
+    for i in range(len(source)):
+      try:
+        with guard(source, i):
+          keys[i] = list(_contents(source, source.raw(i), digests))
+      except BadRecord:
+        continue
+    found.append(keys)
+  return found
+
+
+def _contents(source, record: Mapping, digests: dict[str, str]) -> Iterator[str]:
+  """A digest of each picture and clip of a raw record; of its texts, if it shows nothing."""
+  fields = TASKS[source.task].fields
+  media = [record[field] for field, kind in fields.items() if kind not in ('text', 'turns')]
+  for value in media:
+    for one in value if isinstance(value, list) else [value]:
+      if not isinstance(one, str):
+        yield _digest(np.ascontiguousarray(one) if isinstance(one, np.ndarray) else one)
+        continue
+      if (name := f'{source.root}:{one}') not in digests:
+        path = str(locate(one, source.root))
+        content = path.encode() if os.path.isdir(path) else files.path(path).read_bytes()
+        digests[name] = _digest(content)
+      yield digests[name]
+  if not media:
+    yield _digest('\n'.join(texts_of(record, source.task)).encode())
+
+
+def _fewer(found, chosen: list[list[int]], most: int) -> int:
+  """Leaves the records of `most` pictures in `chosen`, those of the highest digests, and returns
+  how many pictures there were; 0 where they are no more than that."""
+  pictures = sorted({keys[i][0] for keys, numbers in zip(found, chosen) for i in numbers})
+  if len(pictures) <= most:
+    return 0
+  kept = set(pictures[-most:])
+  for keys, numbers in zip(found, chosen):
+    numbers[:] = [i for i in numbers if keys[i][0] in kept]
+  return len(pictures)
+
+
+def _digest(data) -> str:
+  return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _split(found: list[dict[int, list[str]]], share: float) -> dict[str, list[list[int]]]:
+  """Record numbers by split and row. Records that show one picture stay together, and so do
+  pictures of one record; a digest decides, so that more data do not change what is held out."""
+  parent: dict[str, str] = {}
+
+  def root(key: str) -> str:
+    while parent.setdefault(key, key) != key:
+      parent[key] = key = parent[parent[key]]
+    return key
+
+  for keys in found:
+    for several in keys.values():
+      for key in several:
+        a, b = sorted((root(several[0]), root(key)))
+        parent[b] = a
+  groups = sorted({root(key) for key in parent})
+  held = {g for g in groups if int(g[:8], 16) < share * 2**32} or set(groups[:1])
+  test = [[i for i, k in keys.items() if root(k[0]) in held] for keys in found]
+  train = [[i for i, k in keys.items() if root(k[0]) not in held] for keys in found]
+  return {'train': train, 'test': test}

@@ -1,0 +1,130 @@
+"""The page of a small run, OUT/index.html: it grows while the run trains and ends as the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import threading
+import time
+from collections.abc import Callable
+
+import jax
+
+from tuna_jax import files
+from tuna_jax.data.mixture import DataConfig
+from tuna_jax.evals import own_data, reconstruct, report
+from tuna_jax.evals.results import Evaluation, Sample
+from tuna_jax.sample.generate import Drawing
+from tuna_jax.sample.image import Guidance
+from tuna_jax.sample.open import open_generator
+from tuna_jax.small.held_out import HeldOut
+from tuna_jax.toy import train_vae
+from tuna_jax.train import checkpoint
+from tuna_jax.weights import store
+
+HOW = Drawing(Guidance(2.0), 16, 3.0)
+REFRESH = 15.0  # seconds between two writings of the page
+SHOWN = 6  # fixed held-out items of each task
+NOTHING = Evaluation({}, {}, {}, {})
+
+
+class Page:
+  """Writes the page from a thread of its own while its block runs: curves and the time of each part
+  every REFRESH seconds, samples of fixed held-out items from every new checkpoint."""
+
+  def __init__(self, root, progress, held_out: str, say: Callable[[str], None]):
+    self._root, self._progress, self._held_out, self._say = root, progress, held_out, say
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._run, name='tuna-page', daemon=True)
+    self._rebuilt: reconstruct.Rebuilt | None = None
+    self._samples: list[tuple[str, list[Sample]]] = []
+    self._seen = ''
+    self._loss: HeldOut | None = None
+
+  def __enter__(self) -> Page:
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_):
+    self._stop.set()
+    self._thread.join()
+
+  def check_vae(self, where: str, config: DataConfig) -> None:
+    """Rebuilds pictures of the data with the VAE; a bad one is a loud warning."""
+    vae_config, params = store.load_vae(where)
+    pictures = train_vae.Media(dataclasses.replace(config, mixture=self._held_out), 1).batch(
+      0, 12, False
+    )[:, 0]
+    self._rebuilt = reconstruct.rebuild(vae_config, params, pictures)
+    self._say(f'VAE: {self._rebuilt.psnr:.1f} dB on 12 pictures of these data')
+    if self._rebuilt.warning:
+      line = '!' * 78
+      self._say(f'{line}\n{self._rebuilt.warning}\n{line}')
+
+  def report(self, run: str, mixtures: list[str], n: int) -> str:
+    """Scores the run on held-out and training items; the page becomes the report."""
+    self._stop.set()
+    self._thread.join()
+    began = time.perf_counter()
+    generator = open_generator(run, batch_size=50)
+    found = own_data.evaluate(generator, *mixtures, n, HOW, self._say)
+    return self._write(found, seconds=time.perf_counter() - began)
+
+  def _run(self):
+    while not self._stop.wait(REFRESH):
+      self._look()
+      self._write(NOTHING, refresh=int(REFRESH))
+
+  def _look(self):
+    """Samples of the newest checkpoint, if it is a new one."""
+    steps = {
+      name: store.committed_steps(self._root / name)
+      for name in ('stage3', 'stage2', 'stage1')
+      if (self._root / name / 'checkpoints').exists()
+      and (self._root / name / 'config.json').exists()
+    }
+    newest = next((f'{name}, step {max(s)}' for name, s in steps.items() if s), '')
+    if not newest or newest == self._seen:
+      return
+    self._seen = newest
+    name, _, number = newest.partition(', step ')
+    run = self._root / name
+    generator = open_generator(str(run), batch_size=SHOWN)
+    if self._loss is None:
+      self._loss = HeldOut(checkpoint.read_config(run), self._held_out, generator)
+    values = self._loss(generator.params)
+    self._say(
+      'held out at {}: {}'.format(newest, ', '.join(f'{k} {v:.3f}' for k, v in values.items()))
+    )
+    with (run / 'held_out.jsonl').open('a') as file:
+      file.write(json.dumps({'step': int(number), **values}) + '\n')
+    found = own_data.evaluate(
+      generator, self._held_out, self._held_out, SHOWN, HOW, lambda _: None, splits=('test',)
+    )
+    samples = [s for result in found.results.values() for s in result.samples]
+    self._samples = [*self._samples, (newest, samples)]
+
+  def _write(self, evaluation: Evaluation, seconds: float = 0.0, refresh: int = 0) -> str:
+    lines = [
+      json.dumps({'step': name, 'seconds': taken}) for name, taken in self._progress.spent.items()
+    ]
+    files.write_text(self._root / 'steps.jsonl', '\n'.join(lines))
+    return report.write(
+      str(self._root),
+      evaluation,
+      str(self._root),
+      title='Your own data',
+      facts={
+        'data': self._progress.data,
+        'minutes': f'{self._progress.minutes:g}',
+        'steps': ', '.join(f'{name} {n}' for name, n in self._progress.steps.items()),
+        'processor seconds of this start': round(time.process_time()),
+        'versions': f'tuna_jax {importlib.metadata.version("tuna_jax")}, jax {jax.__version__}',
+      },
+      command='tuna-jax fit' if seconds else '',
+      seconds=seconds,
+      growing=self._samples,
+      rebuilt=self._rebuilt,
+      refresh=refresh,
+    )
