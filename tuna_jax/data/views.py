@@ -37,6 +37,10 @@ class Some:
     """The record's place in the whole source."""
     return self._source.where(int(self._numbers[index]))
 
+  def smallest(self) -> int:
+    """Not known without reading the records: the first."""
+    return 0
+
 
 class Texts:
   """The texts of a source as conversations of the task `text`, without pictures: what a decoder is
@@ -69,3 +73,7 @@ class Texts:
   def where(self, index) -> str:
     """The record's place in the source."""
     return self._source.where(index)
+
+  def smallest(self) -> int:
+    """That of the source."""
+    return self._source.smallest()

@@ -35,6 +35,7 @@ RATES = {
 FIRST = 200  # steps of stage 1 at most; they measure how long a step takes
 MEASURED = 200  # records per source that rows are sized for
 VOCABULARY = 4096  # at most
+LONGEST = 512  # tokens of a text; records with longer ones are passed over
 
 
 def model(tokenizer: Tokenizer, vae_config: VaeConfig) -> TunaConfig:
@@ -48,7 +49,7 @@ def data_config(mixture: str, media: MediaConfig, tasks: Sequence[str], latents:
   return DataConfig(
     mixture=mixture,
     phases=((0.0, tuple((task, TASKS[task]) for task in dict.fromkeys(tasks))),),
-    tasks=TaskConfig(system=None),
+    tasks=TaskConfig(system=None, max_text=LONGEST),
     media=media,
     max_skip_share=0.5,
     latent_cache_dir=latents,
@@ -67,30 +68,29 @@ def vae(data: DataConfig, seed: int) -> VaeTrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """L, V and M of a row that holds a few examples of the data; and how many are left out since they
-  do not fit into `LONGEST` positions."""
+  """L, V and M of a row that holds a few examples of the data."""
 
   length: int
   visual: int
   images: int
 
 
-LONGEST = 1024  # positions of a row at most
 HELD = 4  # examples of mean size that a row holds
 
 
 def rows(data: DataConfig, tokenizer: Tokenizer, strides: tuple[int, int]) -> Rows:
-  """Sizes of a row, from the first records of each source."""
+  """Sizes of a row, from records of each source: the first ones, and some from all over it."""
   needs, rng = [], np.random.default_rng(0)
   for source in open_sources(data):
-    for i in np.linspace(0, len(source) - 1, min(MEASURED, len(source))).astype(int):
+    spread = np.linspace(0, len(source) - 1, min(MEASURED, len(source))).astype(int)
+    for i in {*spread.tolist(), *range(min(MEASURED, len(source)))}:
       try:
-        laid = examples.example(source, int(i), Context(tokenizer, data.tasks), rng, strides)
+        laid = examples.example(source, i, Context(tokenizer, data.tasks), rng, strides)
       except BadRecord:  # named and counted when the data are trained on
         continue
       needs.append((laid.length, laid.cells, laid.images))
   most, mean = np.max(needs, 0), np.mean(needs, 0)
-  length = min(LONGEST, max(most[0], HELD * mean[0]))
+  length = max(most[0], HELD * mean[0])
   share = length / mean[0]  # examples per row
   round_up = lambda n, k: int(-(-n // k) * k)
   visual, images = (max(m, share * n * 1.2) if m else 0 for m, n in zip(most[1:], mean[1:]))

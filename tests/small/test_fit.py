@@ -1,0 +1,59 @@
+"""One command from own data to a report; a stopped one continues."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tuna_jax.config import UserError
+from tuna_jax.small.fit import Progress, fit
+
+
+@pytest.fixture
+def album(tmp_path):
+  """24 pictures of two kinds, in folders named by what they show."""
+  for n in range(24):
+    kind, level = ('dark', 40) if n % 2 else ('light', 200)
+    noise = np.random.default_rng(n).integers(-30, 30, (32, 32, 3))
+    path = tmp_path / 'album' / kind / f'{n}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((level + noise).astype(np.uint8)).save(path)
+  return tmp_path / 'album'
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_model_and_a_report_within_its_steps(album, tmp_path):
+  said = []
+  page = fit(
+    str(album), str(tmp_path / 'run'), minutes=0.2, held_out=0.3, image_size='32', n=4,
+    say=said.append,
+  )  # fmt: skip
+  report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+  assert {'captions_test', 'pictures_test', 'captions_train'} <= set(report['scores'])
+  assert 'taken for their caption' in open(page).read()
+  assert any('DOES NOT FIT' in line for line in said)  # of so few steps
+  before = json.loads((tmp_path / 'run' / 'fit.json').read_text())['steps']
+  assert fit(str(album), str(tmp_path / 'run'), minutes=0.2, n=4, say=str) == page
+  assert json.loads((tmp_path / 'run' / 'fit.json').read_text())['steps'] == before
+
+
+def test_seconds_and_steps_are_those_of_all_starts(tmp_path):
+  path = str(tmp_path / 'fit.json')
+  progress = Progress.open(path, 'my.json', 1.0)
+  assert progress.choose('vae', lambda: 50.0) == 50
+  with pytest.raises(InterruptedError), progress.part('vae', str):
+    raise InterruptedError
+  again = Progress.open(path, 'my.json', 2.0)
+  assert again.choose('vae', lambda: 70.0) == 50 and not again.done
+  with again.part('vae', str):
+    assert set(again.spent) == {'vae'}
+  assert Progress.open(path, 'my.json', 2.0).done == ['vae']
+  assert again.left <= 120
+
+
+def test_other_data_are_refused(tmp_path):
+  path = str(tmp_path / 'fit.json')
+  Progress.open(path, 'my.json', 1.0).save()
+  with pytest.raises(UserError, match=r'begun with my.json, not with other.json'):
+    Progress.open(path, 'other.json', 1.0)
