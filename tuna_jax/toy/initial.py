@@ -17,9 +17,9 @@ def previous_token_heads(
   """Fresh parameters {leaf name: Lazy} with previous-token heads in the decoder's first layer.
 
   The query heads of the first key/value head attend 1, 2, ... tokens back, by position alone: keys
-  are constant, and queries are the same constant turned back by the rotary angle of 1, 2, ... tokens
-  in the `pairs` fastest frequencies of RoPE. Recall in context begins with what stood before a
-  word; found by gradient, such heads take several times more tokens.
+  are constant, and queries are the same constant turned back by the rotary angle of 1, 2, ...
+  tokens in the `pairs` fastest frequencies of RoPE. Recall in context begins with what stood before
+  a word; found by gradient, such heads take several times more tokens.
   """
   d = config.decoder
   pairs = min(pairs, d.head_dim // 2)

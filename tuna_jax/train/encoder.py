@@ -36,6 +36,7 @@ from tuna_jax.models.vae import check_clip, encode_chunk
 from tuna_jax.train import programs as programs_lib
 from tuna_jax.train.config import DTYPES, EncoderConfig, TrainConfig
 from tuna_jax.weights import store
+from tuna_jax.weights.digest import loaded
 
 Shape = tuple[int, ...]  # [F, H, W, 3] of one picture or clip
 PARTS = ('encoder', 'quant')
@@ -123,9 +124,8 @@ def read(directory) -> tuple[VaeConfig, dict]:
   shapes = encoder_shapes(config)
   found = {name: leaf for name, leaf in leaves.items() if name.partition('/')[0] in PARTS}
   store.check(directory, found, shapes)
-  return config, tree.unflatten(
-    {name: np.asarray(found[name][()]) for name in tree.flatten(shapes)}
-  )
+  read = loaded(found)
+  return config, tree.unflatten({name: read[name] for name in tree.flatten(shapes)})
 
 
 def of_run(config: TrainConfig, mesh: Mesh) -> Encoder:

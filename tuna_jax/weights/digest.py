@@ -34,7 +34,11 @@ class Running:
 
   def add(self, start, block: np.ndarray) -> Running:
     """Adds the block whose first element stands at the indices `start`."""
-    bits, shape, start = _bits(block), list(self._shape or (1,)), list(start or (0,))
+    bits, shape, start = (
+      _bits(block),
+      list(self._shape or (1,)),
+      list(start) or [0] * max(1, block.ndim),
+    )
     if bits.shape[-1] != (block.shape or (1,))[-1]:  # elements of 8 bytes are two of 4
       shape[-1], start[-1] = 2 * shape[-1], 2 * start[-1]
     offsets, run = np.zeros(1, np.uint64), bits.ndim
@@ -119,6 +123,16 @@ def check(leaves: Mapping[str, Lazy], arrays: Mapping[str, jax.Array]) -> None:
   known = {name: leaf for name, leaf in leaves.items() if leaf.digest and name in arrays}
   found = of_arrays({name: arrays[name] for name in known})
   _compare(known, found)
+
+
+def loaded(leaves: Mapping[str, Lazy]) -> dict[str, np.ndarray]:
+  """The leaves in host memory. Raises Damaged where one is not what was saved."""
+  arrays = {name: leaf[()] for name, leaf in leaves.items()}
+  known = {name: leaf for name, leaf in leaves.items() if leaf.digest}
+  _compare(
+    known, {name: Running(leaf.shape).add((), arrays[name]).hex() for name, leaf in known.items()}
+  )
+  return arrays
 
 
 def check_stored(leaves: Mapping[str, Lazy]) -> None:

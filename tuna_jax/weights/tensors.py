@@ -154,13 +154,20 @@ def equal(a: Lazy, b: Lazy) -> bool:
 
 
 class Bytes:
-  """A file read by position; local, or wherever `epath` reaches."""
+  """A file read by position, local or on object storage, by one request per read."""
 
   def __init__(self, path):
-    self.path = files.path(path)
-    self._lock = threading.Lock()
-    self._file = self.path.open('rb')
-    self.size = self._file.seek(0, 2)
+    self.path, self._lock = files.path(path), threading.Lock()
+    if files.is_remote(self.path):
+      storage = files.storage(self.path)
+      self.size = storage.size(str(self.path))
+      self._fill = lambda start, out: _copy(
+        storage.cat_file(str(self.path), start=start, end=start + len(out)), out
+      )
+    else:
+      self._file = self.path.open('rb')
+      self.size = self._file.seek(0, 2)
+      self._fill = self._from_disk
     if what := files.impostor(self.read(0, min(self.size, 64)).tobytes()):
       raise CheckpointError(f'{path}: no weights: {what}')
 
@@ -170,16 +177,19 @@ class Bytes:
       raise CheckpointError(
         f'{self.path}: truncated: bytes {start}..{start + size} asked, the file has {self.size}'
       )
+    data = np.empty(size, np.uint8)
+    done = self._fill(start, memoryview(data)) if size else 0
+    if done < size:
+      raise CheckpointError(f'{self.path}: truncated at byte {start + done}')
+    return data
+
+  def _from_disk(self, start: int, out: memoryview) -> int:
     with self._lock:
       self._file.seek(start)
-      data = np.empty(size, np.uint8)
-      view, done = memoryview(data), 0
-      while done < size:
-        part = self._file.readinto(view[done:])
-        if not part:
-          raise CheckpointError(f'{self.path}: truncated at byte {start + done}')
+      done = 0
+      while done < len(out) and (part := self._file.readinto(out[done:])):
         done += part
-    return data
+      return done
 
   def tensor(self, start: int, shape, dtype) -> Lazy:
     """The C-ordered tensor that begins at byte `start`; whole rows of the first axis are read."""
@@ -207,3 +217,8 @@ class Bytes:
       return out
 
     return Lazy(shape, dtype, read)
+
+
+def _copy(data: bytes, out: memoryview) -> int:
+  out[: len(data)] = data
+  return len(data)
