@@ -30,7 +30,7 @@ STEP = {package: number for number, step in enumerate(STAIRS) for package in ste
 
 # The model's files in the order data flows; each imports only files before it.
 MODELS = (
-  *('attention', 'rope', 'layers', 'vae_layers', 'vae', 'vision', 'decoder', 'flow_head'),
+  *('flash', 'attention', 'rope', 'layers', 'vae_layers', 'vae', 'vision', 'decoder', 'flow_head'),
   *('tuna', 'shapes'),
 )
 

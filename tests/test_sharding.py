@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tests import shrink
 from tests.models import small
 from tuna_jax import sharding, sizes, tree
+from tuna_jax.models import attention
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.tools import plan
 from tuna_jax.train import state as state_lib
@@ -265,11 +266,14 @@ def test_eight_devices_take_the_step_of_one(name, sizes):
     )
 
 
-def test_the_same_step_lowers_for_several_gpus():
+def test_the_same_step_lowers_for_several_gpus(monkeypatch):
+  monkeypatch.setattr(attention, 'BLOCKWISE_MIN_QUERIES', 1)  # the rows of tests are short
   c = stage('stage2')
-  c = dataclasses.replace(c, model=dataclasses.replace(c.model, attention='gpu', dtype='bfloat16'))
+  c = dataclasses.replace(
+    c, model=dataclasses.replace(c.model, attention='flash', dtype='bfloat16')
+  )
   mesh = sharding.make_mesh(2, 2, 1, 2)
   arguments, placed = plan.step_arguments(c, mesh)
   with jax.set_mesh(mesh):
     lowered = jit_step(c, placed).trace(*arguments).lower(lowering_platforms=('cuda',))
-  assert 'sharding' in lowered.as_text()
+  assert 'sharding' in lowered.as_text() and 'omni_dkv' in lowered.as_text()

@@ -9,7 +9,7 @@ from tuna_jax.models import attention as kernels
 from tuna_jax.models.attention import attention
 
 TOLERANCE = 2e-5  # float32 sums in another order
-IMPLS = ('dense', 'cpu', 'chunked', 'splash_interpret')
+IMPLS = ('dense', 'cpu', 'chunked', 'flash_interpret', 'splash_interpret')
 
 
 def make(rows=2, queries=300, keys=300, heads=4, kv_heads=2, size=16, seed=0):

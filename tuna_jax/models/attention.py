@@ -7,9 +7,10 @@ Axes:  B rows   Lq queries   Lk keys   H query heads   K key/value heads (H = G 
 `kv_limit` is a key index, so cached sampling is the same call with fewer queries than keys. No
 kernel builds the mask on the host, and none holds [Lq, Lk] scores of a long sequence.
 
-  dense    plain XLA, all scores at once: what tests compare with, and a TPU's short queries
+  dense    plain XLA, all scores at once: what tests compare with, and few queries on accelerators
   cpu      a hand-written backward pass in [B, K, G Lq, D], where XLA's own is slow
-  chunked  `dense` over runs of queries, recomputed backwards; for GPUs, memory stays linear
+  flash    blocks of queries and keys on GPUs (`models.flash`); blocks that nobody sees are skipped
+  chunked  `dense` over runs of queries, recomputed backwards: linear memory on any platform
   splash   jax's TPU kernel with masks made at run time; blocks that nobody sees are skipped
 """
 
@@ -25,14 +26,16 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax.config import UserError, nearest
+from tuna_jax.models.flash import flash_attention, pad_to
 from tuna_jax.sharding import activation_spec, active_mesh
 
 MASKED = -1e30  # score of masked keys; finite, so that a fully masked row has a gradient
 CHUNK = 512  # queries that `chunked` takes at a time
 CPU_WHOLE = 1024  # up to this many queries `cpu` takes all scores at once
-SPLASH_MIN_QUERIES = 128  # one block of the TPU kernel; fewer queries take `dense`
+BLOCKWISE_MIN_QUERIES = 128  # fewer take `dense` where 'flash' or 'splash' is named
 # With more keys the fused backward pass holds too many partial dq (docs/tpu.md 2).
 SPLASH_FUSED_KEYS = 4096
+AUTO = {'cpu': 'cpu', 'gpu': 'flash', 'tpu': 'splash'}  # other platforms take 'chunked'
 
 
 def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
@@ -43,8 +46,9 @@ def attention(q, k, v, *, kv_limit, q_segment, kv_segment, impl: str = 'auto'):
     k, v: float[B, Lk, K, D]; K divides H.
     kv_limit: int32[B, Lq], the last key index each query may see.
     q_segment, kv_segment: int32[B, Lq] and [B, Lk].
-    impl: 'dense', 'cpu', 'chunked', 'gpu', 'splash', 'splash_interpret' (the TPU kernel emulated,
-      for tests), or 'auto': chosen by the platform of the mesh that is set, or jax's default.
+    impl: 'dense', 'cpu', 'chunked', 'flash', 'splash'; 'flash_interpret' and 'splash_interpret'
+      (the same kernels emulated, for tests); or 'auto': chosen by the platform of the mesh that is
+      set, or jax's default.
 
   Returns:
     [B, Lq, H, D] in q's type. A query that may see nothing gives zeros, and no gradient.
@@ -77,14 +81,15 @@ def _kernel(impl, mesh, queries):
   """The function that `impl` names, on this platform."""
   if impl == 'auto':
     platform = jax.default_backend() if mesh is None else mesh.abstract_device.platform
-    impl = {'cpu': 'cpu', 'tpu': 'splash'}.get(platform, 'gpu')
-  if impl == 'splash' and queries < SPLASH_MIN_QUERIES:
+    impl = AUTO.get(platform, 'chunked')
+  if impl in ('flash', 'splash') and queries < BLOCKWISE_MIN_QUERIES:
     impl = 'dense'
   kernels = {
     'dense': dense,
     'cpu': cpu,
     'chunked': chunked,
-    'gpu': chunked,
+    'flash': flash_attention,
+    'flash_interpret': functools.partial(flash_attention, interpret=True),
     'splash': splash_attention,
     'splash_interpret': functools.partial(splash_attention, interpret=True),
   }
@@ -117,10 +122,9 @@ def chunked(q, k, v, kv_limit, q_segment, kv_segment, kernel=dense):
   length = q.shape[1]
   if length <= CHUNK:
     return kernel(q, k, v, kv_limit, q_segment, kv_segment)
-  runs = -(-length // CHUNK)
 
   def cut(x):
-    return rearrange(_pad(x, runs * CHUNK), 'b (n c) ... -> n b c ...', c=CHUNK)
+    return rearrange(pad_to(x, CHUNK), 'b (n c) ... -> n b c ...', c=CHUNK)
 
   def run(args):
     q, kv_limit, q_segment = args
@@ -198,10 +202,8 @@ def splash_attention(q, k, v, kv_limit, q_segment, kv_segment, *, interpret: boo
   seen = visible(kv_limit, q_segment, kv_segment).any(axis=-1)  # fused by XLA: no [Lq, Lk] array
   kv_limit = jnp.minimum(kv_limit, keys - 1)  # nobody sees the padding
   q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-  q, kv_limit, q_segment = (
-    _pad(x, -(-queries // block_q) * block_q) for x in (q, kv_limit, q_segment)
-  )
-  k, v, kv_segment = (_pad(x, -(-keys // block_kv) * block_kv) for x in (k, v, kv_segment))
+  q, kv_limit, q_segment = (pad_to(x, block_q) for x in (q, kv_limit, q_segment))
+  k, v, kv_segment = (pad_to(x, block_kv) for x in (k, v, kv_segment))
   sizes = _block_sizes(block_q, block_kv, fused=keys <= SPLASH_FUSED_KEYS)
 
   def row(q, k, v, kv_limit, q_segment, kv_segment):
@@ -275,9 +277,3 @@ def _next_block(run):
   following = jax.lax.cummin(index, axis=0, reverse=True)
   following = jnp.where(following == flat.size, 0, following)
   return (following % run.shape[1]).astype(jnp.int32).reshape(run.shape)
-
-
-def _pad(x, length):
-  """x [B, L, ...] made `length` long by repeating its last position."""
-  extra = length - x.shape[1]
-  return x if not extra else jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2), mode='edge')
