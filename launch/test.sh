@@ -46,8 +46,7 @@ done
 
 ensure_venv "${extras[@]}"
 if [[ $lint == 1 ]]; then
-  # Lines over 100 columns (E501) are allowed until the last of them is gone.
-  run ruff check --ignore E501 .
+  run ruff check .
   run ruff format --check .
 fi
 if [[ $live == 1 ]] && ! python -c 'import importlib.metadata as m; m.version("lmms-eval")' 2>/dev/null; then
