@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from tuna_jax import flow
+from tuna_jax.batch import to_cells, to_tokens
 from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data import media as media_lib
 from tuna_jax.data import tasks as tasks_lib
@@ -27,7 +28,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.segments import Example, Image, Plan, Video, layout
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.sample import batches, requests
+from tuna_jax.sample import batches, requests, showo2
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.image import FILM_SCALE, SCALE, Drawing, Guidance
@@ -55,6 +56,8 @@ class Generator:
       raise UserError(f'batch_size={batch_size}: must be at least 1')
     self.config, self.params, self.tokenizer = config, jax.device_put(params), tokenizer
     self.vae_config, self.vae_params = vae_config or config.vae, jax.device_put(vae_params)
+    if tasks is None and config.design == 'late_fusion':
+      tasks = TaskConfig(system=showo2.SYSTEM)
     self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()
     self.batch_size, self.max_length = batch_size, max_length
 
@@ -179,7 +182,7 @@ class Generator:
     if not all(entries):
       raise UserError('edit: no source picture')
     size = None if size is None else requests.size_name(size)
-    stride = self.vae_config.spatial_stride
+    _, stride = strides(self.config)
     sources = [requests.read_source(s, self.media, size, stride) for e in entries for s in e]
     latents = iter(self.encode(sources))
     plans = []
@@ -212,7 +215,7 @@ class Generator:
     for branches, n in zip(prompts, cells):
       for example in branches:
         self._check_length(example, n + 1)
-    channels, out, done = self.config.vae.latent_channels, [None] * len(plans), 0
+    channels, out, done = self.config.token_dim, [None] * len(plans), 0
     shapes = [(n, tuple(e.cells for e in branches)) for n, branches in zip(cells, prompts)]
     lengths = [max(e.length for e in branches) for branches in prompts]
     together = list(batches.batches(shapes, lengths, self.batch_size))
@@ -224,7 +227,7 @@ class Generator:
         self.params,
         self._collate(examples, length),
         [grids[i] for i in rows],
-        drawing.noise([seeds[i] for i in rows], cells[rows[0]], channels),
+        drawing.noise([seeds[i] for i in rows], cells[rows[0]], channels) * self.config.path.noise,
         how,
         report=None if report is None else lambda n, done=done: report(done + n, total),
       )
@@ -234,13 +237,22 @@ class Generator:
     return out
 
   def encode(self, media: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """uint8 [F, H, W, 3] each -> normalised latents float32 [T, h, w, C]: posterior means, so
-    nothing is random."""
-    return batches.encode(self.vae_config, self.vae_params, media, self.batch_size)
+    """uint8 [F, H, W, 3] each -> visual tokens float32 [T, h, w, C]: of pixels, or of normalised
+    latents that are posterior means, so nothing is random."""
+    c = self.config
+    if c.vae is None:
+      cells = [x.astype(np.float32) / np.float32(127.5) - 1 for x in media]
+    else:
+      cells = batches.encode(self.vae_config, self.vae_params, media, self.batch_size)
+    return [to_tokens(x, c.patch, c.layout) for x in cells]
 
   def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Normalised latents float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
-    return batches.decode(self.vae_config, self.vae_params, latents, self.batch_size)
+    """Visual tokens float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
+    c = self.config
+    cells = [to_cells(x, c.patch, c.layout) for x in latents]
+    if c.vae is None:
+      return [np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8) for x in cells]
+    return batches.decode(self.vae_config, self.vae_params, cells, self.batch_size)
 
   # ---- prompts
 
@@ -292,8 +304,16 @@ class Generator:
     media = iter(self._media([v for _, visuals, _ in parsed for v in visuals]))
     examples = []
     for turns, visuals, marked in parsed:
-      plan = self._chat(turns, [next(media) for _ in visuals], marked)
-      examples.append(layout(plan, self.tokenizer, strides(self.config)))
+      pieces = [next(media) for _ in visuals]
+      asked_once = len(pieces) == 1 and [role for role, _ in turns] == ['user']
+      if asked_once and self.config.design == 'late_fusion' and self.config.compat == 'official':
+        text = turns[0][1].replace(tasks_lib.PLACEHOLDER, '').strip('\n')
+        plan = showo2.question(self.tokenizer, pieces[0], text)
+        example = layout(plan, self.tokenizer, strides(self.config))
+        examples.append(showo2.shift_span(example, example.cells))
+      else:
+        plan = self._chat(turns, pieces, marked)
+        examples.append(layout(plan, self.tokenizer, strides(self.config)))
       self._check_length(examples[-1], room)
     return examples
 
@@ -305,7 +325,7 @@ class Generator:
       )
 
   def _collate(self, examples, length=None):
-    return collate(examples, self.config.vae.latent_channels, length)
+    return collate(examples, self.config.token_dim, length)
 
 
 def _infos(prompts, negative, seeds, how: Drawing) -> list[dict[str, Any]]:

@@ -52,9 +52,11 @@ def open_generator(
       'media': from_dict(MediaConfig, data['media']),
     }
     found = {'vae': stored.run['vae'], 'tokenizer': root / 'tokenizer'}
-  vae_config, vae_params = store.load_vae(
-    _existing('vae', vae or found['vae'], 'config.json', root)
-  )
+  vae_config = vae_params = None
+  if stored.config.vae is not None:
+    vae_config, vae_params = store.load_vae(
+      _existing('vae', vae or found['vae'], 'config.json', root)
+    )
   words = Tokenizer.from_dir(
     _existing('tokenizer', tokenizer or found['tokenizer'], 'tokenizer.json', root)
   )
