@@ -18,7 +18,7 @@ from etils import epath
 
 from tuna_jax import files
 from tuna_jax.config import UserError, nearest
-from tuna_jax.parity import models, parts, pixel, samples, showo2, towers
+from tuna_jax.parity import models, parts, pixel, pixel_samples, samples, showo2, towers
 from tuna_jax.parity.case import Case, Compute, GoldenError, Row, compare
 from tuna_jax.weights import safetensors
 from tuna_jax.weights.tensors import CheckpointError
@@ -32,6 +32,7 @@ KINDS: Mapping[str, Compute] = {
   **samples.CASES,
   **showo2.CASES,
   **pixel.CASES,
+  **pixel_samples.CASES,
 }
 
 
