@@ -11,6 +11,7 @@ RUNTIME = [
   'flax>=0.12',
   'fsspec>=2023.6',  # one request per file of object storage
   'grain>=0.2.12',
+  'huggingface_hub>=1.0',  # published weights: tuna-jax get
   'importlib_resources>=5',  # tensorflow-datasets asks for it without saying so
   'jax>=0.10',
   'jinja2>=3.1',

@@ -13,7 +13,7 @@ from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample.generate import Generator
-from tuna_jax.weights import store
+from tuna_jax.weights import published, store
 
 
 def open_generator(
@@ -29,7 +29,8 @@ def open_generator(
   """Loads what training or `tuna-jax convert` wrote.
 
   Args:
-    checkpoint: a run directory, or a weights directory.
+    checkpoint: a run directory, a weights directory, or the name of a published model that
+      `tuna-jax get` has fetched, such as 'showo2-1.5b'.
     vae, tokenizer: their directories, where the checkpoint does not say (a run remembers both;
       weights may hold both).
     step, ema: of a run: which checkpoint (default the latest), and whether its averages.
@@ -39,12 +40,15 @@ def open_generator(
 
   Raises UserError naming what is missing or does not fit.
   """
-  root = files.path(checkpoint)
+  root = published.locate(checkpoint)
   stored = store.open_stored(root, step=step, ema=ema)
   if stored.config is None:
     raise UserError(f'{root}: holds a VAE alone; expected a run or the weights of a model')
   if stored.run is None:
-    defaults, found = {}, {'vae': root / 'vae', 'tokenizer': root}
+    found = {'vae': root / 'vae', 'tokenizer': root}
+    defaults = {}
+    if 'pictures' in stored.notes:  # sides of squares that a published model was trained to draw
+      defaults = {'media': MediaConfig(image_size=str(stored.notes['pictures'][0]))}
   else:
     data = stored.run['data']
     defaults = {
