@@ -31,7 +31,7 @@ def run(verb, *arguments):
 @pytest.mark.parametrize(
   'arguments, says',
   [
-    (['t2i', 'x'], '--checkpoint is required'),
+    (['t2i', 'x'], 'give --checkpoint, the directory of a run or of weights, or --model'),
     (['eddit', 'x'], "nearest is 'edit'"),
     (['t2i', '--checkpoint=w'], 'missing argument PROMPT'),
     (['edit', 'x', '--checkpoint=w'], '--image is required'),

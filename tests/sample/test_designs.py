@@ -15,6 +15,7 @@ from tuna_jax.data.tasks import conversation
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.sample import showo2
 from tuna_jax.sample.generate import Generator
+from tuna_jax.sample.image import Drawing
 from tuna_jax.sample.prompt import collate, strides
 from tuna_jax.sample.text import generate_text
 
@@ -52,6 +53,19 @@ def test_a_picture_of_pixels_comes_back_as_it_was(design):
   made = generator(design)
   picture = pixels(made)
   np.testing.assert_array_equal(made.decode(made.encode([picture[None]]))[0][0], picture)
+
+
+@pytest.mark.parametrize(
+  'design, scale, grid',
+  [('late_fusion', 7.5, (50, 3.0, 'euler')), ('pixel_encoder', 4.0, (51, 1.0, 'heun'))],
+)
+def test_what_is_not_asked_for_is_as_published_for_the_design(design, scale, grid):
+  made, picture = generator(design), {'size': (32, 32), 'points': 3}
+  assert made.image('a ball', **picture).info['guidance']['scale'] == scale
+  how = Drawing.of(design, 't2i')
+  assert (how.points, how.shift, how.solver) == grid
+  asked = Drawing.of(design, 'edit', 2.0, 9, 2.0, 'euler')
+  assert (asked.guidance.scale, asked.points, asked.shift, asked.solver) == (2.0, 9, 2.0, 'euler')
 
 
 @pytest.mark.parametrize('compat', ['clean', 'official'])

@@ -162,18 +162,23 @@ def define_generator(batch_size: int):
   return lambda: {flag.name: flag.value for flag in found}
 
 
-def define_sampler(points: int):
-  """Defines the flags of the sampler, and returns the function that gives their values."""
+def define_sampler(points: int | None = None):
+  """Defines the flags of the sampler, and returns the function that gives their values; None is as
+  published for the design of the model."""
+  usual = 'It is as published for the design of the model by default.'
   found = (
     flags.DEFINE_integer(
-      'points', points, 'The points of the time grid; the sampler takes one step fewer.'
+      'points', points,
+      'The points of the time grid; the sampler takes one step fewer.'
+      + ('' if points else ' It is 50 by default, and 51 for models in pixel space.'),
     ),
     flags.DEFINE_float(
-      'shift', 3.0, 'How far the time grid is shifted towards noise; 1 leaves it as it is.'
+      'shift', None,
+      'How far the time grid is shifted towards noise; 1 leaves it as it is. ' + usual,
     ),
     flags.DEFINE_enum(
-      'solver', 'euler', ['euler', 'heun'],
-      'The ODE solver; heun evaluates the model twice per step.',
+      'solver', None, ['euler', 'heun'],
+      'The ODE solver; heun evaluates the model twice per step. ' + usual,
     ),
   )  # fmt: skip
   return lambda: {flag.name: flag.value for flag in found}

@@ -55,14 +55,13 @@ def main(argv):
   from tuna_jax.evals import own_data, report
   from tuna_jax.evals.results import table
   from tuna_jax.sample.generate import Drawing
-  from tuna_jax.sample.image import Guidance
   from tuna_jax.sample.open import open_generator
   from tuna_jax.toy import evaluate as world
   from tuna_jax.train import checkpoint
 
   began, options = time.perf_counter(), _model_options()
   config = checkpoint.read_config(run)
-  how = Drawing(Guidance(_GUIDANCE.value), **_sampler())
+  how = Drawing.of(config.model.design, 't2i', _GUIDANCE.value, **_sampler())
   # Whole weights on every device; the rows of a batch are spread over the devices.
   mesh = sharding.make_mesh(data=-1, fsdp=1)
   generator = open_generator(run, mesh=mesh, **options)

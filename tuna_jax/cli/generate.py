@@ -4,12 +4,14 @@
   tuna-jax generate edit 'make it blue' --image=ball.png --checkpoint=RUN --output=blue.png
   tuna-jax generate t2v 'a ball rolls' --frames=13 --checkpoint=RUN --output=ball.mp4
   tuna-jax generate ask 'What is this?' --image=ball.png --checkpoint=RUN
+  tuna-jax generate t2i 'a red ball' --model=showo2-1.5b --output=ball.png
 
 Several prompts run in batches; each is one word of the shell, so quote it. '' is an empty prompt.
 Files remember prompt, seed and settings. Weights that have no VAE or tokenizer beside them need
 --vae and --tokenizer.
 """
 
+import dataclasses
 import json
 import os
 
@@ -31,6 +33,11 @@ ACTIONS = {
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'The directory of a run or of weights that the model is read from.'
 )
+_PUBLISHED = flags.DEFINE_string(
+  'model', None,
+  'A published model, such as showo2-1.5b, instead of --checkpoint; `tuna-jax get` lists them. It '
+  'is downloaded and converted if it is not there, once what it needs has been printed.',
+)  # fmt: skip
 _model_options = app.define_generator(batch_size=16)
 _COUNT = flags.DEFINE_integer(
   'count', 1, 'How many results to make per prompt; result i uses the seed --seed + i.', 1
@@ -57,7 +64,8 @@ _NEGATIVE = flags.DEFINE_string('negative', '', 'The text that guidance moves aw
 _GUIDANCE = flags.DEFINE_float(
   'guidance',
   None,
-  'The scale of guidance by the text; 1 is none. It is 7.5 by default, and 6 for clips.',
+  'The scale of guidance by the text; 1 is none. It is as published for the design of the model by '
+  'default: 7.5, and 6 for clips, of a Tuna.',
 )
 _IMAGE_GUIDANCE = flags.DEFINE_float(
   'image_guidance', None, 'The scale of guidance by the source pictures, which adds a branch.'
@@ -68,7 +76,7 @@ _INTERVAL = flags.DEFINE_list(
 _RESCALE = flags.DEFINE_float(
   'guidance_rescale', 0.0, 'How far, from 0 to 1, guidance is held back from over-saturation.'
 )
-_sampler = app.define_sampler(points=50)
+_sampler = app.define_sampler()
 _MAX_NEW = flags.DEFINE_integer(
   'max_new_tokens', 512, 'An answer ends after this many tokens at the latest.'
 )
@@ -84,7 +92,7 @@ _ENDINGS = {'t2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif')}  # of 
 _DRAWN = (
   'size output negative guidance guidance_interval guidance_rescale points shift solver'
 ).split()
-_MODEL = 'checkpoint vae tokenizer step ema batch_size count seed'.split()
+_MODEL = 'checkpoint model vae tokenizer step ema batch_size count seed'.split()
 ONLY = {  # flags that not every action takes
   'image': ('edit', 'ask'),
   'image_guidance': ('edit',),
@@ -101,8 +109,10 @@ def main(argv):
     return info(prompts)
   if not prompts:
     raise UserError(f"{action}: missing argument PROMPT; '' is an empty one")
-  if not _CHECKPOINT.value:
-    raise UserError('--checkpoint is required: the directory of a run or of weights')
+  if bool(_CHECKPOINT.value) == bool(_PUBLISHED.value):
+    raise UserError(
+      'give --checkpoint, the directory of a run or of weights, or --model, a published model'
+    )
   if action == 'edit' and not _IMAGE.value:
     raise UserError('edit: --image is required: the picture to edit')
   if action == 'ask':
@@ -122,25 +132,27 @@ def info(paths):
 
 def draw(action, prompts):
   """t2i, edit and t2v."""
-  from tuna_jax.sample.image import FILM_SCALE, SCALE, Guidance
+  from tuna_jax.sample.image import SCALE, Drawing, Guidance
 
-  scale = _GUIDANCE.value
-  if scale is None:
-    scale = FILM_SCALE if action == 't2v' else SCALE
   ending = _ENDINGS[action]
   output = _OUTPUT.value or f'out{ending[0]}'
   if os.path.splitext(output)[1].lower() not in ending:
     raise UserError(f'--output={output}: expected a name that ends in {" or ".join(ending)}')
   if not files.is_remote(output) and not os.path.isdir(files.absolute(output).parent):
     raise UserError(f'--output={output}: there is no directory {os.path.dirname(output)}')
+  scale = SCALE if _GUIDANCE.value is None else _GUIDANCE.value
+  guidance = Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value)
+  generator = _open()
+  if _GUIDANCE.value is None:
+    usual = Drawing.of(generator.config.design, action).guidance.scale
+    guidance = dataclasses.replace(guidance, scale=usual)
   how = {
     'size': _SIZE.value,
     'negative': _NEGATIVE.value,
-    'guidance': Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value),
+    'guidance': guidance,
     **_sampler(),
     'seed': _SEED.value,
   }
-  generator = _open()
   prompts = [prompt for prompt in prompts for _ in range(_COUNT.value)]
   with tqdm.tqdm(desc=action, unit='evaluation', disable=None) as bar:
 
@@ -185,7 +197,15 @@ def ask(questions):
 def _open():
   from tuna_jax.sample.open import open_generator
 
-  return open_generator(_CHECKPOINT.value, **_model_options())
+  if _PUBLISHED.value:
+    import huggingface_hub
+
+    from tuna_jax.weights import published
+
+    name = _PUBLISHED.value
+    published.check(name, tuple(published.MODELS))
+    published.obtain(huggingface_hub.HfApi(), published.MODELS[name], published.folder(name))
+  return open_generator(_CHECKPOINT.value or _PUBLISHED.value, **_model_options())
 
 
 def _interval() -> tuple[float, float]:

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from tuna_jax import flow
 from tuna_jax.batch import to_cells, to_tokens
 from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data import media as media_lib
@@ -31,7 +30,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.sample import batches, requests, showo2
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
-from tuna_jax.sample.image import FILM_SCALE, SCALE, Drawing, Guidance
+from tuna_jax.sample.image import Drawing, Guidance
 from tuna_jax.sample.output import Clip, Picture
 from tuna_jax.sample.prompt import Grid, collate, split, strides
 from tuna_jax.sample.text import Choice
@@ -130,8 +129,9 @@ class Generator:
 
   def image(
     self, prompt, *, size=None, negative: str | Sequence[str] = '',
-    seed: int | Sequence[int] = 42, guidance: float | Guidance = SCALE, points: int = 50,
-    shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report: Report | None = None,
+    seed: int | Sequence[int] = 42, guidance: float | Guidance | None = None,
+    points: int | None = None,
+    shift: float | None = None, solver: str | None = None, report: Report | None = None,
   ):  # fmt: skip
     """Draws a prompt -> Picture, or a list of them for a list of prompts.
 
@@ -141,24 +141,26 @@ class Generator:
     size: 'HxW', 'N' or (height, width), multiples of 16; or a class of `media.BUCKETS`, whose first
     bucket is taken. negative: what guidance moves away from; one for all, or one each. seed:
     picture i uses seed + i, or seed[i]. guidance: its scale, or a whole `Guidance`. points, shift,
-    solver: of `Drawing`. report: called with (velocity evaluations done, how many there are).
+    solver: of `Drawing`. What is None is as published for the design (`image.PUBLISHED`).
+    report: called with (velocity evaluations done, how many there are).
     """
     prompts, many = requests.conversations(prompt)
-    how = Drawing.of(guidance, points, shift, solver)
+    how = Drawing.of(self.config.design, 't2i', guidance, points, shift, solver)
     target = self._target(Image, size or self.media.image_size, 1)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
     return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
 
   def video(
     self, prompt, frames: int | None = None, *, size=None, negative: str | Sequence[str] = '',
-    seed: int | Sequence[int] = 42, guidance: float | Guidance = FILM_SCALE, points: int = 50,
-    shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', fps: int = 16,
+    seed: int | Sequence[int] = 42, guidance: float | Guidance | None = None,
+    points: int | None = None,
+    shift: float | None = None, solver: str | None = None, fps: int = 16,
     report: Report | None = None,
   ):  # fmt: skip
     """Films a prompt -> Clip of `frames` = 4k + 1 pictures at `fps` frames per second, or a list of
     them. The rest as in `image`."""
     prompts, many = requests.strings(prompt, 'prompt')
-    how = Drawing.of(guidance, points, shift, solver)
+    how = Drawing.of(self.config.design, 't2v', guidance, points, shift, solver)
     frames = self.media.frames if frames is None else frames
     target = self._target(Video, size or self.media.video_size, frames)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
@@ -166,8 +168,9 @@ class Generator:
 
   def edit(
     self, images, instruction, *, size=None, negative: str | Sequence[str] = '',
-    seed: int | Sequence[int] = 42, guidance: float | Guidance = SCALE, points: int = 50,
-    shift: float = flow.SAMPLE_SHIFT, solver: str = 'euler', report: Report | None = None,
+    seed: int | Sequence[int] = 42, guidance: float | Guidance | None = None,
+    points: int | None = None,
+    shift: float | None = None, solver: str | None = None, report: Report | None = None,
   ):  # fmt: skip
     """Changes pictures as instructed -> Picture, or a list of them for a list of instructions.
 
@@ -177,7 +180,7 @@ class Generator:
     `media.image_size` if it is larger. The rest as in `image`.
     """
     texts, many = requests.strings(instruction, 'instruction')
-    how = Drawing.of(guidance, points, shift, solver)
+    how = Drawing.of(self.config.design, 'edit', guidance, points, shift, solver)
     entries = requests.per_request(images, len(texts), many)
     if not all(entries):
       raise UserError('edit: no source picture')

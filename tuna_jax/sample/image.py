@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,28 @@ from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import lengths
 
-# The official scales of guidance, for pictures and for clips (docs/architecture.md 10).
-SCALE, FILM_SCALE = 7.5, 6.0
+SCALE = 7.5  # the official scale of guidance for pictures (docs/architecture.md 10)
+
+
+TASKS = ('t2i', 'edit', 't2v')
+
+
+class Published(NamedTuple):
+  """How the authors of a design sample. scales: of guidance, for each of TASKS."""
+
+  scales: tuple[float, float, float]
+  points: int = 50
+  shift: float = flow.SAMPLE_SHIFT
+  solver: str = 'euler'
+
+
+# docs/architecture.md 10, docs/showo2.md 8 and docs/pixel.md 6. Clips of pixels were not published.
+PUBLISHED = {
+  'cascade': Published((SCALE, SCALE, 6.0)),
+  'late_fusion': Published((SCALE, SCALE, 6.0)),
+  'pixel_encoder': Published((4.0, 5.0, 4.0), 51, 1.0, 'heun'),
+  'pixel': Published((3.0, 2.0, 3.0), 51, 1.0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +120,23 @@ class Drawing:
       raise UserError(f'shift={self.shift}: must be above 0; 1 leaves the grid as it is')
 
   @classmethod
-  def of(cls, guidance: float | Guidance, points: int, shift: float, solver: str) -> Drawing:
-    """A guidance that is a number is its scale."""
+  def of(
+    cls, design: str, task: str, guidance: float | Guidance | None = None,
+    points: int | None = None, shift: float | None = None, solver: str | None = None,
+  ) -> Drawing:  # fmt: skip
+    """What is given, and the rest as published for the design. A guidance that is a number is its
+    scale. task: 't2i', 'edit' or 't2v'."""
+    usual = PUBLISHED[design]
+    if guidance is None:
+      guidance = usual.scales[TASKS.index(task)]
     if not isinstance(guidance, Guidance):
       guidance = Guidance(float(guidance))
-    return cls(guidance, points, shift, solver)
+    return cls(
+      guidance,
+      usual.points if points is None else points,
+      usual.shift if shift is None else shift,
+      usual.solver if solver is None else solver,
+    )
 
   @property
   def evaluations(self) -> int:
