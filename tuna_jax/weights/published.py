@@ -187,8 +187,8 @@ def fetch(hub: huggingface_hub.HfApi, listing: Listing, cache=None) -> epath.Pat
       raise UserError(unreachable(hub, source, error)) from error
     found = digest(where, len(file.digest))
     if found != file.digest:
-      os.unlink(os.path.realpath(where))
-      os.unlink(where)
+      for path in {os.fspath(where), os.path.realpath(where)}:  # the cache links where it can
+        os.unlink(path)
       raise UserError(
         f'{source.repo}/{file.name}: the file that arrived is damaged: its digest is {found}, '
         f'and {file.digest} is published. It was removed; run the command again'
