@@ -168,7 +168,7 @@ def _stages(root, progress, config, model, tokenizer, vae, seed, say):
     tasks = dataclasses.replace(config.tasks, learn='everything')
     data = dataclasses.replace(words, tasks=tasks)
     sizes = recipe.rows(data, tokenizer, strides)
-    steps = progress.choose('decoder', lambda: budget('decoder') / 0.05)
+    steps = progress.choose('decoder', lambda: min(recipe.FIRST, budget('decoder') / 0.05))
     return recipe.stage('decoder', data, sizes, steps, model, **common)
 
   def stage(name, steps, start):
