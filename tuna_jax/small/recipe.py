@@ -112,7 +112,8 @@ def stage(
   return TrainConfig(
     model=model, stage=name, steps=steps, rows=4, **dataclasses.asdict(sizes), data=data,
     optimizer=OptimizerConfig(
-      kind='muon', lr=lr, warmup=min(40, steps), schedule='linear', final_lr=final, ema=0.99, groups=groups
+      kind='muon', lr=lr, warmup=min(40, steps), schedule='linear', final_lr=final,
+      ema=0.99, groups=groups,
     ),
     mesh=MeshConfig(data=-1, fsdp=1), encoder=EncoderConfig(group_mb=0.05), ntp_coeff=1.0,
     flow_coeff=flow, time_shift=3.0,
