@@ -215,7 +215,8 @@ def _others(known: Sequence[Source], prompts, text: str, field: str) -> list[dic
     order = np.random.default_rng(1).permutation(len(source))[:GALLERY]
     for i in order:
       try:
-        if group(source.raw(int(i))[text]) in asked:
+        words = source.raw(int(i)).get(text)
+        if isinstance(words, str) and group(words) in asked:
           found.append(source[int(i)])
       except BadRecord:
         continue
