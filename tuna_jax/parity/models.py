@@ -2,8 +2,7 @@
 matching.
 
 Axes:  B rows   L positions   V latent cells   n images per row   C latent channels   D width
-       K grid points
-"""
+       K grid points"""
 
 from __future__ import annotations
 
@@ -100,8 +99,7 @@ def with_absent(config, params, t):
   """Parameters whose words past the vocabulary are the time tokens of t [B, M], one after another.
 
   The official Show-o2 puts the time token of an absent span, (0, 0), at position 0 as if it were
-  text (F5): there `tokens` holds the word of its image.
-  """
+  text (F5): there `tokens` holds the word of its image."""
   time = TimeEmbed(config).apply({'params': params['time_embed']}, t.reshape(-1))
   token = params['time_token']
   return with_words(config, params, time @ token['kernel'] + token['bias'])
@@ -116,8 +114,7 @@ def with_words(config, params, words):
 
 def official_means(ntp: losses.Sum, velocity: losses.Sum | None, options) -> dict:
   """loss_ntp, 0 where nothing is learned (not a number in Show-o2, F15); loss_flow, not a number
-  there (B3) and 0 without pictures; their sum.
-  """
+  there (B3) and 0 without pictures; their sum."""
   loss_ntp = ntp.mean()
   if 'num_diffusion_layers' in options:
     loss_ntp = jnp.sum(ntp.total) / jnp.sum(ntp.count)

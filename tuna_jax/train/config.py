@@ -75,47 +75,6 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
-  """What a run tells beside the metrics of each step.
-
-  line_s: seconds between printed lines outside a terminal, 0 for one per step. held_out: a mixture
-  that is not trained on, 'shapes' for the test compositions of the rendered world; its loss is
-  measured every `evaluate_every` steps on the same `evaluate_batches` batches. Every `sample_every`
-  steps the `prompts` are drawn from `sample_seed` on, with `points` of the time grid. 0 steps means
-  never.
-  """
-
-  line_s: NotNegative = 10.0
-  held_out: str = ''
-  evaluate_every: Whole = 0
-  evaluate_batches: Few = 4
-  sample_every: Whole = 0
-  prompts: tuple[str, ...] = ()
-  sample_seed: Whole = 0
-  points: Annotated[int, Range(2, 1000)] = 50
-
-  def __post_init__(self):
-    for every, needed in (('evaluate_every', 'held_out'), ('sample_every', 'prompts')):
-      if getattr(self, every) and not getattr(self, needed):
-        raise UserError(f'report.{every}={getattr(self, every)}: report.{needed} is empty')
-
-
-@dataclasses.dataclass(frozen=True)
-class GuardConfig:
-  """What ends a run that no longer gets on.
-
-  stall_s: seconds without a step, a batch or a save after which the stacks of all threads are
-  logged and the run saves and stops; 0 waits for ever. bad_steps: steps in a row that may be left
-  out because the loss or its gradient is not finite. spike: a loss so many times its usual distance
-  above the running median is logged with its records; 0 logs none.
-  """
-
-  stall_s: NotNegative = 1800.0
-  bad_steps: Count = 5
-  spike: NotNegative = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
 class EncoderConfig:
   """How the frozen VAE encodes.
 
@@ -160,8 +119,6 @@ class TrainConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
   encoder: EncoderConfig = EncoderConfig()
   mesh: MeshConfig = MeshConfig()
-  report: ReportConfig = ReportConfig()
-  guard: GuardConfig = GuardConfig()
   ntp_coeff: NotNegative = 0.2
   flow_coeff: NotNegative = 1.0
   time_shift: Positive = TRAIN_SHIFT
