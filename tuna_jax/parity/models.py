@@ -1,5 +1,4 @@
-"""Golden cases of the whole model: weights, forward and gradients, the training wrapper, flow
-matching.
+"""Golden cases of the whole model: weights, forward and gradients, training, flow matching.
 
 Axes:  B rows   L positions   V latent cells   n images per row   C latent channels   D width
        K grid points"""
@@ -33,13 +32,9 @@ def full_weights(case: Case) -> Outputs:
   if 'only' in case.config:
     return pixel_weights(case)
   config, params, vae_params = sizes.load_whole(case.config['model'], case.weights)
-  back = {
-    **export(tables.tuna_official(config), params),
-    **{
-      f'vae.model.{name}': value
-      for name, value in export(tables.wan_vae(config.vae), vae_params).items()
-    },
-  }
+  vae = export(tables.wan_vae(config.vae), vae_params)
+  back = {f'vae.model.{name}': value for name, value in vae.items()}
+  back |= export(tables.tuna_official(config), params)
   rows = {}
   for name, tensor in case.weights.items():
     if name not in back or not np.array_equal(np.asarray(back[name]), np.asarray(tensor)):
