@@ -47,7 +47,7 @@ class MediaConfig:
   def __post_init__(self):
     buckets(self.image_size)
     buckets(self.video_size)
-    if self.frames % 4 != 1:
+    if self.frames < 1 or self.frames % 4 != 1:
       near = max(1, self.frames - (self.frames - 1) % 4)
       raise UserError(f'frames={self.frames}: expected 4k + 1, for example {near}')
 

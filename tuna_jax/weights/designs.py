@@ -59,7 +59,7 @@ def identify(path, reader: Mapping[str, Lazy]) -> Identity:
     source = 'showo2'
   elif 'vision_encoder.patch_embedding.weight' in names:
     source = 'tuna-2'
-  elif embed is not None and 'siglip_proj.0.weight' in names:
+  elif embed is not None and any(name.startswith('siglip_proj.') for name in names):
     source = 'tuna' if embed.shape[-1] == 1 else 'tuna-r'
   else:
     raise CheckpointError(
