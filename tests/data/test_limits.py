@@ -13,17 +13,17 @@ from tuna_jax.data.media import read_image
 
 @pytest.fixture
 def root(tmp_path):
-  (tmp_path / 'root' / 'sub').mkdir(parents=True)
+  (tmp_path / 'base' / 'sub').mkdir(parents=True)
   Image.new('RGB', (16, 16)).save(tmp_path / 'private.png')
-  Image.new('RGB', (16, 16)).save(tmp_path / 'root' / 'a.png')
-  os.symlink('../private.png', tmp_path / 'root' / 'link.png')
-  os.symlink('..', tmp_path / 'root' / 'up')
-  os.symlink('a.png', tmp_path / 'root' / 'inside.png')
-  return str(tmp_path / 'root')
+  Image.new('RGB', (16, 16)).save(tmp_path / 'base' / 'a.png')
+  os.symlink('../private.png', tmp_path / 'base' / 'link.png')
+  os.symlink('..', tmp_path / 'base' / 'up')
+  os.symlink('a.png', tmp_path / 'base' / 'inside.png')
+  return str(tmp_path / 'base')
 
 
 @pytest.mark.parametrize(
-  'path', ['a.png', 'sub/../a.png', './a.png', 'inside.png', 'up/root/a.png']
+  'path', ['a.png', 'sub/../a.png', './a.png', 'inside.png', 'up/base/a.png']
 )
 def test_a_path_below_the_root_is_found(root, path):
   assert locate(path, root) == os.path.realpath(f'{root}/a.png')
