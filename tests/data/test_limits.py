@@ -2,11 +2,11 @@
 
 import os
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from tuna_jax import files
 from tuna_jax.data.limits import Limits, MediaError, locate, read
 from tuna_jax.data.media import read_image
 
@@ -81,7 +81,7 @@ class Bucket(MemoryFileSystem):
   """Object storage in memory that writes down what it is asked for."""
 
   asked = []
-  protocol = 'gs'
+  protocol = ('gs', 'gcs')
 
   def info(self, path, **_):
     self.asked.append('info')
@@ -97,12 +97,11 @@ class Bucket(MemoryFileSystem):
 
 
 @pytest.fixture
-def bucket():
-  fsspec.register_implementation('gs', Bucket, clobber=True)
+def bucket(monkeypatch):
+  monkeypatch.setattr(files, 'storage', lambda where: Bucket())
   Bucket.asked.clear()
-  yield fsspec.filesystem('gs')
+  yield Bucket()
   Bucket.store.clear()
-  fsspec.register_implementation('gs', 'gcsfs.GCSFileSystem', clobber=True)
 
 
 def test_a_picture_on_object_storage_costs_one_request(bucket, root):

@@ -9,8 +9,8 @@ import re
 import stat
 from typing import BinaryIO
 
-import fsspec
 
+from tuna_jax import files
 from tuna_jax.config import UserError
 from tuna_jax.ranges import Count, Positive
 
@@ -128,7 +128,7 @@ def read(source, limits: Limits) -> bytes:
   if isinstance(source, str) and is_url(source):
     if source.startswith(('http://', 'https://')):
       raise MediaError(f'{source}: {_remedy(source)}')
-    data = fsspec.filesystem(source.split('://')[0]).cat_file(source, end=limits.bytes + 1)
+    data = files.storage(source).cat_file(source, end=limits.bytes + 1)
   elif isinstance(source, (str, os.PathLike)):
     with open_local(source) as file:
       data = file.read(limits.bytes + 1)

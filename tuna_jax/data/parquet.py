@@ -13,7 +13,6 @@ import json
 import os
 import threading
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -99,7 +98,7 @@ def opened(path: str) -> pq.ParquetFile:
   """A file whose footer is read. Raises UserError where it is no Parquet."""
   try:
     if files.is_remote(path):
-      system = fsspec.filesystem(path.split('://')[0])
+      system = files.storage(path)
       return pq.ParquetFile(system.open(path, 'rb', cache_type='none'), pre_buffer=True)
     return pq.ParquetFile(path, memory_map=True)
   except ValueError as e:  # pyarrow's ArrowInvalid

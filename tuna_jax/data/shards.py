@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from tuna_jax import files
@@ -126,7 +125,7 @@ def _glob(pattern: str) -> list[str]:
   if not re.search(r'[*?]', pattern):
     return [pattern]
   if files.is_remote(pattern):
-    system = fsspec.filesystem(pattern.split('://')[0])
+    system = files.storage(pattern)
     return sorted(f'{pattern.split("://")[0]}://{p.split("://")[-1]}' for p in system.glob(pattern))
   return sorted(glob.glob(pattern))
 
@@ -139,7 +138,7 @@ def read_range(path: str, start: int, end: int) -> bytes:
   if end <= start:
     return b''
   if files.is_remote(path):
-    return fsspec.filesystem(path.split('://')[0]).cat_file(path, start=start, end=end)
+    return files.storage(path).cat_file(path, start=start, end=end)
   with open(path, 'rb', buffering=0) as file:
     return os.pread(file.fileno(), end - start, start)
 
@@ -154,7 +153,7 @@ def chunks(path: str) -> Iterator[tuple[int, np.ndarray]]:
 def _identity(path: str) -> tuple[int, str]:
   """(bytes, what differs when the file is another) of a file. Raises FileNotFoundError."""
   if files.is_remote(path):
-    system = fsspec.filesystem(path.split('://')[0])
+    system = files.storage(path)
     return int(system.info(path)['size']), system.ukey(path)
   found = os.stat(path)
   return found.st_size, str(found.st_mtime_ns)

@@ -13,7 +13,6 @@ import os
 import tarfile
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from tuna_jax import files
@@ -138,7 +137,7 @@ def samples(path: str) -> shards.Index:
 @contextlib.contextmanager
 def _open(path: str):
   if files.is_remote(path):
-    system = fsspec.filesystem(path.split('://')[0])
+    system = files.storage(path)
     with system.open(path, 'rb', block_size=shards.CHUNK, cache_type='readahead') as file:
       yield file
   else:
