@@ -9,7 +9,6 @@ import re
 import stat
 from typing import BinaryIO
 
-
 from tuna_jax import files
 from tuna_jax.config import UserError
 from tuna_jax.ranges import Count, Positive
