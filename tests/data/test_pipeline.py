@@ -201,6 +201,13 @@ def test_the_mixture_follows_its_weights():
   assert [sources[phase.locate(i)[0]].task for i in range(400)].count('text') == 300
 
 
+def test_a_source_that_no_phase_draws_is_named(caplog, tmp_path):
+  rows = [{'path': 'shapes', 'task': task, 'size': 9} for task in ('text', 'caption')]
+  (tmp_path / 'my.json').write_text(json.dumps(rows))
+  stream(((0.0, (('text', 1.0),)),), mixture=str(tmp_path / 'my.json'))
+  assert 'no phase draws caption: its records are not used' in caplog.text
+
+
 def test_rows_are_not_bound_to_tasks():
   data = make(((0.0, (('text', 1.0), ('caption', 1.0))),), sizes=(2, 160, 64, 4, 3))
   batches = take(data, 6)

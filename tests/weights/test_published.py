@@ -155,7 +155,7 @@ def test_get_lists_the_names():
 
 
 def test_get_tells_what_to_do_where_the_hub_cannot_be_reached():
-  said = get('showo2-1.5b', '--dry_run', code=2)
+  said = get('showo2-1.5b', '--dry-run', code=2)
   assert 'http://127.0.0.1:9 did not give its files' in said
   assert 'set HF_ENDPOINT to a mirror' in said and 'copy its folder' in said
 
@@ -163,5 +163,5 @@ def test_get_tells_what_to_do_where_the_hub_cannot_be_reached():
 def test_get_reads_from_the_endpoint_that_is_named():
   data = {'Wan2.1_VAE.pth': bytes(2000), 'README.md': b'no'}
   with hubs.serving({'Wan-AI/Wan2.1-T2V-14B': data}) as hub:
-    said = get('wan2.1-vae', '--dry_run', endpoint=hub.url)
+    said = get('wan2.1-vae', '--dry-run', endpoint=hub.url)
   assert 'Wan2.1_VAE.pth' in said and 'README.md' not in said and not hub.asked

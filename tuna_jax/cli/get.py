@@ -1,7 +1,7 @@
 """Downloads a published model or part, verifies it, and converts a model to weights of ours.
 
   tuna-jax get                       lists the names
-  tuna-jax get showo2-1.5b [--dry_run] [--output=DIR]
+  tuna-jax get showo2-1.5b [--dry-run] [--output=DIR]
   tuna-jax get wan2.1-vae
 
 What it needs (bytes on disk, memory) is printed first. Files come from the Hugging Face hub into
@@ -18,7 +18,7 @@ from tuna_jax.cli import app
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'The directory that a model is written to; it must not exist yet.'
 )
-_DRY = flags.DEFINE_bool('dry_run', False, 'Print what would be downloaded, and download nothing.')
+_DRY = flags.DEFINE_bool('dry-run', False, 'Print what would be downloaded, and download nothing.')
 
 
 def main(argv):

@@ -165,4 +165,11 @@ def phases_of(
     if start in out:
       _log.warning('two phases start at step %d: the one listed last is taken', start)
     out[start] = Phase(start, weights, sources, (seed, number))
+  drawn = {n for phase in out.values() for n in phase.numbers}
+  if unused := dict.fromkeys(
+    s.task for n, s in enumerate(sources) if s.weight > 0 and n not in drawn
+  ):
+    _log.warning(
+      '%s: no phase draws %s: its records are not used', config.mixture, ', '.join(unused)
+    )
   return [out[start] for start in sorted(out)]
