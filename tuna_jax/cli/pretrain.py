@@ -34,14 +34,15 @@ def main(argv):
   from tuna_jax.configs import common, vae
   from tuna_jax.toy import train_tokenizer
   from tuna_jax.toy import train_vae as vae_train
-  from tuna_jax.train import loop
+  from tuna_jax.train import lock, loop
 
   try:
     if _COMPONENT.value == 'vae':
       vae_train.train_vae(vae.from_config_dict(_CONFIG.value), _WORKDIR.value)
     else:
       config = common.from_config_dict(_CONFIG.value)
-      loop.train(train_tokenizer.ensure(config, _WORKDIR.value), _WORKDIR.value)
+      with lock.hold(_WORKDIR.value):
+        loop.train(train_tokenizer.ensure(config, _WORKDIR.value), _WORKDIR.value)
   except loop.Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(EXIT_RETRY)

@@ -25,7 +25,7 @@ from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.ranges import Count, Decay, Few, Finite, NotNegative, Positive, Rate, Share, Whole
-from tuna_jax.train import loop
+from tuna_jax.train import lock, loop
 from tuna_jax.train.optimizer import scale_by
 from tuna_jax.weights import fresh, store
 
@@ -141,12 +141,18 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   parameters).
 
   Does nothing but read them back if the directory is complete. SIGTERM or Ctrl-C saves after the
-  running step and raises loop.Stopped; the next call goes on where it stopped.
+  running step and raises loop.Stopped; the next call goes on where it stopped. Raises lock.Held if
+  another training works there.
   """
   root = files.path(workdir)
-  if (root / 'config.json').exists():
-    return store.load_vae(workdir)
-  root.mkdir(parents=True, exist_ok=True)
+  if not (root / 'config.json').exists():
+    with lock.hold(root):
+      _train(config, root)
+  return store.load_vae(workdir)
+
+
+def _train(config: VaeTrainConfig, root):
+  """Trains and writes the weights directory `root`."""
   media = Media(config.data, config.seed)
   late = round(config.clips_from * config.steps) if media.has_clips else config.steps
   rise = optax.warmup_cosine_decay_schedule
@@ -179,12 +185,11 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
       if stop.asked and step + 1 < config.steps:
         store.save_tree(stopped, (step + 1, state))
         where = f'stopped at step {step + 1} of {config.steps}'
-        raise loop.Stopped(f'{workdir}: {where}; the same command continues')
+        raise loop.Stopped(f'{root}: {where}; the same command continues')
   params = state[1]
   model = measure(config, params, media)
-  store.save(workdir, model, params, {'trained_steps': config.steps, 'seed': config.seed})
+  store.save(root, model, params, {'trained_steps': config.steps, 'seed': config.seed})
   stopped.unlink(missing_ok=True)
-  return model, params
 
 
 def step_seconds(config: VaeTrainConfig, steps: int = 8) -> float:

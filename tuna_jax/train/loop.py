@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tuna_jax import sharding
-from tuna_jax.train import checkpoint, feed
+from tuna_jax.train import checkpoint, feed, lock
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.metrics import Log
@@ -38,9 +38,9 @@ def train(
 
   SIGTERM or Ctrl-C saves after the running step and raises Stopped; the next call goes on with the
   identical batch. A second Ctrl-C is a KeyboardInterrupt, which waits only for a save that is being
-  written. Raises UserError if a checkpoint, the VAE or the tokenizer does not fit the config,
-  FloatingPointError if the loss or its gradient is no longer finite (the newest checkpoint is from
-  before that), and the error of a save that failed.
+  written. Raises lock.Held if another run works in `workdir`, UserError if a checkpoint, the VAE or
+  the tokenizer does not fit the config, FloatingPointError if the loss or its gradient is no longer
+  finite (the newest checkpoint is from before that), and the error of a save that failed.
   """
   m, devices = config.mesh, devices or jax.devices()
   mesh = sharding.make_mesh(
@@ -49,6 +49,7 @@ def train(
   with contextlib.ExitStack() as closing:
     # Entered first and so left last: a second SIGTERM must not cut a save short.
     stop = closing.enter_context(StopSignals())
+    held = closing.enter_context(lock.hold(workdir))
     closing.enter_context(jax.set_mesh(mesh))
     checkpoints = checkpoint.Checkpoints(workdir, config)
     closing.callback(checkpoints.close)
@@ -58,7 +59,7 @@ def train(
     checkpoints.write_config()
     log = Log(workdir, config.steps, mesh.size)
     closing.callback(log.close)
-    return _run(config, workdir, state, pipeline, checkpoints, log, stop)
+    return _run(config, workdir, state, pipeline, checkpoints, log, stop, held)
 
 
 def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> TrainState:
@@ -83,7 +84,7 @@ def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> TrainState:
   return jax.jit(make, out_shardings=placed)(params)
 
 
-def _run(config, workdir, state, pipeline, checkpoints, log, stop) -> TrainState:
+def _run(config, workdir, state, pipeline, checkpoints, log, stop, held) -> TrainState:
   """Steps from `state` to the last one."""
   key, step = jax.random.key(config.seed), int(state.step)
   tokens = config.rows * config.length
@@ -111,6 +112,7 @@ def _run(config, workdir, state, pipeline, checkpoints, log, stop) -> TrainState
         f'{metrics["grad_norm"]}; the newest checkpoint is of step {checkpoints.latest() or 0}'
       )
     checkpoints.check()
+    held.check()
     asked = stop.asked or checkpoints.reached_preemption(step)
     if asked or step % config.checkpoint_every == 0 or step == config.steps:
       checkpoints.save(state, pipeline.state())
