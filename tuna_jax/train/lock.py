@@ -247,21 +247,26 @@ class _Object:
       holder = _read(self._storage.cat_file(self._path))
     except FileNotFoundError:
       return None
-    return _Found(holder, about['generation'], about['mtime'].timestamp())
+    return _Found(holder, *self._sign(about))
+
+  def _sign(self, about) -> tuple[tuple[str, str], float]:
+    renewed = about.get('metadata', {}).get('renewed', '0')
+    return (about['generation'], renewed), max(float(renewed), about['mtime'].timestamp())
 
   def remove(self, found: _Found):
     """Removes what was found, if it has not changed."""
     bucket, _, name = self._path.partition('://')[2].partition('/')
     with contextlib.suppress(FileNotFoundError, FileExistsError):  # gone, or another one
-      if self._storage.info(self._path)['generation'] == found.sign:
-        self._storage.call('DELETE', 'b/{}/o/{}', bucket, name, ifGenerationMatch=found.sign)
+      if self._sign(self._storage.info(self._path))[0] == found.sign:
+        known = {'ifGenerationMatch': found.sign[0]}
+        self._storage.call('DELETE', 'b/{}/o/{}', bucket, name, **known)
 
   def renew(self, mine: dict) -> dict | None:
     """A sign of life; what is there instead of `mine`, if anything."""
     found = self._found()
     if found is None or found.holder['id'] != mine['id']:
       return {} if found is None else found.holder
-    self._storage.pipe_file(self._path, json.dumps(mine).encode())
+    self._storage.setxattrs(self._path, renewed=str(time.time()))  # its content stays
     return None
 
   def release(self, own: str):
