@@ -162,6 +162,27 @@ def define_generator(batch_size: int):
   return lambda: {flag.name: flag.value for flag in found}
 
 
+def define_drawing():
+  """Defines the flags of what is drawn and of guidance by text, and returns {name: its flag}."""
+  found = (
+    flags.DEFINE_string(
+      'size', None,
+      "The size of the result: 'HxW' or 'N', multiples of 16, or a class such as '512'. By default "
+      'it is that of training. Edits have by default that of the last source, rounded to 16 and no '
+      "larger, and in bench-samples that of training, where 'own' means the source's.",
+    ),
+    flags.DEFINE_integer('frames', None, 'The number of frames of a clip, 4k + 1.'),
+    flags.DEFINE_integer('fps', 16, 'How many frames of a clip are shown per second.', 1),
+    flags.DEFINE_string('negative', '', 'The text that guidance moves away from.'),
+    flags.DEFINE_float(
+      'guidance', None,
+      'The scale of guidance by the text; 1 is none. It is as published for the design of the '
+      'model by default: 7.5, and 6 for clips, of a Tuna.',
+    ),
+  )  # fmt: skip
+  return {flag.name: flag for flag in found}
+
+
 def define_sampler(points: int | None = None):
   """Defines the flags of the sampler, and returns the function that gives their values; None is as
   published for the design of the model."""

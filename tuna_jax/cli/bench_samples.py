@@ -54,21 +54,7 @@ _RULE = flags.DEFINE_enum(
 _SAMPLES = flags.DEFINE_integer(
   'samples', None, 'Samples per prompt. By default it is the official number.', 1
 )
-_SIZE = flags.DEFINE_string(
-  'size',
-  None,
-  "'HxW' or 'N', multiples of 16, or a class of sizes. By default it is that of the checkpoint. "
-  "Edits also take 'own', the size of each source.",
-)
-_FRAMES = flags.DEFINE_integer('frames', None, 'The number of frames of a clip, 4k + 1.')
-_FPS = flags.DEFINE_integer('fps', 16, 'How many frames of a clip are shown per second.', 1)
-_NEGATIVE = flags.DEFINE_string('negative', '', 'The text that guidance moves away from.')
-_GUIDANCE = flags.DEFINE_float(
-  'guidance',
-  None,
-  'The scale of guidance by text. It is as published for the design of the model by default: 7.5, '
-  'and 6 for clips, of a Tuna.',
-)
+_drawing = app.define_drawing()
 _sampler = app.define_sampler()
 join = app.define_distributed()
 
@@ -83,14 +69,14 @@ def main(argv):
   video = layouts.BENCHMARKS[name].kind == 'video'
   generator, devices = open_on_host(_CHECKPOINT.value, **_model_options())
   task = {'video': 't2v', 'edit': 'edit'}.get(layouts.BENCHMARKS[name].kind, 't2i')
-  how = Drawing.of(generator.config.design, task, _GUIDANCE.value, **_sampler())
+  how = Drawing.of(generator.config.design, task, _drawing['guidance'].value, **_sampler())
   settings = {
-    'negative': _NEGATIVE.value,
+    'negative': _drawing['negative'].value,
     'guidance': how.guidance.scale,
     'points': how.points,
     'shift': how.shift,
     'solver': how.solver,
-    **({'frames': _FRAMES.value, 'fps': _FPS.value} if video else {}),
+    **({'frames': _drawing['frames'].value, 'fps': _drawing['fps'].value} if video else {}),
   }
   request = samples.Request(
     name,
@@ -100,7 +86,7 @@ def main(argv):
     model=_MODEL.value,
     samples=_SAMPLES.value,
     seeds=layouts.Seeds(_SEED.value, _RULE.value == 'same'),
-    size=_SIZE.value,
+    size=_drawing['size'].value,
     shard=shard,
     settings=settings,
   )

@@ -52,21 +52,7 @@ _OUTPUT = flags.DEFINE_string(
 _IMAGE = flags.DEFINE_multi_string(
   'image', [], 'A picture (or clip, for ask) that the prompt is about; repeat it for several.'
 )
-_SIZE = flags.DEFINE_string(
-  'size',
-  None,
-  "The size of the result: 'HxW' or 'N', multiples of 16, or a class such as '512'. By default it "
-  'is that of training, or for edits that of the last source, rounded to 16 and no larger.',
-)
-_FRAMES = flags.DEFINE_integer('frames', None, 'The number of frames of the clip, 4k + 1.')
-_FPS = flags.DEFINE_integer('fps', 16, 'How many frames of the clip are shown per second.', 1)
-_NEGATIVE = flags.DEFINE_string('negative', '', 'The text that guidance moves away from.')
-_GUIDANCE = flags.DEFINE_float(
-  'guidance',
-  None,
-  'The scale of guidance by the text; 1 is none. It is as published for the design of the model by '
-  'default: 7.5, and 6 for clips, of a Tuna.',
-)
+_drawing = app.define_drawing()
 _IMAGE_GUIDANCE = flags.DEFINE_float(
   'image_guidance', None, 'The scale of guidance by the source pictures, which adds a branch.'
 )
@@ -140,15 +126,15 @@ def draw(action, prompts):
     raise UserError(f'--output={output}: expected a name that ends in {" or ".join(ending)}')
   if not files.is_remote(output) and not os.path.isdir(files.absolute(output).parent):
     raise UserError(f'--output={output}: there is no directory {os.path.dirname(output)}')
-  scale = SCALE if _GUIDANCE.value is None else _GUIDANCE.value
+  scale = SCALE if _drawing['guidance'].value is None else _drawing['guidance'].value
   guidance = Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value)
   generator = _open()
-  if _GUIDANCE.value is None:
+  if _drawing['guidance'].value is None:
     usual = Drawing.of(generator.config.design, action).guidance.scale
     guidance = dataclasses.replace(guidance, scale=usual)
   how = {
-    'size': _SIZE.value,
-    'negative': _NEGATIVE.value,
+    'size': _drawing['size'].value,
+    'negative': _drawing['negative'].value,
     'guidance': guidance,
     **_sampler(),
     'seed': _SEED.value,
@@ -163,7 +149,9 @@ def draw(action, prompts):
     if action == 't2i':
       results = generator.image(prompts, **how, report=report)
     elif action == 't2v':
-      results = generator.video(prompts, _FRAMES.value, fps=_FPS.value, **how, report=report)
+      results = generator.video(
+        prompts, _drawing['frames'].value, fps=_drawing['fps'].value, **how, report=report
+      )
     else:
       sources = [list(_IMAGE.value)] * len(prompts)
       results = generator.edit(sources, prompts, **how, report=report)
