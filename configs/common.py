@@ -17,6 +17,7 @@ from tuna_jax.config import UserError, from_dict, to_dict
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.tasks import TaskConfig
+from tuna_jax.flow import train_shift
 from tuna_jax.sizes import size as named_size
 from tuna_jax.train.config import EncoderConfig, OptimizerConfig, TrainConfig
 
@@ -45,16 +46,37 @@ ROWS = {
 MAX_TEXT = 496
 VIDEO = '-video'
 
+# What the authors of a design trained with, where it is not what Tuna's did (docs/showo2.md 7,
+# docs/pixel.md 2, 4 and 12). `frozen` is of stage 1: Show-o2's tower is distilled before.
+_PIXELS = {'frozen': (), 'time_shift': 1.0, 'ntp_coeff': 1.0, 'context_noise': (0.1, 0.1)}
+RELEASED = {
+  'late_fusion': {'frozen': ('decoder/.*', 'vision/.*'), 'time_shift': train_shift(730)},
+  'pixel_encoder': _PIXELS,
+  'pixel': {**_PIXELS, 'masked': (-0.7, 0.3)},
+}
+SIDES = {'late_fusion': '432'}  # of pictures, where it is not 512
+CLIPS = ('t2v', 'video_caption', 'video_vqa')
+
 
 def base(stage: str, size: str) -> TrainConfig:
   """What the sizes of a stage share. `size` may end in -video, for clips of 49 frames."""
   name = size.removesuffix(VIDEO)
   variant = stage + size.removeprefix(name)
-  if variant not in ROWS or (size != name and name in tiny.STEPS):
+  own = tiny.model_of(name)
+  if variant not in ROWS or (size != name and own):
     raise UserError(f'{stage}:{size}: only 2b and 7b of stages 2 and 3 have rows for {VIDEO}')
-  rows = ROWS[variant]
+  rows, model = ROWS[variant], named_size(own or name)
+  released = dict(RELEASED.get(model.design, ()))
+  frozen = released.pop('frozen', ('decoder/.*',))
+  if own:
+    frozen = frozen[:1]  # the tower starts fresh
+  groups = OptimizerConfig().groups
+  if stage == 'stage1':
+    groups = (*((name, 0.0) for name in frozen), *groups)
+  elif stage != 'decoder' and model.design == 'late_fusion':
+    released['ntp_coeff'] = 1.0
   return TrainConfig(
-    model=named_size('tiny' if name in tiny.STEPS else name),
+    model=model,
     stage=stage,
     steps=100_000,
     rows=rows.rows,
@@ -66,11 +88,12 @@ def base(stage: str, size: str) -> TrainConfig:
       prefetch=4,
       look_ahead=11,
       tasks=TaskConfig(max_text=MAX_TEXT),
-      media=MediaConfig(frames=rows.frames),
+      media=MediaConfig(image_size=SIDES.get(model.design, '512'), frames=rows.frames),
     ),
-    optimizer=OptimizerConfig(),
+    optimizer=OptimizerConfig(groups=groups),
     encoder=EncoderConfig(dtype='bfloat16'),
     checkpoint_every=500,
+    **released,
   )
 
 
@@ -78,8 +101,14 @@ def to_config_dict(config: TrainConfig, size: str) -> ml_collections.ConfigDict:
   """The ConfigDict of a stage; the tiny size first takes its own rates, steps and batch
   (`configs/tiny.py`).
   """
-  if size in tiny.STEPS:
+  if tiny.model_of(size):
     config = tiny.shrink(config, size)
+  elif config.model.vae is None:  # only single frames were used
+    phases = tuple(
+      (start, tuple((task, weight) for task, weight in weights if task not in CLIPS))
+      for start, weights in config.data.phases
+    )
+    config = replace(config, data=replace(config.data, phases=phases))
   return ml_collections.ConfigDict(to_dict(config), convert_dict=True)
 
 

@@ -5,7 +5,7 @@ from tuna_jax.configs import common, mixtures
 
 
 def get_config(size: str = 'tiny'):
-  """size: tiny or fast (2b and 7b are assembled from public parts)."""
+  """size: tiny or fast, also as tiny-DESIGN (published sizes start from public parts)."""
   config = common.base('decoder', size)
   return common.to_config_dict(
     common.replace(

@@ -4,7 +4,7 @@ from tuna_jax.configs import common, mixtures
 
 
 def get_config(size: str = 'tiny'):
-  """size: tiny, fast (tiny, in fewer steps), 2b or 7b."""
+  """size: a name of `sizes.SIZES`, or fast (tiny, in fewer steps), also as fast-DESIGN."""
   config = common.base('stage2', size)
   return common.to_config_dict(
     common.replace(

@@ -1,5 +1,7 @@
 """What the tiny size changes in each stage: rows of a few examples, fewer steps, and the learning
 rates of a model of two million parameters. What trains in each stage stays.
+
+`tiny-DESIGN` and `fast-DESIGN` are the same in another design, such as `fast-late_fusion`.
 """
 
 from __future__ import annotations
@@ -21,9 +23,15 @@ STEPS = {
 # fmt: on
 
 
+def model_of(size: str) -> str:
+  """The model's name of a size of STEPS in any design; '' for other sizes."""
+  name, dash, design = size.partition('-')
+  return f'tiny{dash}{design}' if name in STEPS else ''
+
+
 def shrink(config: TrainConfig, size: str) -> TrainConfig:
   """`config` at the size 'tiny', or 'fast' with fewer steps."""
-  steps, lr, warmup = STEPS[size][config.stage]
+  steps, lr, warmup = STEPS[size.partition('-')[0]][config.stage]
   replace = dataclasses.replace
   asked = dict(questions=(questions.DESCRIBE,), video_questions=(questions.DESCRIBE_CLIP,))
   tasks = replace(config.data.tasks, system=None, max_text=0, **asked)
@@ -32,8 +40,12 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
   rates = dict(lr=lr, warmup=warmup, schedule='linear', final_lr=0.1, ema=0.99)
   if config.stage == 'stage2':  # at half the rate, the decoder learns sooner to find named things
     rates['groups'] = (('decoder/.*', 0.5), ('.*', 1.0))
-  sizes = dict(rows=4, length=128)
-  sizes |= dict(visual=80, images=5) if config.visual else dict(visual=0, images=0)
+  sizes = dict(rows=4, length=128, visual=80, images=5)
+  if config.model.vae is None:
+    sizes = dict(rows=2, length=256, visual=160, images=10)  # a clip has 9 x 16 patches
+    config = replace(config, context_noise=(0.0, 0.0), masked=(0.0, 0.0))
+  if not config.visual:
+    sizes |= dict(visual=0, images=0)
   return replace(
     config,
     steps=steps,
@@ -43,7 +55,7 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
     encoder=EncoderConfig(group_mb=0.03),  # two pictures
     mesh=MeshConfig(data=-1, fsdp=1),
     ntp_coeff=1.0,
-    time_shift=3.0,
+    time_shift=1.0 if config.model.vae is None else 3.0,
     initial='tuna_jax.toy.initial:previous_token_heads',
     checkpoint_every=10**6,
     keep=1,

@@ -93,10 +93,10 @@ def model(config: TunaConfig) -> TunaConfig:
   decoder: DecoderConfig = tower(config.decoder, vocab_size=384)
   return dataclasses.replace(
     config,
-    vision=tower(config.vision, grid=4),
+    vision=config.vision and tower(config.vision, grid=4),
     decoder=decoder,
     flow_head=tower(config.flow_head),
-    vae=vae(config.vae),
+    vae=config.vae and vae(config.vae),
     time_frequencies=16,
     dtype='float32',
   )

@@ -53,6 +53,11 @@ class Batch(NamedTuple):
 _DTYPES = Batch(*['int32'] * 2, 'float32', *['int32'] * 5, 'float32', *['int32'] * 4, 'bool')
 
 
+def colours(pixels: Array) -> Array:
+  """uint8 pixels -> float32 in [-1, 1]."""
+  return pixels.astype(np.float32) / np.float32(127.5) - 1
+
+
 def to_tokens(cells: Array, side: int, layout: str) -> Array:
   """Cells [..., F, H, W, c] -> tokens [..., F, H / side, W / side, side^2 c], as a row of
   `latents` holds them.

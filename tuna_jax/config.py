@@ -226,6 +226,11 @@ class TunaConfig:
     return self.channels * self.patch**2
 
   @property
+  def tokens(self) -> tuple[int, str]:
+    """(side, layout) of the cells of one token, as `batch.to_tokens` takes them."""
+    return self.patch, self.layout if self.patch > 1 else 'patch'
+
+  @property
   def strides(self) -> tuple[int, int]:
     """(frames, pixels of a side) that one visual token covers."""
     temporal, spatial = (self.vae.temporal_stride, self.vae.spatial_stride) if self.vae else (1, 1)

@@ -70,14 +70,18 @@ TUNA_2_7B = dataclasses.replace(TUNA_R_7B, vision=None, design='pixel')
 
 
 class _Sizes(Mapping):
-  """{name: TunaConfig}; a row 'module:name' is imported when it is asked for."""
+  """{name: TunaConfig}; a row 'module:name' or 'module:dict/key' is imported when asked for."""
 
   def __init__(self, rows: Mapping[str, TunaConfig | str]):
     self._rows = rows
 
   def __getitem__(self, name: str) -> TunaConfig:
     row = self._rows[name]
-    return pkgutil.resolve_name(row) if isinstance(row, str) else row
+    if not isinstance(row, str):
+      return row
+    where, _, key = row.partition('/')
+    found = pkgutil.resolve_name(where)
+    return found[key] if key else found
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._rows)
@@ -89,6 +93,10 @@ class _Sizes(Mapping):
 SIZES = _Sizes(
   {
     'tiny': 'tuna_jax.toy.sizes:TINY',
+    **{
+      f'tiny-{design}': f'tuna_jax.toy.sizes:DESIGNS/{design}'
+      for design in ('late_fusion', 'pixel_encoder', 'pixel')
+    },
     '2b': TUNA_2B,
     '7b': TUNA_7B,
     'showo2-1.5b': SHOWO2_1_5B,

@@ -25,6 +25,8 @@ GKE = (*POD, '--cluster=pods', '--image=gcr.io/me/tuna:1')
 CASES = {
   'quickstart': ('quickstart.sh', '--dry-run'),
   'quickstart_fast_emoji': ('quickstart.sh', '--fast', '--data=emoji', '--dry-run'),
+  'quickstart_late_fusion': ('quickstart.sh', '--design=late_fusion', '--dry-run'),
+  'quickstart_fast_pixel': ('quickstart.sh', '--fast', '--design=pixel', '--dry-run'),
   'supervise': ('supervise.sh', '--preset=v6e', '--cache=gs://b/c', '--numa', '--dry-run', *RUN),
   'local': ('local.sh', '--name=mine', '--out=runs', '--preset=gpu', '--dry-run', *RUN),
   'local_two_processes': (
@@ -109,6 +111,7 @@ def test_help_is_the_text_at_the_head_of_the_script(script):
 @pytest.mark.parametrize(('arguments', 'message'), [
   (('quickstart.sh', '--fats'), 'unknown argument --fats'),
   (('quickstart.sh', '--data=cats'), 'expected --data=shapes or --data=emoji'),
+  (('quickstart.sh', '--design=late'), 'expected --design=cascade, late_fusion, pixel or'),
   (('local.sh', '--name=Mine', '--out=x', *RUN), '--name=Mine: not a DNS label'),
   (('local.sh', '--name=a_b', '--out=x', *RUN), '--name=a_b: not a DNS label'),
   (('local.sh', '--name=a-', '--out=x', *RUN), '--name=a-: not a DNS label'),

@@ -81,7 +81,8 @@ def test_task_sums_add_up_to_the_loss():
 
 
 def test_times_are_drawn_for_targets_and_are_one_elsewhere():
-  noise, t = jax.jit(step.draw, static_argnums=2)(BATCH, KEY, 1.0)
+  noise, t, masked = jax.jit(step.draw, static_argnums=2)(BATCH, KEY, CONFIG)
+  assert masked is None
   assert noise.shape == BATCH.latents.shape
   assert (np.asarray(t)[~BATCH.target] == 1).all()
   drawn = np.asarray(t)[BATCH.target]
@@ -96,10 +97,10 @@ def test_the_model_sees_clean_latents_as_they_are(monkeypatch):
     return seen['x_t'], velocity
 
   monkeypatch.setattr(step.flow, 'interpolate', spy)
-  noise, t = step.draw(BATCH, KEY, 1.0)
+  draws = step.draw(BATCH, KEY, CONFIG)
 
   def run(params):
-    step.loss_sums(params, BATCH, noise, t, config=CONFIG)
+    step.loss_sums(params, BATCH, draws, config=CONFIG)
     return seen['x_t']
 
   x_t = np.asarray(jax.jit(run)(small.params()))
@@ -113,7 +114,7 @@ def test_the_model_sees_clean_latents_as_they_are(monkeypatch):
 
 
 def test_another_step_draws_other_noise():
-  a, b = (step.draw(BATCH, jax.random.fold_in(KEY, n), 1.0)[0] for n in (0, 1))
+  a, b = (step.draw(BATCH, jax.random.fold_in(KEY, n), CONFIG)[0] for n in (0, 1))
   assert not np.allclose(a, b)
 
 
@@ -124,8 +125,7 @@ def test_without_a_flow_loss_the_flow_head_is_not_run():
     functools.partial(step.loss_sums, config=config),
     small.params(),
     bare,
-    bare.latents,
-    bare.target * 1.0,
+    step.Draws(bare.latents, bare.target * 1.0, None),
   )
   assert set(sums) == {'ntp'}
 

@@ -150,15 +150,13 @@ def check(path):
 def check_config():
   """`data check --config`: every record in the rows of the run, then what `train` checks first."""
   from tuna_jax.data import fit, mixture
-  from tuna_jax.data.examples import STRIDES
   from tuna_jax.data.tasks import Context
 
   config, tokenizer = _config()
   if _PROCESSES.value:
     raise UserError('data check: --processes is --config.data.media.processes with --config')
-  opened, vae = mixture.open_sources(config.data), config.model.vae
-  strides = (vae.temporal_stride, vae.spatial_stride) if vae else STRIDES
-  rows = Context(tokenizer, config.data.tasks), strides, config.sizes[1:4]
+  opened = mixture.open_sources(config.data)
+  rows = Context(tokenizer, config.data.tasks), config.model.strides, config.sizes[1:4]
   phases = mixture.phases_of(config.data, opened, config.seed, config.steps)
   used = sorted({number for phase in phases for number in phase.numbers})
   code = _check([opened[number] for number in used], *rows)
@@ -238,11 +236,14 @@ def encode(path):
     raise UserError('data encode: --vae is required')
   if _HOST.value >= _HOSTS.value:
     raise UserError(f'--host={_HOST.value}: expected a number below --hosts={_HOSTS.value}')
-  media, settings = _media(), EncoderConfig(dtype='bfloat16')
+  media, settings, tokens = _media(), EncoderConfig(dtype='bfloat16'), encoder.CELLS
   if _CONFIG.value is not None:
     config = common.from_config_dict(_CONFIG.value)
-    media, settings = config.data.media, config.encoder
-  made, out, rows = encoder.load(_VAE.value, settings), files.path(_OUT.value), []
+    media, settings, tokens = config.data.media, config.encoder, config.model.tokens
+    if config.model.vae is None:
+      raise UserError(f'data encode: {config.model.design!r} has no VAE: it trains on pixels')
+  made = encoder.load(_VAE.value, settings, tokens=tokens)
+  out, rows = files.path(_OUT.value), []
   vae = json.loads(json.dumps(to_dict(made.config)))
   with loop.StopSignals() as stop:
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tuna_jax.batch import to_cells, to_tokens
+from tuna_jax.batch import colours, to_cells, to_tokens
 from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data import media as media_lib
 from tuna_jax.data import tasks as tasks_lib
@@ -244,15 +244,15 @@ class Generator:
     latents that are posterior means, so nothing is random."""
     c = self.config
     if c.vae is None:
-      cells = [x.astype(np.float32) / np.float32(127.5) - 1 for x in media]
+      cells = [colours(x) for x in media]
     else:
       cells = batches.encode(self.vae_config, self.vae_params, media, self.batch_size)
-    return [to_tokens(x, c.patch, c.layout) for x in cells]
+    return [to_tokens(x, *c.tokens) for x in cells]
 
   def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Visual tokens float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
     c = self.config
-    cells = [to_cells(x, c.patch, c.layout) for x in latents]
+    cells = [to_cells(x, *c.tokens) for x in latents]
     if c.vae is None:
       return [np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8) for x in cells]
     return batches.decode(self.vae_config, self.vae_params, cells, self.batch_size)

@@ -20,7 +20,7 @@ class HeldOut:
   """mixture: of the records. config: of the run whose losses are measured."""
 
   def __init__(self, config: TrainConfig, mixture: str, generator: Generator):
-    encode = encoder.load(config.vae, config.encoder) if config.visual else None
+    encode = encoder.of_run(config) if config.visual else None
     data = dataclasses.replace(config.data, mixture=mixture, prefetch=0, latent_cache_dir='')
     pipeline = Pipeline(
       data, generator.tokenizer, encode=encode, strides=config.model.strides, sizes=config.sizes,
@@ -34,8 +34,8 @@ class HeldOut:
     """{'held_ntp/vqa': loss, ...}: means per task and over all of them."""
     sums = None
     for n, batch in enumerate(self._batches):
-      noise, t = step.draw(batch, jax.random.key(n), self._config.time_shift)
-      found = jax.device_get(self._sums(params, batch, noise, t))
+      draws = step.draw(batch, jax.random.key(n), self._config)
+      found = jax.device_get(self._sums(params, batch, draws))
       sums = found if sums is None else jax.tree.map(np.add, sums, found)
     values = metrics.scalars({'loss': 0.0, 'grad_norm': 0.0, **sums})
     return {f'held_{name}': value for name, value in values.items() if '/' in name}

@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 
-from tuna_jax.data.examples import STRIDES
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.train.config import TrainConfig
 
@@ -37,8 +36,7 @@ class Fill:
 
 def fill(config: TrainConfig, tokenizer, batches: int, rows: int = 16) -> list[Fill]:
   """Packs `batches` batches of `rows` rows for each phase of `config`, on its mixture."""
-  vae, out = config.model.vae, []
-  temporal, spatial = (vae.temporal_stride, vae.spatial_stride) if vae else STRIDES
+  (temporal, spatial), out = config.model.strides, []
 
   def encode(pixels):
     n, f, h, w, _ = pixels.shape
@@ -47,7 +45,7 @@ def fill(config: TrainConfig, tokenizer, batches: int, rows: int = 16) -> list[F
   for start, weights in config.data.phases:
     data = dataclasses.replace(config.data, phases=((0.0, weights),), prefetch=0)
     pipeline = Pipeline(
-      data, tokenizer, encode=encode, strides=(temporal, spatial),
+      data, tokenizer, encode=encode, strides=config.model.strides,
       sizes=(rows, config.length, config.visual, config.images, 1), seed=config.seed,
     )  # fmt: skip
     for _ in range(batches):

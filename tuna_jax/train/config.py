@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from tuna_jax.config import TunaConfig, UserError, nearest
+from tuna_jax.config import DESIGNS, TunaConfig, UserError, nearest
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.flow import TRAIN_SHIFT
 from tuna_jax.ranges import (
@@ -23,6 +23,7 @@ from tuna_jax.ranges import (
 
 DTYPES = ('float32', 'bfloat16')  # of the encoder
 KINDS = ('adamw', 'muon')
+Part = Annotated[float, Range(-1, 1)]
 SCHEDULES = ('constant', 'cosine', 'linear')
 
 
@@ -101,6 +102,9 @@ class TrainConfig:
   rows, length, visual, images: B (of the whole pod), L, V and M of `Batch`.
   ntp_coeff, flow_coeff: weights of the two losses; flow_coeff 0 leaves the flow head out.
   time_shift: shift of the training times towards noise (docs/architecture.md 8.2).
+  context_noise: (share, level): so many pictures of examples that draw nothing are a little noisy,
+  t = 1 - U(0, level). masked: (low, high): of the patches of each picture, a share U(low, high) is
+  replaced by the mask token of the design 'pixel'; below 0 means none (docs/pixel.md 2 and 4).
   init_from: run or weights directory this stage starts from, strictly by name; '' starts fresh.
   initial: 'module:function' that changes the values of a fresh start; '' changes nothing.
   vae, tokenizer: directories of the frozen parts.
@@ -122,6 +126,8 @@ class TrainConfig:
   ntp_coeff: NotNegative = 0.2
   flow_coeff: NotNegative = 1.0
   time_shift: Positive = TRAIN_SHIFT
+  context_noise: tuple[Share, Share] = (0.0, 0.0)
+  masked: tuple[Part, Part] = (0.0, 0.0)
   seed: Whole = 0
   init_from: str = ''
   initial: str = ''
@@ -136,6 +142,12 @@ class TrainConfig:
     if self.rows % self.optimizer.accumulate:
       raise UserError(
         f'rows={self.rows} does not divide into optimizer.accumulate={self.optimizer.accumulate}'
+      )
+    low, high = self.masked
+    if low > high or (high > 0 and 'patches' not in DESIGNS[self.model.design].paths):
+      raise UserError(
+        f'masked={self.masked}: expected (low, high) in order, and above 0 only for a design with '
+        f'a mask token; {self.model.design!r} has none'
       )
 
   @property

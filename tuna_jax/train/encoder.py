@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax import tree
+from tuna_jax.batch import colours, to_tokens
 from tuna_jax.config import UserError, VaeConfig, to_dict
 from tuna_jax.data.encoded import MEDIA, LatentsSource
 from tuna_jax.data.media import buckets
@@ -40,6 +41,7 @@ from tuna_jax.weights.digest import loaded
 
 Shape = tuple[int, ...]  # [F, H, W, 3] of one picture or clip
 PARTS = ('encoder', 'quant')
+CELLS = (1, 'patch')  # `TunaConfig.tokens` where a token is one cell
 
 
 class Program(NamedTuple):
@@ -53,9 +55,9 @@ class Program(NamedTuple):
 
 
 class Encoder:
-  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], the normalised posterior means.
+  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], the tokens of normalised posterior means.
 
-  n is `group` of the shape [F, H, W, 3]. digest: of parameters, config and type.
+  n is `group` of the shape [F, H, W, 3]. digest: of parameters, config, type and tokens.
   """
 
   def __init__(
@@ -64,10 +66,13 @@ class Encoder:
     params: dict,
     settings: EncoderConfig,
     devices: Sequence[jax.Device] | None = None,
+    tokens: tuple[int, str] = CELLS,
   ):
-    """params: `PARTS` of `WanVae`, arrays in host memory. devices: of this host, by default all."""
-    self.config, self.settings = config, settings
-    self.digest = digest(config, params, settings.dtype)
+    """params: `PARTS` of `WanVae`, arrays in host memory. devices: of this host, by default all.
+    tokens: `TunaConfig.tokens`.
+    """
+    self.config, self.settings, self._tokens = config, settings, tokens
+    self.digest = digest(config, params, settings.dtype, tokens)
     devices = jax.local_devices() if devices is None else devices
     self._mesh = Mesh(np.array(devices), ('media',))
     self._split = NamedSharding(self._mesh, P('media'))
@@ -93,14 +98,14 @@ class Encoder:
     self.compile([pixels.shape[1:]])
     concurrent.futures.wait(self._programs.values())
     if pixels.shape[1] == 1:
-      return np.asarray(self._run('picture', pixels, None)[0])
+      return to_tokens(np.asarray(self._run('picture', pixels, None)[0]), *self._tokens)
     step, out = self.config.temporal_stride, []
     waiting, carry = self._run('first', pixels[:, :1], None)
     for start in range(1, pixels.shape[1], step):
       latents, carry = self._run('later', pixels[:, start : start + step], carry)
       out.append(np.asarray(waiting))  # one chunk late, so that the devices are never idle
       waiting = latents
-    return np.concatenate([*out, np.asarray(waiting)], axis=1)
+    return to_tokens(np.concatenate([*out, np.asarray(waiting)], axis=1), *self._tokens)
 
   def _run(self, kind, pixels, carry):
     count, frames, height, width, _ = pixels.shape
@@ -111,11 +116,31 @@ class Encoder:
     return compiled(self.config, self.settings.dtype, self._mesh, program)
 
 
+class Colours:
+  """The `Encoder` of a design without a VAE: tokens are patches of the picture itself."""
+
+  def __init__(self, tokens: tuple[int, str]):
+    self._tokens, self.digest = tokens, digest(None, {}, 'float32', tokens)
+
+  def group(self, shape: Shape) -> int:
+    """Nothing is gained by more than one at a time."""
+    return 1
+
+  def compile(self, shapes: Iterable[Shape]) -> None:
+    """There is nothing to compile."""
+
+  def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    return to_tokens(colours(pixels), *self._tokens)
+
+
 def load(
-  directory, settings: EncoderConfig, devices: Sequence[jax.Device] | None = None
+  directory,
+  settings: EncoderConfig,
+  devices: Sequence[jax.Device] | None = None,
+  tokens: tuple[int, str] = CELLS,
 ) -> Encoder:
   """The encoder of a VAE's weights directory."""
-  return Encoder(*read(directory), settings, devices)
+  return Encoder(*read(directory), settings, devices, tokens)
 
 
 def read(directory) -> tuple[VaeConfig, dict]:
@@ -128,18 +153,23 @@ def read(directory) -> tuple[VaeConfig, dict]:
   return config, tree.unflatten({name: read[name] for name in tree.flatten(shapes)})
 
 
-def of_run(config: TrainConfig, mesh: Mesh) -> Encoder:
-  """The encoder of a run on the devices of this process. Raises UserError without a VAE, or where
-  its latents are not those of the model.
+def of_run(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Encoder | Colours:
+  """The encoder of a run on `devices`, by default all of this process. Raises UserError without a
+  VAE that the design needs, or where its latents are not those of the model.
   """
+  if config.model.vae is None:
+    return Colours(config.model.tokens)
   if not config.vae:
     raise UserError('vae: no directory given, and the run has pictures; --config.vae=DIR')
-  made = load(config.vae, config.encoder, list(mesh.local_devices))
-  found, wanted = made.config.latent_channels, config.model.vae.latent_channels
-  if found != wanted:
-    raise UserError(
-      f'{config.vae}: {found} latent channels, the model has {wanted} (model.vae.latent_channels)'
-    )
+  made = load(config.vae, config.encoder, devices, config.model.tokens)
+  for what, field in (
+    ('latent channels', 'latent_channels'),
+    ('pixels to a cell', 'spatial_stride'),
+    ('frames to a cell', 'temporal_stride'),
+  ):
+    found, wanted = (getattr(vae, field) for vae in (made.config, config.model.vae))
+    if found != wanted:
+      raise UserError(f'{config.vae}: {found} {what}, the model has {wanted} (model.vae)')
   return made
 
 
@@ -161,8 +191,13 @@ def check_latents(config: TrainConfig, sources: Sequence[Source]) -> None:
     raise UserError(f'latents of different encoders do not mix: {names}')
   if config.vae and made:
     vae, params = read(config.vae)
-    if not made.keys() & {digest(vae, params, dtype) for dtype in DTYPES}:
-      raise UserError(f'{config.vae}: not the VAE whose encoder made {", ".join(made.values())}')
+    tokens = config.model.tokens
+    if not made.keys() & {digest(vae, params, dtype, tokens) for dtype in DTYPES}:
+      names = ', '.join(made.values())
+      raise UserError(
+        f'{config.vae}: not the VAE whose encoder made {names}, or its latents were not laid out '
+        f'for model.patch={tokens[0]} and model.layout={tokens[1]}'
+      )
 
 
 def group(config: VaeConfig, settings: EncoderConfig, ways: int, shape: Shape) -> int:
@@ -231,9 +266,14 @@ def encoder_shapes(config: VaeConfig) -> dict:
   return {part: params for part, params in vae_shapes(config).items() if part in PARTS}
 
 
-def digest(config: VaeConfig, params: dict, dtype: str) -> str:
-  """Of what decides the latents of a picture: parameters, config (statistics included), type."""
-  found = hashlib.blake2b(json.dumps([to_dict(config), dtype]).encode(), digest_size=16)
+def digest(
+  config: VaeConfig | None, params: dict, dtype: str, tokens: tuple[int, str] = CELLS
+) -> str:
+  """Of what decides the latents of a picture: parameters, config (statistics included), type, and
+  the cells of a token.
+  """
+  about = [config and to_dict(config), dtype, *(tokens if tokens != CELLS else ())]
+  found = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
   for name, leaf in sorted(tree.flatten(params).items()):
     found.update(f'{name}{leaf.shape}'.encode())
     found.update(np.ascontiguousarray(leaf, np.float32))

@@ -26,8 +26,9 @@ def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   own = files.path(workdir) / 'tokenizer'
   if jax.process_index() == 0 and not (own / 'tokenizer.json').exists():
     tokenizer.save(own)
-  encode = encoder.of_run(config, mesh) if config.visual and config.encoder.online else None
-  vae = encode.config if encode else config.model.vae
+  encode = None
+  if config.visual and (config.encoder.online or config.model.vae is None):
+    encode = encoder.of_run(config, list(mesh.local_devices))
   placed = sharding.batch_sharding(mesh)
   rows = local_rows(mesh, config.rows)
 
@@ -46,7 +47,7 @@ def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
   pipeline = Pipeline(
     config.data, tokenizer, encode=encode, put=put,
     group=encode.group if encode else 1, encoder_name=encode.digest if encode else '',
-    strides=(vae.temporal_stride, vae.spatial_stride), sizes=config.sizes,
+    strides=config.model.strides, sizes=config.sizes,
     seed=config.seed, rows=rows, steps=config.steps,
   )  # fmt: skip
   if encode:

@@ -1,13 +1,14 @@
 """The train step: one function for every stage, size and mesh.
 
 Axes:  B rows   V latent tokens   C channels   M images per row   k micro-batches
-Noise and times are drawn for the whole batch before it is cut, and sums are divided by counts of
+All that is random is drawn for the whole batch before it is cut, and sums are divided by counts of
 the whole batch, so neither accumulation nor sharding changes the step.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ import optax
 
 from tuna_jax import flow, losses
 from tuna_jax.batch import Batch
-from tuna_jax.config import PathConfig
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.sharding import active_mesh
@@ -25,27 +25,69 @@ from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 
 
-def draw(batch: Batch, key, time_shift: float, path: PathConfig = flow.STRAIGHT):
-  """(noise float32[B, V, C], t float32[B, M]); images that are not drawn are clean, t = 1."""
+class Draws(NamedTuple):
+  """What is random in a step."""
+
+  noise: jax.Array  # float32[B, V, C]
+  t: jax.Array  # float32[B, M]; 1 for an image that is clean
+  masked: jax.Array | None  # bool[B, V], patches that the mask token stands for; None: never
+
+
+def draw(batch: Batch, key, config: TrainConfig) -> Draws:
+  """The draws of a batch. Images that are not drawn are clean, or nearly so by
+  `config.context_noise`."""
   noise_key, time_key = jax.random.split(key)
-  t = flow.sample_t(time_key, batch.target.shape, time_shift, path)
+  path = config.model.path
+  t = flow.sample_t(time_key, batch.target.shape, config.time_shift, path)
   noise = jax.random.normal(noise_key, batch.latents.shape, jnp.float32)
   noise = noise if path.noise == 1 else path.noise * noise
-  return noise, jnp.where(batch.target, t, 1.0)
+  clean, masked = 1.0, None
+  if config.context_noise[0]:
+    clean = _context_times(batch, jax.random.fold_in(key, 2), *config.context_noise)
+  if config.masked[1] > 0:
+    masked = _masked(batch, jax.random.fold_in(key, 3), *config.masked)
+  return Draws(noise, jnp.where(batch.target, t, clean), masked)
 
 
-def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[str, losses.Sum]:
+def _context_times(batch: Batch, key, share: float, level: float):
+  """float32[B, M]: 1 - U(0, level) for a `share` of the images of examples that draw nothing, else
+  1: the sources of an edit stay clean."""
+  count = jnp.prod(batch.grid, axis=-1)
+  first = jnp.minimum(jnp.cumsum(count, axis=1) - count, batch.place.shape[1] - 1)
+  first = jnp.take_along_axis(batch.place, first, axis=1)
+  example = jnp.take_along_axis(batch.segment, first, axis=1)
+  together = example[:, :, None] == example[:, None, :]
+  draws = jnp.any(together & (batch.target & (count > 0))[:, None, :], axis=-1)
+  chosen, depth = jax.random.uniform(key, (2, *batch.target.shape))
+  return jnp.where((chosen < share) & ~draws, 1 - level * depth, 1.0)
+
+
+def _masked(batch: Batch, key, low: float, high: float):
+  """bool[B, V]: of the N tokens of each image, N U(low, high) random ones, rounded down; none where
+  that is below 1."""
+  order_key, share_key = jax.random.split(key)
+  count = jnp.prod(batch.grid, axis=-1)
+  share = jax.random.uniform(share_key, count.shape, minval=low, maxval=high)
+  # Sorted by image, and at random within it, padding first.
+  order = jnp.argsort(batch.image + jax.random.uniform(order_key, batch.image.shape), axis=1)
+  rank = jnp.argsort(order, axis=1) - batch.image.shape[1] + jnp.sum(count, axis=1, keepdims=True)
+  end = jnp.cumsum(count, axis=1) - count + (count * share).astype(jnp.int32)
+  owner = jnp.maximum(batch.image - 1, 0)
+  return (batch.image > 0) & (rank < jnp.take_along_axis(end, owner, axis=1))
+
+
+def loss_sums(params, batch: Batch, draws: Draws, *, config: TrainConfig) -> dict[str, losses.Sum]:
   """{'ntp': Sum, 'flow': Sum} by task, of one forward pass; without 'flow' if flow_coeff is 0."""
-  model = Tuna(config.model)
+  model, (noise, t, masked) = Tuna(config.model), draws
   owner = jnp.maximum(batch.image - 1, 0)
   x_t, velocity = batch.latents, None
-  draws = config.flow_coeff > 0 and batch.latents.shape[1] > 0
-  if draws:
+  drawn = config.flow_coeff > 0 and batch.latents.shape[1] > 0
+  if drawn:
     per_token = jnp.take_along_axis(t, owner, axis=1)
     x_t, velocity = flow.interpolate(batch.latents, noise, per_token)
     if config.model.path.predicts == 'clean':
       velocity = flow.velocity_to(batch.latents, x_t, per_token)
-  out = model.apply({'params': params}, batch, x_t, t, flow=draws)
+  out = model.apply({'params': params}, batch, x_t, t, flow=drawn, masked=masked)
   logits = functools.partial(model.apply, {'params': params}, method='logits')
   mesh = active_mesh()
   ntp = losses.next_token(
@@ -53,7 +95,7 @@ def loss_sums(params, batch: Batch, noise, t, *, config: TrainConfig) -> dict[st
     devices=1 if mesh is None else mesh.size // mesh.shape['tensor'],
   )  # fmt: skip
   sums = {'ntp': ntp}
-  if draws:
+  if drawn:
     selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
     task = jnp.take_along_axis(batch.task, batch.place, axis=1)
     sums['flow'] = losses.velocity_error(out.velocity, velocity, selected, task, len(TASKS))
@@ -74,9 +116,9 @@ def _counts(batch: Batch) -> dict[str, jax.Array]:
   return {'ntp': jnp.sum(batch.label_weight), 'flow': jnp.sum(selected.astype(jnp.float32))}
 
 
-def loss_fn(leaves, params, batch: Batch, noise, t, counts, *, config: TrainConfig):
+def loss_fn(leaves, params, batch: Batch, draws: Draws, counts, *, config: TrainConfig):
   """(loss, sums) as a function of the trainable `leaves`; the rest of `params` is constant."""
-  sums = loss_sums(state_lib.merge(params, leaves), batch, noise, t, config=config)
+  sums = loss_sums(state_lib.merge(params, leaves), batch, draws, config=config)
   return total_loss(sums, counts, config), sums
 
 
@@ -94,17 +136,17 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   and 'flow' sums.
   """
   transformation, multiples = state_lib.make_optimizer(config)
-  noise, t = draw(batch, jax.random.fold_in(key, state.step), config.time_shift, config.model.path)
+  draws = draw(batch, jax.random.fold_in(key, state.step), config)
   counts = _counts(batch)
   leaves = state_lib.select(state.params, multiples)
   grad_fn = jax.value_and_grad(functools.partial(loss_fn, config=config), has_aux=True)
   micro = config.optimizer.accumulate
   if micro == 1:
-    (loss, sums), grads = grad_fn(leaves, state.params, batch, noise, t, counts)
+    (loss, sums), grads = grad_fn(leaves, state.params, batch, draws, counts)
   else:
     # Row b goes to micro-batch b mod k, so each device keeps its own rows.
     pieces = jax.tree.map(
-      lambda a: jnp.swapaxes(a.reshape(-1, micro, *a.shape[1:]), 0, 1), (batch, noise, t)
+      lambda a: jnp.swapaxes(a.reshape(-1, micro, *a.shape[1:]), 0, 1), (batch, draws)
     )
 
     def add(carry, piece):
