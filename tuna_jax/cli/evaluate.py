@@ -37,7 +37,7 @@ _TEST = flags.DEFINE_string(
   'test_mixture', '', 'The mixture file of your own records that were held out from training.'
 )
 flags.DEFINE_alias('data', 'test_mixture')
-_GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'The scale of guidance by the text; 1 is none.')
+_GUIDANCE = flags.DEFINE_float('guidance', 1.5, 'The scale of guidance by the text; 1 is none.')
 _sampler = app.define_sampler(points=16)
 _model_options = app.define_generator(batch_size=50)
 

@@ -23,7 +23,7 @@ from tuna_jax.toy import train_vae
 from tuna_jax.train import checkpoint
 from tuna_jax.weights import store
 
-HOW = Drawing(Guidance(2.0), 16, 3.0)
+HOW = Drawing(Guidance(1.5), 16, 3.0)
 REFRESH = 15.0  # seconds between two writings of the page
 SHOWN = 6  # fixed held-out items of each task
 NOTHING = Evaluation({}, {}, {}, {})
