@@ -7,6 +7,10 @@ import sys
 import pytest
 from PIL import Image
 
+from tuna_jax.models.shapes import vae_shapes
+from tuna_jax.toy.sizes import TINY
+from tuna_jax.weights import fresh, store
+
 
 def data(*arguments):
   return subprocess.run(
@@ -43,6 +47,17 @@ def test_preview_leaves_bad_records_out_and_says_so(mixture, tmp_path):
   done = data('preview', mixture, f'--out={tmp_path / "p.html"}')
   assert done.returncode == 0 and 'left out: ' in done.stderr and 'a.jsonl:2' in done.stderr
   assert (tmp_path / 'p.html').read_text(encoding='utf-8').count('<h3>') >= 1
+
+
+@pytest.mark.slow
+def test_preview_warns_of_a_vae_that_does_not_fit(mixture, tmp_path):
+  vae = TINY.vae
+  store.save(str(tmp_path / 'vae'), vae, fresh.init(vae_shapes(vae), 0))
+  arguments = ('--image_size=64', f'--vae={tmp_path / "vae"}', f'--out={tmp_path / "p.html"}')
+  done = data('preview', mixture, *arguments)
+  assert done.returncode == 0 and ' dB on 2 pictures' in done.stdout
+  assert 'THE VAE DOES NOT FIT' in done.stderr
+  assert 'THE VAE DOES NOT FIT' in (tmp_path / 'p.html').read_text(encoding='utf-8')
 
 
 def test_shapes_writes_mixtures_that_check_and_preview(tmp_path):

@@ -6,7 +6,7 @@
   tuna-jax data check --config=configs/stage2.py:2b --config.data.mixture=MIXTURE.json [--limit=N]
   tuna-jax data fill --config=configs/stage2.py:2b --config.data.mixture=synthetic
   tuna-jax data encode MIXTURE.json --vae=DIR --out=DIR [--config=configs/stage2.py:2b]
-  tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--count=N]
+  tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--vae=DIR] [--count=N]
   tuna-jax data pack MIXTURE.json --out=DIR [--processes=N] [--encode=webp --side=1024]
 
 A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa,
@@ -73,7 +73,9 @@ _PROCESSES = flags.DEFINE_integer(
   'For pack, how many processes work; 0 is one per core.',
 )
 
-_VAE = flags.DEFINE_string('vae', None, 'The weights directory of the VAE whose encoder is used.')
+_VAE = flags.DEFINE_string(
+  'vae', None, 'The weights directory of the VAE: whose encoder is used, or that preview checks.'
+)
 _SHARD = flags.DEFINE_integer('shard_records', 2048, 'How many records a shard holds.', 1)
 _HOST = flags.DEFINE_integer('host', 0, 'Which of the --hosts machines this is, from 0.', 0)
 _HOSTS = flags.DEFINE_integer('hosts', 1, 'How many machines share the files of latents.', 1)
@@ -84,7 +86,8 @@ _PACK = packing.define_pack()
 READERS = ('check', 'encode', 'pack', 'preview')
 ONLY = {
   'out': ('shapes', 'emoji', 'encode', 'pack', 'preview'),
-  **dict.fromkeys(('vae', 'host', 'hosts', 'threads'), ('encode',)),
+  **dict.fromkeys(('host', 'hosts', 'threads'), ('encode',)),
+  'vae': ('encode', 'preview'),
   **dict.fromkeys(packing.PACK_FLAGS, ('pack',)),
   'shard_records': ('encode', 'pack'),
   **dict.fromkeys(('cache', 'tones', 'all'), ('emoji',)),
@@ -284,15 +287,26 @@ def preview(path):
   else:
     tokenizer = Tokenizer.train(mixture.texts(mixture.DataConfig(mixture=path), limit=500), 4096)
   context, rng, shown = Context(tokenizer), np.random.default_rng(0), []
+  vae, strides, rebuilt = None, examples.STRIDES, None
+  if _VAE.value:
+    from tuna_jax.evals import reconstruct
+    from tuna_jax.weights import store
+
+    vae = store.load_vae(_VAE.value)
+    strides = vae[0].temporal_stride, vae[0].spatial_stride
   for source in opened:
     for i in range(min(_COUNT.value, len(source))):
       try:
-        laid = examples.example(source, i, context, rng)
+        laid = examples.example(source, i, context, rng, strides)
       except examples.BadRecord as e:
         print(f'left out: {e}', file=sys.stderr)
         continue
       shown.append((f'{source.task}: {source.where(i)}', laid))
-  files.write_text(_OUT.value, preview_page.page(shown, tokenizer))
+  if vae and (stills := [m[0] for _, laid in shown for m in laid.media if len(m) == 1]):
+    rebuilt = reconstruct.rebuild(*vae, stills)
+    print(f'VAE: {rebuilt.psnr:.1f} dB on {len(stills)} pictures')
+    print(rebuilt.warning, end='\n' if rebuilt.warning else '', file=sys.stderr)
+  files.write_text(_OUT.value, preview_page.page(shown, tokenizer, rebuilt))
   print(f'{_OUT.value}: {len(shown)} examples')
 
 

@@ -33,10 +33,10 @@ class Rebuilt:
     )
 
 
-def rebuild(config: VaeConfig, params, pictures: np.ndarray) -> Rebuilt:
-  """pictures: uint8 [n, H, W, 3], sides multiples of the VAE's stride."""
+def rebuild(config: VaeConfig, params, pictures: Sequence[np.ndarray]) -> Rebuilt:
+  """pictures: uint8 [H, W, 3] each, sides multiples of the VAE's stride."""
   run = jax.jit(lambda p, x: decode_pixels(config, p, encode_pixels(config, p, x)))
-  found = np.asarray(run(params, pictures[:, None]))[:, 0]
-  error = np.square(found.astype(np.float64) - pictures).mean((1, 2, 3))
+  found = [np.asarray(run(params, picture[None, None]))[0, 0] for picture in pictures]
+  error = [np.square(y.astype(np.float64) - x).mean() for x, y in zip(pictures, found)]
   psnr = 10 * np.log10(255**2 / np.maximum(error, 0.1))
   return Rebuilt(float(psnr.mean()), list(zip(pictures, found)))

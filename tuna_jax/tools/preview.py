@@ -12,14 +12,16 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evals.page import render
 
 
-def page(examples: Iterable[tuple[str, Example]], tokenizer: Tokenizer) -> str:
+def page(examples: Iterable[tuple[str, Example]], tokenizer: Tokenizer, rebuilt=None) -> str:
   """A self-contained page of (title, example) pairs, the template `preview.html.j2`.
+
+  rebuilt: what a VAE makes of their pictures (`evals.reconstruct.Rebuilt`), or None.
 
   Green: the model is asked to predict this token. Blue box: a clean picture. Orange box: a picture
   it must draw. The position and id of a token show on hover.
   """
   laid = [(title, example, list(_pieces(example, tokenizer))) for title, example in examples]
-  return render('tools/preview.html.j2', examples=laid)
+  return render('tools/preview.html.j2', examples=laid, rebuilt=rebuilt)
 
 
 def _pieces(example: Example, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
