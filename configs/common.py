@@ -103,7 +103,8 @@ def to_config_dict(config: TrainConfig, size: str) -> ml_collections.ConfigDict:
   """
   if tiny.model_of(size):
     config = tiny.shrink(config, size)
-  elif config.model.vae is None:  # only single frames were used
+  if not tiny.model_of(size) and config.model.vae is None or config.model.seen_dim:
+    # Pixels were trained as single frames only.
     phases = tuple(
       (start, tuple((task, weight) for task, weight in weights if task not in CLIPS))
       for start, weights in config.data.phases

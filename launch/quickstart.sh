@@ -4,7 +4,8 @@
 #   bash launch/quickstart.sh [--fast] [--design=NAME] [--data=shapes|emoji] [--dry-run]
 #
 #   --fast         a few minutes, with lower targets
-#   --design=NAME  cascade: Tuna (default); late_fusion: Show-o2; pixel: Tuna-2; pixel_encoder: Tuna-R
+#   --design=NAME  cascade: Tuna (default); late_fusion: Show-o2; pixel: Tuna-2;
+#                  pixel_encoder: Tuna-R; decoupled: one encoder to read, latents to draw
 #   --data=NAME    shapes: the rendered world (default); emoji: real pictures, fetched by package name
 #   --dry-run      print what would run
 #   --help         this text
@@ -23,8 +24,10 @@ for argument in "$@"; do
     --fast) fast=1 ;;
     --data=shapes | --data=emoji) data=${argument#*=} ;;
     --data=*) die "$argument: expected --data=shapes or --data=emoji" ;;
-    --design=cascade | --design=late_fusion | --design=pixel | --design=pixel_encoder) design=${argument#*=} ;;
-    --design=*) die "$argument: expected --design=cascade, late_fusion, pixel or pixel_encoder" ;;
+    --design=cascade | --design=late_fusion | --design=pixel | --design=pixel_encoder | --design=decoupled)
+      design=${argument#*=}
+      ;;
+    --design=*) die "$argument: expected --design=cascade, late_fusion, pixel, pixel_encoder or decoupled" ;;
     --dry-run) DRY_RUN=1 ;;
     *) die "unknown argument $argument; --help lists the flags" ;;
   esac

@@ -51,6 +51,12 @@ COUNTS = {
   },
   # docs/pixel.md 1.
   'tuna-r-7b': {'vision': 398_292_640, 'flow_head/final': 28_454_144, '': 13_076_646_432},
+  # docs/decoupled.md.
+  'decoupled-2b': {
+    'projector': 75_264,
+    'vision': 397_463_200 - 56_448 + 885_888,
+    '': 4_422_346_064 + 75_264 - 56_448 + 885_888,
+  },
   'tuna-2-7b': {'patches': 2_759_680 + 3_584, '': 12_664_134_912},
 }
 VAE_COUNTS = {

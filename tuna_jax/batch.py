@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 
+from tuna_jax.config import TunaConfig, UserError
+
 Array = Any  # np.ndarray on the host, jax.Array inside jit
 
 
@@ -69,6 +71,30 @@ def to_tokens(cells: Array, side: int, layout: str) -> Array:
   if layout == 'patch':
     cells = rearrange(cells, '... (i r) (j q) c -> ... i j (r q c)', r=side, q=side)
   return cells.reshape(*front, height // side, width // side, side**2 * channels)
+
+
+def check_frames(config: TunaConfig, frames: int) -> None:
+  """Raises UserError for clips in a design that sees clean pictures apart: pixels are not merged
+  over time as latents are."""
+  if config.seen_dim and frames > 1:
+    raise UserError(
+      f'a clip of {frames} frames: the design {config.design!r} takes pictures only; leave t2v, '
+      'video_caption and video_vqa out'
+    )
+
+
+def to_rows(config: TunaConfig, cells: Array, pixels: Array) -> Array:
+  """What `latents` holds of pictures uint8 [..., F, H, W, 3] whose cells are [..., T, h, w, c]:
+  their tokens, and before them their pixels where the design sees clean pictures apart.
+
+  Raises UserError for a clip in such a design.
+  """
+  rows = to_tokens(cells, config.patch, config.layout)
+  if not config.seen_dim:
+    return rows
+  check_frames(config, pixels.shape[-4])
+  seen = to_tokens(colours(pixels), config.strides[1], 'patch')
+  return np.concatenate([seen, rows], axis=-1)
 
 
 def to_cells(tokens: Array, side: int, layout: str) -> Array:

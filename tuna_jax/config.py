@@ -138,12 +138,14 @@ class Design(NamedTuple):
 
   paths: the modules that each see the patch of a token; their features are concatenated.
   connector: whether a two-layer map to the decoder's width follows. pixels: a token holds a patch
-  of the picture itself, and there is no VAE.
+  of the picture itself, and there is no VAE. apart: a clean picture goes through the first path and
+  the connector as pixels, a drawn one through the second as latents; a token holds both.
   """
 
   paths: tuple[str, ...]
   connector: bool
   pixels: bool
+  apart: bool = False
 
 
 DESIGNS = {
@@ -151,6 +153,7 @@ DESIGNS = {
   'late_fusion': Design(('vision', 'projector'), True, False),  # Show-o2
   'pixel_encoder': Design(('vision',), True, True),  # Tuna-R
   'pixel': Design(('patches',), False, True),  # Tuna-2
+  'decoupled': Design(('vision', 'projector'), True, False, apart=True),  # docs/decoupled.md
 }
 
 
@@ -221,14 +224,24 @@ class TunaConfig:
     return self.vae.latent_channels if self.vae else 3
 
   @property
-  def token_dim(self) -> int:
-    """Numbers that one visual token holds: C of `Batch`."""
+  def drawn_dim(self) -> int:
+    """Numbers of one visual token that are drawn: its cells."""
     return self.channels * self.patch**2
 
   @property
-  def tokens(self) -> tuple[int, str]:
-    """(side, layout) of the cells of one token, as `batch.to_tokens` takes them."""
-    return self.patch, self.layout if self.patch > 1 else 'patch'
+  def seen_dim(self) -> int:
+    """Numbers before them in which a design that sees pictures `apart` holds the pixels."""
+    return 3 * self.strides[1] ** 2 if DESIGNS[self.design].apart else 0
+
+  @property
+  def token_dim(self) -> int:
+    """Numbers that one visual token holds: C of `Batch`."""
+    return self.seen_dim + self.drawn_dim
+
+  @property
+  def window(self) -> int:
+    """The side of what the tower embeds as one token, in latent cells or pixels."""
+    return self.strides[1] if self.seen_dim else self.patch
 
   @property
   def strides(self) -> tuple[int, int]:

@@ -68,6 +68,9 @@ TUNA_R_7B = dataclasses.replace(
 )
 TUNA_2_7B = dataclasses.replace(TUNA_R_7B, vision=None, design='pixel')
 
+# The third design of the paper's comparison, at its size (docs/decoupled.md).
+DECOUPLED_2B = dataclasses.replace(TUNA_2B, design='decoupled')
+
 
 class _Sizes(Mapping):
   """{name: TunaConfig}; a row 'module:name' or 'module:dict/key' is imported when asked for."""
@@ -95,7 +98,7 @@ SIZES = _Sizes(
     'tiny': 'tuna_jax.toy.sizes:TINY',
     **{
       f'tiny-{design}': f'tuna_jax.toy.sizes:DESIGNS/{design}'
-      for design in ('late_fusion', 'pixel_encoder', 'pixel')
+      for design in ('late_fusion', 'pixel_encoder', 'pixel', 'decoupled')
     },
     '2b': TUNA_2B,
     '7b': TUNA_7B,
@@ -103,6 +106,7 @@ SIZES = _Sizes(
     'showo2-7b': SHOWO2_7B,
     'tuna-r-7b': TUNA_R_7B,
     'tuna-2-7b': TUNA_2_7B,
+    'decoupled-2b': DECOUPLED_2B,
   }
 )
 

@@ -111,7 +111,7 @@ def test_help_is_the_text_at_the_head_of_the_script(script):
 @pytest.mark.parametrize(('arguments', 'message'), [
   (('quickstart.sh', '--fats'), 'unknown argument --fats'),
   (('quickstart.sh', '--data=cats'), 'expected --data=shapes or --data=emoji'),
-  (('quickstart.sh', '--design=late'), 'expected --design=cascade, late_fusion, pixel or'),
+  (('quickstart.sh', '--design=late'), 'expected --design=cascade, late_fusion, pixel,'),
   (('local.sh', '--name=Mine', '--out=x', *RUN), '--name=Mine: not a DNS label'),
   (('local.sh', '--name=a_b', '--out=x', *RUN), '--name=a_b: not a DNS label'),
   (('local.sh', '--name=a-', '--out=x', *RUN), '--name=a-: not a DNS label'),

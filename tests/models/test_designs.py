@@ -66,9 +66,9 @@ def test_every_token_of_a_picture_is_drawn_and_seen(design):
   batch = designs.batch(config, ('edit',))
   t = small.times(batch)
   before = small.forward(config)(batch, batch.latents, t)
-  assert before.velocity.shape == batch.latents.shape
+  assert before.velocity.shape == (*batch.latents.shape[:2], config.drawn_dim)
   latents = batch.latents.copy()
-  latents[0, 0, -1] += 1.0  # one cell of the source picture
+  latents[0, 0, 0] += 1.0  # one cell of the source picture
   after = small.forward(config)(batch, latents, t)
   target = np.flatnonzero(batch.image[0] == 2)
   assert (np.abs(after.velocity - before.velocity)[0, target].max(axis=-1) > 0).all()
@@ -124,3 +124,20 @@ def test_a_network_that_gives_the_picture_itself_has_the_velocity_that_leads_the
   target = np.flatnonzero(batch.image[0] == 2)
   wanted = -batch.latents[0, target] / (1 - t[0, 1])
   np.testing.assert_allclose(run(params)[0, target], wanted, rtol=1e-6)
+
+
+def test_decoupled_sees_a_clean_picture_as_pixels_and_a_drawn_one_as_latents():
+  config = designs.config('decoupled')
+  batch = designs.batch(config, ('edit',))
+  t, forward = small.times(batch), small.forward(config)
+  before = forward(batch, batch.latents, t)
+  source, target = (np.flatnonzero(batch.image[0] == n) for n in (1, 2))
+
+  def moved(tokens, numbers):
+    latents = batch.latents.copy()
+    latents[0, tokens, numbers] += 1.0
+    return np.abs(forward(batch, latents, t).velocity - before.velocity)[0, target].max() > 0
+
+  pixels, drawn = slice(config.seen_dim), slice(config.seen_dim, None)
+  assert moved(source, pixels) and moved(target, drawn)
+  assert not moved(source, drawn) and not moved(target, pixels)

@@ -40,12 +40,14 @@ def test_the_step_of_a_tiny_design_takes_its_rows(design):
 
 
 @pytest.mark.parametrize('design', OTHERS)
-def test_rows_of_a_tiny_design_hold_a_clip_of_the_world(design):
+def test_rows_of_a_tiny_design_hold_what_the_world_shows(design):
   run = shrink.real('stage2', f'fast-{design}')
   clip = layout([Video(np.zeros((9, 64, 64, 3), np.uint8))], Letters(), run.model.strides)
   picture = layout([Image(np.zeros((1, 64, 64, 3), np.uint8))], Letters(), run.model.strides)
   assert picture.cells == 16 and clip.cells == (144 if DESIGNS[design].pixels else 48)
   assert clip.cells <= run.visual and clip.length + 40 < run.length
+  tasks = {task for _, weights in run.data.phases for task, _ in weights}
+  assert ('t2v' in tasks) == (design != 'decoupled') and 'edit' in tasks
 
 
 def test_the_encoder_of_late_fusion_gives_tokens_of_four_cells(tmp_path):
@@ -60,14 +62,32 @@ def test_the_encoder_of_late_fusion_gives_tokens_of_four_cells(tmp_path):
   pixels = pixels.repeat(cells.group(pixels.shape[1:]), axis=0)
   found = tokens(pixels)
   assert found.shape[2:] == (2, 2, model.token_dim)
-  np.testing.assert_array_equal(to_cells(found, *model.tokens), cells(pixels))
+  np.testing.assert_array_equal(to_cells(found, model.patch, model.layout), cells(pixels))
+
+
+def test_tokens_of_decoupled_hold_pixels_and_latents_and_a_clip_is_refused(tmp_path):
+  model = designs.config('decoupled')
+  store.save(tmp_path / 'vae', model.vae, shrink.randomise(vae_shapes(model.vae), 0))
+  run = config(model, vae=str(tmp_path / 'vae'))
+  one = jax.devices()[:1]
+  made, cells = encoder.of_run(run, one), encoder.load(run.vae, run.encoder, one)
+  shape = (made.group((1, 64, 64, 3)), 1, 64, 64, 3)
+  pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  found = made(pixels)
+  assert found.shape[2:] == (2, 2, model.token_dim)
+  seen = to_cells(found[..., : model.seen_dim], 32, 'patch')
+  np.testing.assert_allclose(seen, pixels / 127.5 - 1.0, atol=1e-6)
+  drawn = to_cells(found[..., model.seen_dim :], model.patch, model.layout)
+  np.testing.assert_array_equal(drawn, cells(pixels))
+  with pytest.raises(UserError, match='a clip of 5 frames: the design .decoupled. takes pictures'):
+    made.compile([(5, 64, 64, 3)])
 
 
 def test_tokens_of_a_design_in_pixels_are_the_picture():
   pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 1, 16, 16, 3)
   found = encoder.of_run(config())(pixels)
   assert found.shape == (1, 1, 8, 8, 12)
-  cells = to_cells(found, *PIXEL.tokens)
+  cells = to_cells(found, PIXEL.patch, PIXEL.layout)
   np.testing.assert_allclose(cells, pixels / 127.5 - 1.0, atol=1e-6)
   assert cells.min() == -1 and cells.max() == 1
 

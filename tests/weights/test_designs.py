@@ -5,12 +5,12 @@ import pytest
 
 from tests.models import designs
 from tests.weights.small import random_leaves, shapes_only
-from tuna_jax.config import DESIGNS
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sizes import size
+from tuna_jax.weights import tables
 from tuna_jax.weights.convert import export, plan
-from tuna_jax.weights.designs import official
-from tuna_jax.weights.tensors import lazies
+from tuna_jax.weights.designs import SOURCES, official
+from tuna_jax.weights.tensors import CheckpointError, lazies
 
 # Tensors without the tied head, and some shapes, of docs/showo2.md 9 and docs/pixel.md 9.
 SIZES = {'showo2-1.5b': 909, 'showo2-7b': 910, 'tuna-r-7b': 980, 'tuna-2-7b': 560}
@@ -53,7 +53,7 @@ def test_a_full_size_model_has_the_official_tensors(name):
   assert set(plan(official(config), tensors, shapes).leaves) == set(shapes_only(shapes))
 
 
-@pytest.mark.parametrize('design', [design for design in DESIGNS if design != 'cascade'])
+@pytest.mark.parametrize('design', [d for d in SOURCES.values() if d != 'cascade'])
 def test_export_and_import_give_the_same_bytes_slice_by_slice(design):
   config = designs.config(design)
   shapes = tuna_shapes(config)
@@ -83,3 +83,16 @@ def test_a_patch_convolution_is_a_matrix_over_row_column_channel():
     rtol=2e-5,
     atol=1e-5,
   )
+
+
+def test_decoupled_takes_the_whole_tower_of_siglip2_and_has_no_published_checkpoint():
+  config = size('decoupled-2b')
+  with pytest.raises(CheckpointError, match="no checkpoint of the design 'decoupled'"):
+    official(config)
+  shapes = {'vision': tuna_shapes(config)['vision']}
+  table = tables.siglip2(config.vision, config.window)
+  tensors = export(table, shapes_only(shapes))
+  embed = 'embeddings.patch_embedding.weight'
+  assert tensors[embed].shape == (1152, 3, 16, 16)
+  found = plan(table, tensors, shapes)
+  assert not found.fresh and not found.adapted

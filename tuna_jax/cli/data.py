@@ -239,13 +239,13 @@ def encode(path):
     raise UserError('data encode: --vae is required')
   if _HOST.value >= _HOSTS.value:
     raise UserError(f'--host={_HOST.value}: expected a number below --hosts={_HOSTS.value}')
-  media, settings, tokens = _media(), EncoderConfig(dtype='bfloat16'), encoder.CELLS
+  media, settings, model = _media(), EncoderConfig(dtype='bfloat16'), None
   if _CONFIG.value is not None:
     config = common.from_config_dict(_CONFIG.value)
-    media, settings, tokens = config.data.media, config.encoder, config.model.tokens
-    if config.model.vae is None:
-      raise UserError(f'data encode: {config.model.design!r} has no VAE: it trains on pixels')
-  made = encoder.load(_VAE.value, settings, tokens=tokens)
+    media, settings, model = config.data.media, config.encoder, config.model
+    if model.vae is None:
+      raise UserError(f'data encode: {model.design!r} has no VAE: it trains on pixels')
+  made = encoder.load(_VAE.value, settings, model=model)
   out, rows = files.path(_OUT.value), []
   vae = json.loads(json.dumps(to_dict(made.config)))
   with loop.StopSignals() as stop:

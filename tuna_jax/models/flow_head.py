@@ -63,7 +63,7 @@ class FinalLayer(nn.Module):
     modulation = anchor(dense(2 * c.flow_head.dim, c.dtype, name='adaln')(nn.silu(time)), 'images')
     shift, scale = jnp.split(per_token(modulation, owner), 2, axis=-1)
     y = modulate(RMSNorm(FINAL_NORM_EPS, name='norm')(x), shift, scale)
-    return dense(c.token_dim, c.dtype, name='linear')(y)
+    return dense(c.drawn_dim, c.dtype, name='linear')(y)
 
 
 class FlowHead(nn.Module):

@@ -121,15 +121,25 @@ class Tuna(nn.Module):
     self.decoder = Decoder(c, name='decoder')
     self.flow_head = FlowHead(c, name='flow_head')
 
-  def features(self, latents, coords, image, grid, masked=None):
+  def features(self, latents, coords, image, grid, masked=None, drawn=None):
     """Visual tokens [B, V, D] of `latents` [B, V, C], by the design's paths.
 
     coords, image, grid: as in `Batch`. masked: bool[B, V], tokens that the design 'pixel' replaces
-    by its mask token in training.
+    by its mask token in training. drawn: bool[B, V], tokens that the design 'decoupled' sees as
+    latents; where C are latents alone, all of them.
     """
     c, seen, design = self.config, [], DESIGNS[self.config.design]
+    pixels = None
+    if design.apart and latents.shape[-1] == c.token_dim:
+      pixels, latents = jnp.split(latents, [c.seen_dim], axis=-1)
     if c.layout == 'raster' and c.patch > 1:
       latents = patches(latents, coords, image, grid, c.patch)
+    if design.apart:
+      x = self.projector(latents.astype(c.dtype))
+      if pixels is None:
+        return x
+      clean = self.connector(self.vision(pixels, coords, image, grid))
+      return clean if drawn is None else jnp.where(drawn[..., None], x, clean)
     if 'vision' in design.paths:
       seen.append(self.vision(latents, coords, image, grid))
     if 'projector' in design.paths:
@@ -169,7 +179,8 @@ class Tuna(nn.Module):
       rows = len(latents)
       if features is None:
         where = (batch.coords[:rows], batch.image[:rows], batch.grid[:rows])
-        features = self.features(latents, *where, masked)
+        drawn = _take(batch.target[:rows, :, None], batch.image[:rows] - 1)[..., 0]
+        features = self.features(latents, *where, masked, drawn)
       if rows < len(batch.tokens):
         features = jnp.tile(features, (len(batch.tokens) // rows, 1, 1))
       time = anchor(self.time_embed(t), 'images')

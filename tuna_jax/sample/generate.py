@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tuna_jax.batch import colours, to_cells, to_tokens
+from tuna_jax.batch import check_frames, colours, to_cells, to_rows
 from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data import media as media_lib
 from tuna_jax.data import tasks as tasks_lib
@@ -162,6 +162,7 @@ class Generator:
     prompts, many = requests.strings(prompt, 'prompt')
     how = Drawing.of(self.config.design, 't2v', guidance, points, shift, solver)
     frames = self.media.frames if frames is None else frames
+    check_frames(self.config, frames)
     target = self._target(Video, size or self.media.video_size, frames)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
     return _one_or_all([Clip(pixels, fps, info) for pixels, info in zip(drawn, infos)], many)
@@ -218,7 +219,7 @@ class Generator:
     for branches, n in zip(prompts, cells):
       for example in branches:
         self._check_length(example, n + 1)
-    channels, out, done = self.config.token_dim, [None] * len(plans), 0
+    channels, out, done = self.config.drawn_dim, [None] * len(plans), 0
     shapes = [(n, tuple(e.cells for e in branches)) for n, branches in zip(cells, prompts)]
     lengths = [max(e.length for e in branches) for branches in prompts]
     together = list(batches.batches(shapes, lengths, self.batch_size))
@@ -247,12 +248,12 @@ class Generator:
       cells = [colours(x) for x in media]
     else:
       cells = batches.encode(self.vae_config, self.vae_params, media, self.batch_size)
-    return [to_tokens(x, *c.tokens) for x in cells]
+    return [to_rows(c, x, pixels) for x, pixels in zip(cells, media)]
 
   def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Visual tokens float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
     c = self.config
-    cells = [to_cells(x, *c.tokens) for x in latents]
+    cells = [to_cells(x[..., -c.drawn_dim :], c.patch, c.layout) for x in latents]
     if c.vae is None:
       return [np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8) for x in cells]
     return batches.decode(self.vae_config, self.vae_params, cells, self.batch_size)

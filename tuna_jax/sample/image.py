@@ -46,12 +46,14 @@ class Published(NamedTuple):
   solver: str = 'euler'
 
 
-# docs/architecture.md 10, docs/showo2.md 8 and docs/pixel.md 6. Clips of pixels were not published.
+# docs/architecture.md 10, docs/showo2.md 8 and docs/pixel.md 6. Clips of pixels were not published,
+# nor was a model of 'decoupled'.
 PUBLISHED = {
   'cascade': Published((SCALE, SCALE, 6.0)),
   'late_fusion': Published((SCALE, SCALE, 6.0)),
   'pixel_encoder': Published((4.0, 5.0, 4.0), 51, 1.0, 'heun'),
   'pixel': Published((3.0, 2.0, 3.0), 51, 1.0),
+  'decoupled': Published((SCALE, SCALE, SCALE)),
 }
 
 

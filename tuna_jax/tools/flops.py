@@ -257,6 +257,8 @@ def step(model: TunaConfig, target: Target) -> float:
   span = target.span
   pairs = span * (target.prefix + span)
   row = forward(model, Tokens(span, span - 1, 1, 1, span - 1, pairs, target.target_pairs))
+  if model.seen_dim:  # what is drawn does not pass the tower
+    row |= {'vision': 0.0, 'connector': 0.0}
   seen = sum(row[part] for part in SEEN)
   return seen + target.branches * (sum(row.values()) - row['logits'] - seen)
 

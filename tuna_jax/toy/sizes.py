@@ -42,5 +42,6 @@ DESIGNS = {
     vae=replace(TINY.vae, latent_channels=4, encoder_dim=8, decoder_dim=8, residual=False),
   ),
   'pixel_encoder': replace(TINY, design='pixel_encoder', vae=None, patch=16, path=_PIXELS),
+  'decoupled': replace(TINY, design='decoupled'),
   'pixel': replace(TINY, design='pixel', vae=None, vision=None, patch=16, path=_PIXELS),
 }

@@ -25,8 +25,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax import tree
-from tuna_jax.batch import colours, to_tokens
-from tuna_jax.config import UserError, VaeConfig, to_dict
+from tuna_jax.batch import check_frames, colours, to_rows
+from tuna_jax.config import TunaConfig, UserError, VaeConfig, to_dict
 from tuna_jax.data.encoded import MEDIA, LatentsSource
 from tuna_jax.data.media import buckets
 from tuna_jax.data.mixture import DataConfig
@@ -41,7 +41,6 @@ from tuna_jax.weights.digest import loaded
 
 Shape = tuple[int, ...]  # [F, H, W, 3] of one picture or clip
 PARTS = ('encoder', 'quant')
-CELLS = (1, 'patch')  # `TunaConfig.tokens` where a token is one cell
 
 
 class Program(NamedTuple):
@@ -55,9 +54,9 @@ class Program(NamedTuple):
 
 
 class Encoder:
-  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C], the tokens of normalised posterior means.
+  """uint8[n, F, H, W, 3] -> float32[n, T, h, w, C]: normalised posterior means as tokens.
 
-  n is `group` of the shape [F, H, W, 3]. digest: of parameters, config, type and tokens.
+  n is `group` of the shape [F, H, W, 3]. digest: of parameters, config, type and form of tokens.
   """
 
   def __init__(
@@ -66,13 +65,13 @@ class Encoder:
     params: dict,
     settings: EncoderConfig,
     devices: Sequence[jax.Device] | None = None,
-    tokens: tuple[int, str] = CELLS,
+    model: TunaConfig | None = None,
   ):
     """params: `PARTS` of `WanVae`, arrays in host memory. devices: of this host, by default all.
-    tokens: `TunaConfig.tokens`.
+    model: whose tokens are made; without, a token is one cell.
     """
-    self.config, self.settings, self._tokens = config, settings, tokens
-    self.digest = digest(config, params, settings.dtype, tokens)
+    self.config, self.settings, self._model = config, settings, model
+    self.digest = digest(config, params, settings.dtype, model)
     devices = jax.local_devices() if devices is None else devices
     self._mesh = Mesh(np.array(devices), ('media',))
     self._split = NamedSharding(self._mesh, P('media'))
@@ -88,6 +87,8 @@ class Encoder:
   def compile(self, shapes: Iterable[Shape]) -> None:
     """Begins to compile what media of `shapes` need; the first call waits for all of it."""
     for shape in shapes:
+      if self._model is not None:
+        check_frames(self._model, shape[0])
       for program in programs(self.config, self.group(shape), shape):
         if program not in self._programs:
           self._programs[program] = self._pool.submit(self._compile, program)
@@ -98,14 +99,17 @@ class Encoder:
     self.compile([pixels.shape[1:]])
     concurrent.futures.wait(self._programs.values())
     if pixels.shape[1] == 1:
-      return to_tokens(np.asarray(self._run('picture', pixels, None)[0]), *self._tokens)
+      return self._rows(np.asarray(self._run('picture', pixels, None)[0]), pixels)
     step, out = self.config.temporal_stride, []
     waiting, carry = self._run('first', pixels[:, :1], None)
     for start in range(1, pixels.shape[1], step):
       latents, carry = self._run('later', pixels[:, start : start + step], carry)
       out.append(np.asarray(waiting))  # one chunk late, so that the devices are never idle
       waiting = latents
-    return to_tokens(np.concatenate([*out, np.asarray(waiting)], axis=1), *self._tokens)
+    return self._rows(np.concatenate([*out, np.asarray(waiting)], axis=1), pixels)
+
+  def _rows(self, cells, pixels):
+    return cells if self._model is None else to_rows(self._model, cells, pixels)
 
   def _run(self, kind, pixels, carry):
     count, frames, height, width, _ = pixels.shape
@@ -119,8 +123,8 @@ class Encoder:
 class Colours:
   """The `Encoder` of a design without a VAE: tokens are patches of the picture itself."""
 
-  def __init__(self, tokens: tuple[int, str]):
-    self._tokens, self.digest = tokens, digest(None, {}, 'float32', tokens)
+  def __init__(self, model: TunaConfig):
+    self._model, self.digest = model, digest(None, {}, 'float32', model)
 
   def group(self, shape: Shape) -> int:
     """Nothing is gained by more than one at a time."""
@@ -130,17 +134,17 @@ class Colours:
     """There is nothing to compile."""
 
   def __call__(self, pixels: np.ndarray) -> np.ndarray:
-    return to_tokens(colours(pixels), *self._tokens)
+    return to_rows(self._model, colours(pixels), pixels)
 
 
 def load(
   directory,
   settings: EncoderConfig,
   devices: Sequence[jax.Device] | None = None,
-  tokens: tuple[int, str] = CELLS,
+  model: TunaConfig | None = None,
 ) -> Encoder:
   """The encoder of a VAE's weights directory."""
-  return Encoder(*read(directory), settings, devices, tokens)
+  return Encoder(*read(directory), settings, devices, model)
 
 
 def read(directory) -> tuple[VaeConfig, dict]:
@@ -158,10 +162,10 @@ def of_run(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> 
   VAE that the design needs, or where its latents are not those of the model.
   """
   if config.model.vae is None:
-    return Colours(config.model.tokens)
+    return Colours(config.model)
   if not config.vae:
     raise UserError('vae: no directory given, and the run has pictures; --config.vae=DIR')
-  made = load(config.vae, config.encoder, devices, config.model.tokens)
+  made = load(config.vae, config.encoder, devices, config.model)
   for what, field in (
     ('latent channels', 'latent_channels'),
     ('pixels to a cell', 'spatial_stride'),
@@ -191,12 +195,11 @@ def check_latents(config: TrainConfig, sources: Sequence[Source]) -> None:
     raise UserError(f'latents of different encoders do not mix: {names}')
   if config.vae and made:
     vae, params = read(config.vae)
-    tokens = config.model.tokens
-    if not made.keys() & {digest(vae, params, dtype, tokens) for dtype in DTYPES}:
-      names = ', '.join(made.values())
+    if not made.keys() & {digest(vae, params, dtype, config.model) for dtype in DTYPES}:
+      names, model = ', '.join(made.values()), config.model
       raise UserError(
-        f'{config.vae}: not the VAE whose encoder made {names}, or its latents were not laid out '
-        f'for model.patch={tokens[0]} and model.layout={tokens[1]}'
+        f'{config.vae}: not the VAE whose encoder made {names}, or they are not the tokens of '
+        f'{model.design!r} with patch={model.patch} and layout={model.layout!r}'
       )
 
 
@@ -267,12 +270,14 @@ def encoder_shapes(config: VaeConfig) -> dict:
 
 
 def digest(
-  config: VaeConfig | None, params: dict, dtype: str, tokens: tuple[int, str] = CELLS
+  config: VaeConfig | None, params: dict, dtype: str, model: TunaConfig | None = None
 ) -> str:
   """Of what decides the latents of a picture: parameters, config (statistics included), type, and
-  the cells of a token.
+  what a token holds where that is not one cell.
   """
-  about = [config and to_dict(config), dtype, *(tokens if tokens != CELLS else ())]
+  about = [config and to_dict(config), dtype]
+  if model and model.token_dim > model.channels:
+    about += [model.patch, model.layout, model.seen_dim]
   found = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
   for name, leaf in sorted(tree.flatten(params).items()):
     found.update(f'{name}{leaf.shape}'.encode())

@@ -28,7 +28,7 @@ from tuna_jax.train.state import TrainState
 class Draws(NamedTuple):
   """What is random in a step."""
 
-  noise: jax.Array  # float32[B, V, C]
+  noise: jax.Array  # float32[B, V, C] of the numbers that are drawn
   t: jax.Array  # float32[B, M]; 1 for an image that is clean
   masked: jax.Array | None  # bool[B, V], patches that the mask token stands for; None: never
 
@@ -39,7 +39,8 @@ def draw(batch: Batch, key, config: TrainConfig) -> Draws:
   noise_key, time_key = jax.random.split(key)
   path = config.model.path
   t = flow.sample_t(time_key, batch.target.shape, config.time_shift, path)
-  noise = jax.random.normal(noise_key, batch.latents.shape, jnp.float32)
+  drawn = (*batch.latents.shape[:2], config.model.drawn_dim)
+  noise = jax.random.normal(noise_key, drawn, jnp.float32)
   noise = noise if path.noise == 1 else path.noise * noise
   clean, masked = 1.0, None
   if config.context_noise[0]:
@@ -84,9 +85,14 @@ def loss_sums(params, batch: Batch, draws: Draws, *, config: TrainConfig) -> dic
   drawn = config.flow_coeff > 0 and batch.latents.shape[1] > 0
   if drawn:
     per_token = jnp.take_along_axis(t, owner, axis=1)
-    x_t, velocity = flow.interpolate(batch.latents, noise, per_token)
+    pixels, clean = None, batch.latents
+    if config.model.seen_dim:
+      pixels, clean = jnp.split(clean, [config.model.seen_dim], axis=-1)
+    x_t, velocity = flow.interpolate(clean, noise, per_token)
     if config.model.path.predicts == 'clean':
-      velocity = flow.velocity_to(batch.latents, x_t, per_token)
+      velocity = flow.velocity_to(clean, x_t, per_token)
+    if pixels is not None:
+      x_t = jnp.concatenate([pixels, x_t], axis=-1)
   out = model.apply({'params': params}, batch, x_t, t, flow=drawn, masked=masked)
   logits = functools.partial(model.apply, {'params': params}, method='logits')
   mesh = active_mesh()

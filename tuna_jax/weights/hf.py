@@ -79,9 +79,9 @@ def siglip_json(config: TunaConfig) -> dict:
     'hidden_act': 'gelu_pytorch_tanh',
     **_write(_SIGLIP, config.vision),
     'attention_dropout': 0.0,
-    'image_size': config.vision.grid,
-    'patch_size': 1,
-    'num_channels': config.vae.latent_channels,
+    'image_size': config.vision.grid * config.window,
+    'patch_size': config.window,
+    'num_channels': 3 if config.seen_dim else config.channels,
     'vision_use_head': False,
   }
 

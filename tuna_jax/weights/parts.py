@@ -34,7 +34,7 @@ def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Pla
       elif any(tensor.startswith('und_trans.') for tensor in reader):
         table = designs.distilled(config)
       else:
-        table = tables.siglip2(config.vision, config.patch)
+        table = tables.siglip2(config.vision, config.window)
       part = plan(table, reader, {name: shapes[name]})
       result.leaves |= part.leaves
       result.fresh |= part.fresh
@@ -88,7 +88,7 @@ def export_part(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
   if name == 'decoder':
     return export(tables.qwen2(config.decoder), leaves), hf.qwen2_json(config.decoder), 'model'
   return (
-    export(tables.siglip2(config.vision, config.patch), leaves),
+    export(tables.siglip2(config.vision, config.window), leaves),
     hf.siglip_json(config),
     'model',
   )
