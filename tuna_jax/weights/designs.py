@@ -74,7 +74,7 @@ def identify(path, reader: Mapping[str, Lazy]) -> Identity:
 
 
 def official(config: TunaConfig) -> Table:
-  """The table of the released checkpoints of `config.design`. CheckpointError where there are none."""
+  """The table of released checkpoints of `config.design`; CheckpointError where there are none."""
   if config.design not in SOURCES.values():
     raise CheckpointError(f'no checkpoint of the design {config.design!r} has been published')
   table = {'cascade': tables.tuna_official, 'late_fusion': showo2}.get(config.design, tuna_pixel)
