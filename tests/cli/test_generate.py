@@ -74,10 +74,13 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path):
 
 
 def test_the_bench_counts_the_published_size_without_running_it(tmp_path):
-  done = run('bench', 'sample', '--size=2b', '--norun', '--points=50', f'--json={tmp_path}/b.json')
+  sizes = '--size=2b,tuna-2-7b'
+  done = run('bench', 'sample', sizes, '--norun', '--points=50', f'--json={tmp_path}/b.json')
   assert done.returncode == 0, done.stderr
   assert '11.3x fewer FLOPs' in done.stdout
-  found = json.loads((tmp_path / 'b.json').read_text())
+  found = json.loads((tmp_path / 'b.json').read_text())['sizes']
+  assert found['tuna-2-7b']['t2i']['naive_over_cached_flops'] > 2
+  found = found['2b']
   assert found['t2i']['naive_over_cached_flops'] > 10
   assert found['edit']['naive_over_cached_flops'] > 3
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests import shrink
 from tests.sample import small
+from tuna_jax.config import DESIGNS, UserError
 from tuna_jax.data.segments import Image, Text, layout
 from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
@@ -117,6 +118,29 @@ def test_the_bench_runs_all_three_forms_to_the_same_latents():
   for form in ('trimmed', 'cached'):
     assert result[form]['max_abs_difference'] < 1e-5 * result['largest_latent']
     assert result[form]['seconds'] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('design', DESIGNS)
+@pytest.mark.parametrize('task', bench_sample.TASKS)
+def test_the_bench_runs_every_design_to_the_same_picture(design, task):
+  config = bench_sample.named(f'small-{design}')
+  result = bench_sample.sample(config, task, side=64, points=3, prompt_tokens=5, padded=80)
+  for form in ('trimmed', 'cached'):
+    assert result[form]['max_abs_difference'] < 2e-5 * result['largest_latent']
+
+
+def test_the_official_length_follows_the_design():
+  lengths = {
+    ('2b', 't2i', 512): 8192, ('2b', 'edit', 512): 3072, ('showo2-1.5b', 't2i', 432): 1024,
+    ('showo2-1.5b', 't2i', 512): 1280, ('showo2-7b', 't2i', 1024): 4352,
+    ('tuna-2-7b', 't2i', 512): 2048, ('tuna-r-7b', 't2i', 1024): 5120,
+    ('tuna-2-7b', 'edit', 512): 4096,
+  }  # fmt: skip
+  for (size, task, side), length in lengths.items():
+    assert bench_sample.padded_length(bench_sample.named(size), task, side) == length
+  with pytest.raises(UserError, match='unknown size'):
+    bench_sample.named('small-pixels')
 
 
 def test_the_decode_bench_finds_the_same_tokens():

@@ -1,7 +1,7 @@
 """Times sampling and decoding against what the official code computes, and the train step.
 
   tuna-jax bench sample [--task=t2i,edit] [--points=5] [--json=FILE]
-  tuna-jax bench sample --size=2b --norun --points=50
+  tuna-jax bench sample --size=2b,showo2-1.5b,tuna-2-7b --norun --points=50
   tuna-jax bench decode [--new_tokens=64]
   tuna-jax bench train --config=configs/stage2.py:2b [--steps=5] [--peak_tflops=989]
 
@@ -16,7 +16,7 @@ useful.
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax import files, sizes
+from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -26,11 +26,11 @@ ACTIONS = {
   'train': 'Times steps of a stage on every device of the run, on full rows of random data.',
 }
 
-_SIZE = flags.DEFINE_enum(
+_SIZE = flags.DEFINE_list(
   'size',
   'small',
-  ['small', *sorted(sizes.SIZES)],
-  'The size of the model; small has two layers per tower.',
+  'The sizes of the model, in any designs. small has two layers per tower; small-DESIGN, such as '
+  'small-late_fusion, is the same in another design.',
 )
 _TASK = flags.DEFINE_list('task', 't2i,edit', 'What to draw: t2i, edit, or both.')
 _SIDE = flags.DEFINE_integer('side', 512, 'The pixels of a side of the picture.', lower_bound=16)
@@ -38,7 +38,7 @@ _POINTS = flags.DEFINE_integer(
   'points', 5, 'The points of the time grid; the sampler takes one step fewer.', 2
 )
 _PADDED = flags.DEFINE_integer(
-  'padded', None, 'The padded length of the naive form; 8192 for t2i and 3072 for edit by default.'
+  'padded', None, 'The padded length of the naive form; by default that of the official sampler.'
 )
 _PROMPT = flags.DEFINE_integer('prompt_tokens', 64, 'How many tokens the prompt has.', 1)
 _NEW = flags.DEFINE_integer('new_tokens', 64, 'How many tokens to decode.', lower_bound=1)
@@ -69,15 +69,16 @@ def main(argv):
 
   from tuna_jax.tools import bench_sample
 
-  config = bench_sample.SMALL if _SIZE.value == 'small' else sizes.size(_SIZE.value)
+  configs = {name: bench_sample.named(name) for name in _SIZE.value}
+  unknown = [task for task in _TASK.value if task not in bench_sample.TASKS]
+  if unknown:
+    raise UserError(f'--task={unknown[0]}: expected t2i, edit, or both')
   device = jax.devices()[0]
-  found = {'size': _SIZE.value, 'device': f'{device.platform} {device.device_kind}'}
-  if what == 'sample':
-    unknown = [task for task in _TASK.value if task not in bench_sample.PADDED]
-    if unknown:
-      raise UserError(f'--task={unknown[0]}: expected t2i, edit, or both')
-    for task in _TASK.value:
-      found[task] = bench_sample.sample(
+  found = {'device': f'{device.platform} {device.device_kind}', 'sizes': {}}
+  for size, config in configs.items():
+    result = found['sizes'][size] = {}
+    for task in _TASK.value if what == 'sample' else ():
+      result[task] = bench_sample.sample(
         config,
         task,
         side=_SIDE.value,
@@ -86,12 +87,12 @@ def main(argv):
         padded=_PADDED.value,
         run=_RUN.value,
       )
-      print(sample_table(found[task], _SIZE.value), flush=True)
-  else:
-    found['decode'] = bench_sample.decode(
-      config, rows=_ROWS.value, prompt_tokens=_PROMPT.value, new_tokens=_NEW.value
-    )
-    print(decode_table(found['decode'], _SIZE.value))
+      print(sample_table(result[task], size), flush=True)
+    if what == 'decode':
+      result['decode'] = bench_sample.decode(
+        config, rows=_ROWS.value, prompt_tokens=_PROMPT.value, new_tokens=_NEW.value
+      )
+      print(decode_table(result['decode'], size))
   _write(found)
 
 
@@ -119,7 +120,8 @@ def _write(found):
 
 def sample_table(result, size: str) -> str:
   """What `bench sample` prints for one task."""
-  side, points = result['side'], f'{result["points"]} points ({result["evaluations"]} evaluations)'
+  side = result['side']
+  points = f'{result["points"]} points ({result["evaluations"]} evaluations, {result["solver"]})'
   lines = [
     f'{size} {result["task"]} {side}x{side}, {points}, prompt {result["prompt"]}, '
     f'padded {result["padded"]}',

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuna_jax import batch as batch_lib
-from tuna_jax import flow
+from tuna_jax import flow, sizes
 from tuna_jax.batch import Batch
 from tuna_jax.config import (
   DecoderConfig,
@@ -36,7 +36,6 @@ from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
-from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.prompt import collate, lengths, split, strides
 from tuna_jax.tools import flops
 
@@ -52,8 +51,38 @@ SMALL = TunaConfig(
 )
 
 LONG_S = 5.0  # a run of this length is timed once
-# What the official sampler pads to (docs/architecture.md 10.2, 10.3).
-PADDED = {'t2i': 8192, 'edit': 3072}
+TASKS = ('t2i', 'edit')
+
+
+def small(design: str = 'cascade') -> TunaConfig:
+  """SMALL in a design: its tokens and paths as in the tiny size, and a flow head of its own width
+  where that has one."""
+  if design == 'cascade':
+    return SMALL
+  tiny = sizes.size(f'tiny-{design}')
+  wider = tiny.flow_head.dim > tiny.decoder.dim
+  head = dataclasses.replace(SMALL.flow_head, rotary=tiny.flow_head.rotary, dim=96 if wider else 64)
+  return dataclasses.replace(
+    tiny, vision=tiny.vision and SMALL.vision, decoder=SMALL.decoder, flow_head=head, remat='none'
+  )
+
+
+def named(name: str) -> TunaConfig:
+  """A size of `sizes.SIZES`, or 'small', or 'small-DESIGN'. UserError for any other."""
+  word, _, design = name.partition('-')
+  return small(design or 'cascade') if word == 'small' else sizes.size(name)
+
+
+def padded_length(config: TunaConfig, task: str, side: int) -> int:
+  """What the official sampler of the design pads a sequence to (docs/architecture.md 10.2 and 10.3,
+  docs/showo2.md 0.2, docs/pixel.md 3); Show-o2 has no edits, and 'decoupled' no sampler: they are
+  taken like their drawing, and like Tuna's."""
+  if config.design == 'late_fusion':
+    pictures = 1 + (task == 'edit')
+    return -(-(pictures * (side // config.strides[1]) ** 2 + 256) // 128) * 128
+  if config.vae is None:
+    return 4096 if task == 'edit' else 2048 if side <= 512 else 5120
+  return {'t2i': 8192, 'edit': 3072}[task]
 
 
 def random_params(config: TunaConfig, seed: int = 0):
@@ -88,20 +117,20 @@ def sample(
   program, without compiling it. Raises ValueError for an unknown task, or a padded length too short
   for the picture.
   """
-  if task not in PADDED:
-    raise UserError(f'task {task!r}: expected one of {", ".join(PADDED)}')
-  cells_side = side // config.vae.spatial_stride
+  if task not in TASKS:
+    raise UserError(f'task {task!r}: expected one of {", ".join(TASKS)}')
+  cells_side = side // config.strides[1]
   cells, edit = cells_side**2, task == 'edit'
   if cells == 0:
-    raise UserError(f'side={side}: smaller than one latent cell of {config.vae.spatial_stride}')
+    raise UserError(f'side={side}: smaller than one visual token of {config.strides[1]}')
   rng = np.random.default_rng(seed)
-  channels = config.vae.latent_channels
+  channels = config.token_dim
   source = rng.standard_normal((1, cells_side, cells_side, channels), np.float32)
   ids = rng.integers(6, config.decoder.vocab_size, prompt_tokens)
   plans = [_plan(tokens, source if edit else None, source.shape) for tokens in (ids, ())]
   prefixes = [split(plan, Letters(), strides(config))[0] for plan in plans]
   whole = [layout(plan, Letters(), strides(config)) for plan in plans]
-  padded = padded or PADDED[task]
+  padded = padded or padded_length(config, task, side)
   if max(e.length for e in whole) > padded:
     raise UserError(f'padded={padded}: the sequence is {max(e.length for e in whole)} tokens long')
   prompts = collate(prefixes, channels)
@@ -109,10 +138,12 @@ def sample(
     prompts.tokens.shape[1], cells, cells if edit else 0, padded=padded, images=1 + edit
   )
   live = dataclasses.replace(shape, prefix=max(e.length for e in prefixes))
-  steps = points - 1
+  how = drawing.Drawing.of(config.design, task, guidance, points)
+  steps = how.evaluations
   out: dict[str, Any] = {
     'task': task,
     'side': side,
+    'solver': how.solver,
     'points': points,
     'evaluations': steps,
     'padded': padded,
@@ -123,9 +154,9 @@ def sample(
   }
   if run:
     params = jax.device_put(random_params(config, seed))
-    noise = drawing.noise([seed], cells, channels)
-    again = functools.partial(_whole, config, points=points, scale=guidance)
-    end, how = live.prefix + cells + 1, drawing.Drawing(Guidance(guidance), points)
+    noise = drawing.noise([seed], cells, config.drawn_dim) * config.path.noise
+    again = functools.partial(_whole, config, how=how)
+    end = live.prefix + cells + 1
     forms = {
       'naive': functools.partial(again, batch=collate(whole, channels, padded), head=True),
       'trimmed': functools.partial(again, batch=_cut(collate(whole, channels), end), head=False),
@@ -162,7 +193,7 @@ def decode(
     )
     for _ in range(rows)
   ]
-  prompts = collate(examples, config.vae.latent_channels)
+  prompts = collate(examples, config.token_dim)
   out: dict[str, Any] = {
     'rows': rows, 'prompt_tokens': prompt_tokens, 'new_tokens': new_tokens,
     'cached': {}, 'recomputed': {},
@@ -210,7 +241,7 @@ def _timed(fn, params, argument, into):
   return result
 
 
-def _whole(config, params, noise, *, batch: Batch, points: int, scale: float, head: bool):
+def _whole(config, params, noise, *, batch: Batch, how: drawing.Drawing, head: bool):
   """The ODE with every row whole at every step; float32[1, N, C]. The target is each row's last N
   cells.
   """
@@ -219,16 +250,17 @@ def _whole(config, params, noise, *, batch: Batch, points: int, scale: float, he
   before = batch.latents[:, : batch.latents.shape[1] - cells]
 
   def velocity(x, t):
+    x = jnp.pad(x, ((0, 0), (0, 0), (config.seen_dim, 0)))
     latents = jnp.concatenate([before, jnp.tile(x, (len(before), 1, 1))], axis=1)
     out = model.apply({'params': params}, batch, latents, jnp.where(batch.target, t, 1.0))
     cond, uncond = jnp.split(out.velocity[:, -cells:], 2)
-    v = flow.guide(cond, uncond, scale)
+    v = flow.guide(cond, uncond, how.guidance.scale)
     if head:
       # The official loop computes all logits and drops them; a maximum keeps them computed.
       v += 0 * jnp.max(model.apply({'params': params}, out.hidden, method='logits'))
     return v
 
-  return flow.solve(velocity, noise, flow.times(points))
+  return flow.solve(velocity, noise, flow.times(how.points, how.shift), how.solver)
 
 
 def _recompute(config, new_tokens, params, prompts):
