@@ -22,7 +22,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig, texts
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import vae_shapes
-from tuna_jax.train.config import EncoderConfig, TrainConfig
+from tuna_jax.train.config import EncoderConfig, ReportConfig, TrainConfig
 from tuna_jax.tree import name_of
 from tuna_jax.weights import store
 
@@ -65,6 +65,7 @@ def shrink(config: TrainConfig) -> TrainConfig:
     data=data,
     optimizer=optimizer,
     encoder=EncoderConfig(group_mb=0.05),  # four pictures
+    report=ReportConfig(line_s=0),  # every step
     steps=3,
     rows=8,
     length=160,

@@ -14,10 +14,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # packages which share a step do not import each other.
 STAIRS = (
   ('ranges', 'config', 'sizes', 'tree', 'batch', 'files'),
-  ('flow', 'losses', 'sharding'),
+  ('flow', 'losses', 'sharding', 'chips'),
   ('models', 'data'),
   ('weights',),
-  ('train', 'sample'),
+  ('sample',),
+  ('train',),
   ('evals',),
   ('tools', 'benchmarks'),
   ('parity', 'toy'),
@@ -31,7 +32,7 @@ STEP = {package: number for number, step in enumerate(STAIRS) for package in ste
 # The model's files in the order data flows; each imports only files before it.
 MODELS = (
   *('flash', 'attention', 'rope', 'layers', 'vae_layers', 'vae', 'vision', 'decoder', 'flow_head'),
-  *('tuna', 'shapes'),
+  *('tuna', 'shapes', 'flops'),
 )
 
 

@@ -11,12 +11,17 @@ import contextlib
 import json
 import logging
 import os
+import re
+import threading
 import uuid
 
 import fsspec
 from etils import epath
 
 from tuna_jax.config import UserError
+
+_log = logging.getLogger(__name__)
+PART = 4 << 20  # bytes at which a part of a growing file ends on object storage
 
 # What lies in a bucket is asked for each time: other processes and TensorStore write there too.
 fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
@@ -129,6 +134,72 @@ def writing(where: str | os.PathLike):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(part)
     raise
+
+
+class Appending:
+  """A file that only grows, over several starts of a process.
+
+  Locally a write is in the file at once. Object storage cannot append: there the content is in
+  parts, NAME.0001, NAME.0002 and so on. `flush` uploads the newest part whole; a part ends at PART
+  bytes and with its process, so what was uploaded is never replaced by less. Any thread may call.
+  """
+
+  def __init__(self, where: str | os.PathLike):
+    self._where = path(where)
+    self._file = None if is_remote(where) else open(self._where, 'ab', buffering=0)
+    self._part, self._uploaded, self._number = bytearray(), 0, 0
+    self._writing, self._uploading = threading.Lock(), threading.Lock()
+    if self._file is None:
+      self._number = max(_parts(self._where), default=0) + 1
+
+  def write(self, data: bytes) -> None:
+    """Appends `data`."""
+    with self._writing:
+      if self._file is not None:
+        self._file.write(data)
+      else:
+        self._part += data
+
+  def flush(self) -> None:
+    """Uploads what was written. If that fails it is logged, and the next call tries again."""
+    try:
+      self._upload()
+    except Exception as error:  # of any client of object storage
+      _log.warning('%s: not written yet, it is tried again: %r', self._where, error)
+
+  def close(self) -> None:
+    """Uploads what was written and ends the file. Raises what goes wrong."""
+    self._upload()
+    if self._file is not None:
+      self._file.close()
+
+  def _upload(self):
+    with self._uploading:
+      while self._uploaded < len(self._part):
+        with self._writing:
+          data = bytes(self._part)
+        write_bytes(f'{self._where}.{self._number:04}', data)
+        self._uploaded = len(data)
+        if len(data) >= PART:
+          with self._writing:
+            del self._part[: len(data)]
+          self._uploaded, self._number = 0, self._number + 1
+
+
+def read_appended(where: str | os.PathLike) -> bytes:
+  """All that `Appending` wrote in the order of writing; b'' if that is nothing."""
+  where = path(where)
+  parts = [file for _, file in sorted(_parts(where).items())]
+  return b''.join(file.read_bytes() for file in [*parts, where] if file.exists())
+
+
+def _parts(where: epath.Path) -> dict[int, epath.Path]:
+  """{number: part} of a growing file, also of one that was copied from object storage."""
+  if not where.parent.exists():
+    return {}
+  pattern = re.escape(where.name) + r'\.(\d{4,})'
+  found = ((re.fullmatch(pattern, file.name), file) for file in where.parent.iterdir())
+  return {int(match[1]): file for match, file in found if match}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -225,6 +225,14 @@ def anchor(x, kind: str):
   for step in (*STEPS.get(kind, ()), kind):
     x = jax.lax.with_sharding_constraint(x, activation_spec(step, x.shape, mesh))
   return x
+
+
+def fetch(array) -> np.ndarray:
+  """The values of an array in host memory, in every process also where its parts lie on the devices
+  of all of them; then all processes must call together."""
+  if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+    return multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
 
 
 def active_mesh():

@@ -14,6 +14,7 @@ import pytest
 
 from tests import shrink
 from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.train.config import ReportConfig
 from tuna_jax.weights import store
 
 TIMEOUT_S = 300
@@ -90,17 +91,23 @@ def test_a_run_stopped_by_either_signal_exits_75_and_the_same_command_ends_where
     assert len(err.strip().splitlines()) == 1, err
   code, out, err = finish(start(*command(config(), tmp_path)))
   assert code == 0, err
+  assert 'continued from the checkpoint of step' in out and ' in 3 starts; ' in out
   assert 'completed step: 2,' not in out and f'completed step: {STEPS},' in out
   jax.tree.map(
     np.testing.assert_array_equal, weights(tmp_path, config()), weights(whole[0], config())
   )
 
 
-def test_a_run_prints_its_steps_and_nothing_else(whole):
-  _, out, err = whole
+def test_a_run_prints_what_it_is_its_steps_and_where_the_time_went_and_nothing_else(whole):
+  workdir, out, err = whole
   lines = out.strip().splitlines()
-  assert lines[0].startswith('compiled in ') and len(lines) == STEPS + 1
-  assert all(line.startswith(f'completed step: {i}, ') for i, line in enumerate(lines[1:], 1))
+  heads = [
+    f'stage1 in {workdir}: step 0 of {STEPS}, fresh weights', 'parameters: ', 'devices: 1 x cpu ',
+    'batch: 2 rows x ', 'optimizer: adamw, ', 'compiled in ',
+    *(f'completed step: {n}, ' for n in range(1, STEPS + 1)), 'goodput: ',
+  ]  # fmt: skip
+  assert [line[: len(head)] for line, head in zip(lines, heads, strict=True)] == heads
+  assert lines == (workdir / 'log.txt').read_text().splitlines()
   assert not err.strip(), err
 
 
@@ -125,7 +132,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):
 def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
   with socket.create_server(('', 0)) as server:
     address = f'localhost:{server.getsockname()[1]}'
-  shared = dataclasses.replace(config(), steps=400)
+  held_out = tmp_path / 'held.json'
+  held_out.write_text('[{"path": "shapes", "task": "t2i", "split": "test", "size": 50}]')
+  report = ReportConfig(
+    line_s=0, held_out=str(held_out), held_out_every=300, held_out_batches=1,
+    samples_every=300, sample_points=2, prompts=('a red circle',),
+  )  # fmt: skip
+  shared = dataclasses.replace(config(), steps=400, report=report)
+  tmp_path = tmp_path / 'run'
   pair = [
     start(
       *command(
@@ -134,6 +148,7 @@ def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
     )
     for i in range(2)
   ]
+  wait_for(pair[0], 'eval metrics after step: 0, loss=')
   wait_for(pair[0], 'completed step: 2')
   pair[1].send_signal(signal.SIGTERM)  # one is told; both must stop at one step
   ended = [finish(process) for process in pair]
@@ -142,7 +157,7 @@ def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
     int(p.name) for p in (pathlib.Path(tmp_path) / 'checkpoints').iterdir() if p.name.isdigit()
   )
   assert len(steps) == 1 and 2 <= steps[0] < 400
-  alone = dataclasses.replace(shared, steps=steps[0] + 1)
+  alone = dataclasses.replace(shared, steps=steps[0] + 1, report=config().report)
   # Another number of steps is another schedule, so the result is not compared: it goes on.
   code, out, err = finish(start(*command(alone, tmp_path)))
   assert code == 0 and f'completed step: {steps[0] + 1},' in out, err

@@ -276,9 +276,7 @@ def test_every_gpu_flag_is_known_to_this_jaxlib():
   ('v5e', 'v5e:2x2'), ('v5p', 'v5p:2x2x1'), ('v6e', 'v6e:2x2'),
   ('tpu7x', 'tpu7x:2x2x1')])  # fmt: skip
 def test_every_tpu_flag_is_known_to_this_libtpu(preset, topology):
-  code = (
-    f"from tuna_jax.tools.chips import devices_of; print(devices_of('{topology}')[0].device_kind)"
-  )
+  code = f"from tuna_jax.chips import devices_of; print(devices_of('{topology}')[0].device_kind)"
   flags = ' '.join(launch('presets.sh', preset).stdout.split())
   done = subprocess.run(
     [sys.executable, '-c', code],

@@ -8,7 +8,9 @@ import pytest
 
 from tests import shrink
 from tuna_jax import batch as batch_lib
-from tuna_jax.tools import bench_train, chips, flops
+from tuna_jax import chips
+from tuna_jax.tools import bench_train
+from tuna_jax.train import flops
 
 PEAK = 1e12
 

@@ -43,8 +43,7 @@ def bytes_of(result):
 
 
 def test_slices_lie_along_data():
-  from tuna_jax import sharding
-  from tuna_jax.tools import chips
+  from tuna_jax import chips, sharding
 
   devices = chips.devices_of('v5e:4x4', slices=2)
   mesh = sharding.make_mesh(-1, 4, 1, 2, devices=devices, num_slices=2)

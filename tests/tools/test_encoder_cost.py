@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import Mesh
 
 from tests import shrink
-from tuna_jax import sizes
+from tuna_jax import chips, sizes
 from tuna_jax.config import VaeConfig
-from tuna_jax.tools import chips, encoder_cost
+from tuna_jax.tools import encoder_cost
 from tuna_jax.train import encoder
 from tuna_jax.train.config import EncoderConfig
 

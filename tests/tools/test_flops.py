@@ -15,10 +15,12 @@ from tuna_jax.data.segments import Image, Text, layout
 from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna, init_cache
+from tuna_jax.sample import flops
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample.prompt import collate, split, strides
 from tuna_jax.sizes import TUNA_2B, TUNA_7B
-from tuna_jax.tools import bench_sample, flops
+from tuna_jax.tools import bench_sample
+from tuna_jax.train import flops as train_flops
 
 # The compiler counts norms, rotations and softmax too; at this width they are a few per cent.
 ABOVE = 1.10
@@ -152,10 +154,10 @@ def test_traffic_and_softmax_of_a_step_follow_rows_passes_and_type():
   once = dataclasses.replace(config, model=dataclasses.replace(config.model, remat='none'))
   twice = dataclasses.replace(config, rows=2 * config.rows)
   whole = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype='float32'))
-  for count in (flops.activation_bytes, flops.softmax_operations):
+  for count in (train_flops.activation_bytes, train_flops.softmax_operations):
     assert count(twice) == 2 * count(config)
     assert count(once) == pytest.approx(count(config) * 3 / 4)
-  assert flops.activation_bytes(whole) == 2 * flops.activation_bytes(config)
+  assert train_flops.activation_bytes(whole) == 2 * train_flops.activation_bytes(config)
   heads = config.model.decoder.num_heads * config.model.decoder.num_layers
   causal = config.rows * config.length**2 / 2 * heads  # scores of the decoder alone
-  assert flops.softmax_operations(config) > 4 * flops.SOFTMAX * causal
+  assert train_flops.softmax_operations(config) > 4 * train_flops.SOFTMAX * causal

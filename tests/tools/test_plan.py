@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import pytest
 
-from tuna_jax import sharding, sizes
-from tuna_jax.tools import chips, flops, plan
+from tuna_jax import chips, sharding, sizes
+from tuna_jax.tools import plan
+from tuna_jax.train import flops
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 

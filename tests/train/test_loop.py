@@ -12,16 +12,19 @@ import shutil
 import signal
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from tests import shrink
+from tests.train.test_metrics import metrics, opened
 from tuna_jax import tree
 from tuna_jax.config import UserError
 from tuna_jax.sample.open import open_generator
 from tuna_jax.train import checkpoint, loop, state
+from tuna_jax.train.goodput import Goodput
 from tuna_jax.weights import store
 
 
@@ -179,11 +182,30 @@ def test_rows_that_do_not_hold_a_task_of_a_later_phase_are_refused_before_the_fi
   assert not list(tmp_path.rglob('metrics.jsonl'))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(chain, tmp_path):
+def test_metrics_of_a_step_are_read_while_the_next_one_runs(tmp_path):
+  log = opened(tmp_path, steps=9)
+  run = types.SimpleNamespace(
+    workdir='RUN', log=log, goodput=Goodput(str(tmp_path)),
+    checkpoints=types.SimpleNamespace(latest=lambda: 1),
+  )  # fmt: skip
+  arrivals = loop._Arrivals(run)
+  arrivals.put(1, metrics())
+  assert not records(tmp_path)
+  arrivals.put(2, metrics(loss=float('nan')))
+  assert [step for step, _ in records(tmp_path)] == [1]
+  with pytest.raises(FloatingPointError, match='RUN: step 2 has loss nan .* is of step 1'):
+    arrivals.put(3, metrics())
+  log.close()
+
+
+@pytest.mark.parametrize('checkpoint_every', [1, 2])
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
+  chain, tmp_path, checkpoint_every
+):
   _, before = chain.run('stage1')
   params = jax.tree.map(np.asarray, before.params)
   params['connector']['fc2']['bias'] = params['connector']['fc2']['bias'] * np.float32('nan')
-  config = chain.config('stage2')
+  config = dataclasses.replace(chain.config('stage2'), checkpoint_every=checkpoint_every)
   store.save(str(tmp_path / 'bad'), config.model, params)
   with pytest.raises(
     FloatingPointError, match='step 1 has loss nan .* newest checkpoint is of step 0'
@@ -194,7 +216,8 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(chain, tmp_pa
 
 def test_a_step_that_the_config_names_is_profiled(chain, tmp_path):
   train(dataclasses.replace(chain.config('stage1'), steps=1, profile_steps=(0,)), tmp_path)
-  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  (profile,) = (tmp_path / 'profile').rglob('*.xplane.pb')
+  assert b'train' in profile.read_bytes()  # the mark of the step
 
 
 # ---- stopping

@@ -113,6 +113,16 @@ def test_the_model_sees_clean_latents_as_they_are(monkeypatch):
   )
 
 
+def test_a_profile_names_the_parts_of_the_step():
+  run = functools.partial(step.train_step, config=CONFIG)
+  text = jax.jit(run).lower(start(), BATCH, KEY).as_text(debug_info=True)
+  parts = (
+    'vision/', 'connector/', 'decoder/', 'layers/attn/q_proj', 'layers/attn/scores', 'layers/mlp/',
+    'flow_head/', 'next_token/', 'velocity_error/', 'optimizer/', 'average/',
+  )  # fmt: skip
+  assert not [part for part in parts if f'/{part}' not in text and f'"{part}' not in text]
+
+
 def test_another_step_draws_other_noise():
   a, b = (step.draw(BATCH, jax.random.fold_in(KEY, n), CONFIG)[0] for n in (0, 1))
   assert not np.allclose(a, b)

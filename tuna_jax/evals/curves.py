@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tuna_jax import files
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.train.metrics import TIMES
 
 # The panels, by the head of their names in metrics.jsonl; losses have a logarithmic axis.
 PANELS = {
   'ntp': ('text: cross-entropy of the next token', 'log'),
   'flow': ('pictures: squared error of the velocity', 'log'),
+  'flow_t': ('pictures: squared error of the velocity, by time', 'log'),
   'held_ntp': ('text, held out', 'log'),
   'held_flow': ('pictures, held out', 'log'),
   'psnr': ('pixels: signal to noise, dB', 'linear'),
@@ -51,23 +53,20 @@ class Panel:
 
 
 def read(path) -> list[dict[str, float]]:
-  """The records of a metrics.jsonl in order of their steps; a step that ran twice counts once, its
-  last time.
+  """The records of a metrics.jsonl in order of their steps; of a step that ran twice the last
+  values count.
   """
-  path = files.path(path)
-  if not path.exists():
-    return []
-  records = []
-  for line in path.read_text().splitlines():
+  by_step: dict[int, dict[str, float]] = {}
+  for line in files.read_appended(path).decode(errors='replace').splitlines():
     with contextlib.suppress(json.JSONDecodeError):  # torn by a kill, or being written
-      records.append(json.loads(line))
-  by_step = {record['step']: record for record in records}
+      record = json.loads(line)
+      by_step.setdefault(record['step'], {}).update(record)
   return [by_step[step] for step in sorted(by_step)]
 
 
 def panels(records: Sequence[Mapping[str, float]]) -> Iterator[Panel]:
   """A panel for every kind of curve that a run has, one line per task and one for all of them."""
-  order = {name: number for number, name in enumerate(('all', *TASKS))}
+  order = {name: number for number, name in enumerate(('all', *TASKS, *TIMES))}
   for head, (title, scale) in PANELS.items():
     lines = collections.defaultdict(list)
     for record in records:

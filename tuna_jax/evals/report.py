@@ -48,18 +48,12 @@ def write(
   if command:
     steps.append({'step': 'evaluation', 'seconds': round(seconds, 1), 'command': command})
   history = {name: curves.read(runs_path / name / 'metrics.jsonl') for name in RUNS}
-  measured = {name: curves.read(runs_path / name / 'held_out.jsonl') for name in RUNS}
   text = page.render(
     'evals/report.html.j2',
     title=title,
     tiles=_tiles(evaluation, steps),
     evaluation=evaluation,
-    panels=[
-      (name, panel)
-      for name in RUNS
-      for records in (history[name], measured[name])
-      for panel in curves.panels(records)
-    ],
+    panels=[(name, panel) for name in RUNS for panel in curves.panels(history[name])],
     curves=curves,
     steps=steps,
     facts=facts,
@@ -72,9 +66,7 @@ def write(
   files.write_text(root / 'index.html', text)
   numbers = _numbers(evaluation)
   losses = {name: records[-1] for name, records in history.items() if records}
-  held = {name: records[-1] for name, records in measured.items() if records}
   described = {'title': title, 'steps': steps, 'facts': dict(facts), 'losses': losses}
-  described |= {'held_out_losses': held}
   files.write_json(root / 'report.json', described | numbers)
   return str(root / 'index.html')
 

@@ -91,7 +91,8 @@ class Attention(nn.Module):
       )
       cache = (k, v)
     masks = dict(kv_limit=span.kv_limit, q_segment=span.segment, kv_segment=span.kv_segment)
-    y = attention(q, k, v, impl=self.impl, **masks)
+    with jax.named_scope('scores'):  # profiles name the other parts by their modules
+      y = attention(q, k, v, impl=self.impl, **masks)
     y = rearrange(y, 'b l h d -> b l (h d)')
     return dense(x.shape[-1], self.dtype, bias=self.out_bias, name=self.out_name)(y), cache
 

@@ -13,7 +13,7 @@ import numpy as np
 from tuna_jax.config import VaeConfig
 from tuna_jax.models.vae import decode_pixels, decode_stream, encode_pixels
 from tuna_jax.sample.prompt import bucket
-from tuna_jax.sharding import anchor
+from tuna_jax.sharding import anchor, fetch
 
 # The VAE encodes or decodes this many pixels at once: activations take hundreds of bytes of each.
 PIXELS = 1 << 19
@@ -55,7 +55,7 @@ def map_by_shape(
   shapes = [a.shape for a in arrays]
   most = {shape: 1 << max(0, (PIXELS // n).bit_length() - 1) for shape, n in zip(shapes, pixels)}
   for rows, count, _ in batches(shapes, [0] * len(arrays), batch_size, most):
-    results = np.asarray(fn(np.stack([arrays[i] for i in rows])))
+    results = fetch(fn(np.stack([arrays[i] for i in rows])))
     for i, result in zip(rows[:count], results):
       out[i] = result
   return out
@@ -75,7 +75,7 @@ def decode(config: VaeConfig, params, latents: Sequence[np.ndarray], batch_size:
     if stack.shape[1] == 1:
       return _decode(params, stack, config=config)
     frames = decode_stream(config, params, anchor(stack, 'rows'))
-    return np.concatenate([np.asarray(pixels) for pixels in frames], axis=1)
+    return np.concatenate([fetch(pixels) for pixels in frames], axis=1)
 
   area = config.spatial_stride**2
   return map_by_shape(run, latents, [x[..., 0].size * area for x in latents], batch_size)

@@ -34,6 +34,7 @@ from tuna_jax.sample.image import Drawing, Guidance
 from tuna_jax.sample.output import Clip, Picture
 from tuna_jax.sample.prompt import Grid, collate, split, strides
 from tuna_jax.sample.text import Choice
+from tuna_jax.sharding import fetch
 
 Report = Callable[[int, int], None]
 
@@ -236,7 +237,7 @@ class Generator:
         report=None if report is None else lambda n, done=done: report(done + n, total),
       )
       done += how.evaluations
-      for i, x in zip(rows[:count], np.asarray(latents)):
+      for i, x in zip(rows[:count], fetch(latents)):
         out[i] = x.reshape(*grids[i], channels)
     return out
 

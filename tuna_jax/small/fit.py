@@ -30,6 +30,7 @@ from tuna_jax.evals import curves
 from tuna_jax.small import prepare, recipe, watch
 from tuna_jax.toy import train_vae
 from tuna_jax.train import loop
+from tuna_jax.train.config import ReportConfig
 from tuna_jax.weights import store
 
 
@@ -131,7 +132,9 @@ def fit(
         where, vae_config = _vae(root, config, vae, seed, progress)
       page.check_vae(where, config)
     model = recipe.model(tokenizer, vae_config)
-    parts = _stages(root, progress, config, model, tokenizer, where if visual else '', seed, say)
+    parts = _stages(
+      root, progress, config, mixtures[1], model, tokenizer, where if visual else '', seed, say
+    )
     for name, part in parts:
       with progress.part(name, say):
         loop.train(part(), str(root / name))
@@ -157,7 +160,7 @@ def _vae(root, config, given: str, seed: int, progress: Progress):
   return str(root / 'vae'), train_vae.train_vae(train, str(root / 'vae'))[0]
 
 
-def _stages(root, progress, config, model, tokenizer, vae, seed, say):
+def _stages(root, progress, config, held_out, model, tokenizer, vae, seed, say):
   """(name, function that gives its config) of the decoder and the stages."""
   strides = model.strides
   words = dataclasses.replace(config, phases=((0.0, (('text', 1.0),)),))
@@ -173,8 +176,10 @@ def _stages(root, progress, config, model, tokenizer, vae, seed, say):
 
   def stage(name, steps, start):
     sizes = recipe.rows(config, tokenizer, strides)
-    more = dict(vae=vae, init_from=str(root / start), checkpoint_every=max(steps // 5, 50))
-    return recipe.stage(name, config, sizes, steps, model, **more, **common)
+    every = max(steps // 5, 50)
+    more = dict(vae=vae, init_from=str(root / start), checkpoint_every=every)
+    report = ReportConfig(held_out=held_out, held_out_every=every)
+    return recipe.stage(name, config, sizes, steps, model, report=report, **more, **common)
 
   def first():
     steps = progress.choose('stage1', lambda: min(recipe.FIRST, 20 * progress.minutes))
@@ -182,7 +187,8 @@ def _stages(root, progress, config, model, tokenizer, vae, seed, say):
 
   def after(before: str, share: float):
     """Steps of a stage that takes a share of what is left, at the speed of the one before it."""
-    taken = [r['seconds'] for r in curves.read(root / before / 'metrics.jsonl')]
+    records = curves.read(root / before / 'metrics.jsonl')
+    taken = [r['seconds'] for r in records if 'seconds' in r]
     each = statistics.mean(taken[len(taken) // 2 :])
     free = share * (progress.left - budget('report'))
     say(f'a step of {before} took {each:.3f} s: {free:.0f} s are for the next stage')

@@ -18,9 +18,7 @@ from tuna_jax.evals.results import Evaluation, Sample
 from tuna_jax.sample.generate import Drawing
 from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.open import open_generator
-from tuna_jax.small.held_out import HeldOut
 from tuna_jax.toy import train_vae
-from tuna_jax.train import checkpoint
 from tuna_jax.weights import store
 
 HOW = Drawing(Guidance(1.5), 16, 3.0)
@@ -40,7 +38,6 @@ class Page:
     self._rebuilt: reconstruct.Rebuilt | None = None
     self._samples: list[tuple[str, list[Sample]]] = []
     self._seen = ''
-    self._loss: HeldOut | None = None
 
   def __enter__(self) -> Page:
     self._thread.start()
@@ -88,17 +85,8 @@ class Page:
     if not newest or newest == self._seen:
       return
     self._seen = newest
-    name, _, number = newest.partition(', step ')
-    run = self._root / name
+    run = self._root / newest.partition(', step ')[0]
     generator = open_generator(str(run), batch_size=SHOWN)
-    if self._loss is None:
-      self._loss = HeldOut(checkpoint.read_config(run), self._held_out, generator)
-    values = self._loss(generator.params)
-    self._say(
-      'held out at {}: {}'.format(newest, ', '.join(f'{k} {v:.3f}' for k, v in values.items()))
-    )
-    with (run / 'held_out.jsonl').open('a') as file:
-      file.write(json.dumps({'step': int(number), **values}) + '\n')
     found = own_data.evaluate(
       generator, self._held_out, self._held_out, SHOWN, HOW, lambda _: None, splits=('test',)
     )

@@ -34,10 +34,10 @@ from tuna_jax.data.segments import Image, Plan, Text, layout
 from tuna_jax.data.tokenizer import Letters
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
+from tuna_jax.sample import flops
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.prompt import collate, lengths, split, strides
-from tuna_jax.tools import flops
 
 # Two layers per tower: small enough for a CPU, with the token counts of 512 x 512 (1,024 cells).
 _WIDE = {'num_layers': 2, 'dim': 64, 'num_heads': 2, 'num_kv_heads': 1, 'head_dim': 32}

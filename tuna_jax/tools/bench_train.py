@@ -20,11 +20,11 @@ import numpy as np
 
 from tuna_jax import sharding
 from tuna_jax.batch import Batch
+from tuna_jax.chips import peak_flops
 from tuna_jax.data.latents import fill_latents
 from tuna_jax.data.segments import Image, Text, layout, pack
 from tuna_jax.data.tokenizer import Letters
-from tuna_jax.tools import flops
-from tuna_jax.tools.chips import peak_flops
+from tuna_jax.train import flops
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.step import jit_step

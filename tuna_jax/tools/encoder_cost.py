@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tuna_jax.chips import Chip
 from tuna_jax.config import VaeConfig
 from tuna_jax.data.media import buckets
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.vae import encode_chunk
-from tuna_jax.tools.chips import Chip
 from tuna_jax.train import encoder
 from tuna_jax.train.config import TrainConfig
 

@@ -21,9 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
+from tuna_jax.chips import CHIPS, DCN, devices_of, topology_name
 from tuna_jax.config import UserError
-from tuna_jax.tools import encoder_cost, flops, hlo
-from tuna_jax.tools.chips import CHIPS, DCN, devices_of, topology_name
+from tuna_jax.tools import encoder_cost, hlo
+from tuna_jax.train import flops
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.step import jit_step

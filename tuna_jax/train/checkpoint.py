@@ -137,9 +137,13 @@ class Checkpoints:
     """Raises what went wrong with a save in the background, if anything has."""
     self._manager.check_for_errors()
 
-  def close(self) -> None:
+  def wait(self) -> None:
     """Waits for what is being saved; raises what went wrong with it."""
     self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """As `wait`, and ends the threads that save."""
+    self.wait()
     self._manager.close()
 
 

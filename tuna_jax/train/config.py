@@ -96,6 +96,40 @@ class EncoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+  """What a run says while it trains.
+
+  line_s: seconds between two printed lines where the output is no terminal; log.txt has a line for
+  every step.
+  held_out: mixture whose loss is measured on `held_out_batches` batches before the first step and
+  every `held_out_every` steps; 0 is never. samples_every: steps between two drawings of `prompts`,
+  before the first step too; 0 is never. sample_points: of their time grid. Both use the averages.
+  """
+
+  line_s: NotNegative = 10.0
+  held_out: str = ''
+  held_out_every: Whole = 0
+  held_out_batches: Few = 8
+  samples_every: Whole = 0
+  sample_points: Annotated[int, Range(2, 1000)] = 20
+  prompts: tuple[str, ...] = (
+    'a red circle',
+    'a cat asleep on a windowsill',
+    'a bowl of fruit on a wooden table',
+    'the word HELLO on a sign',
+  )
+
+  def __post_init__(self):
+    if bool(self.held_out) != bool(self.held_out_every):
+      raise UserError(
+        f'report.held_out={self.held_out!r} and report.held_out_every={self.held_out_every}: '
+        'expected a mixture and a number of steps, or neither'
+      )
+    if self.samples_every and not self.prompts:
+      raise UserError('report.samples_every: report.prompts is empty, so there is nothing to draw')
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """One stage of one size.
 
@@ -123,6 +157,7 @@ class TrainConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
   encoder: EncoderConfig = EncoderConfig()
   mesh: MeshConfig = MeshConfig()
+  report: ReportConfig = ReportConfig()
   ntp_coeff: NotNegative = 0.2
   flow_coeff: NotNegative = 1.0
   time_shift: Positive = TRAIN_SHIFT

@@ -7,54 +7,66 @@ import jax
 from tuna_jax import files, sharding
 from tuna_jax.batch import Batch
 from tuna_jax.config import UserError
+from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.train import encoder
 from tuna_jax.train.config import TrainConfig
 
 
-def open_pipeline(config: TrainConfig, workdir: str, mesh) -> Pipeline:
-  """The data of the run, placed on the mesh; each process builds the rows that its devices hold."""
-  if not config.tokenizer:
-    raise UserError('tokenizer: no directory given; --config.tokenizer=DIR')
-  tokenizer = Tokenizer.from_dir(config.tokenizer)
-  if tokenizer.vocab_size > config.model.decoder.vocab_size:
-    raise UserError(
-      f'{config.tokenizer}: {tokenizer.vocab_size} tokens, the model has '
-      f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)'
-    )
-  own = files.path(workdir) / 'tokenizer'
-  if jax.process_index() == 0 and not (own / 'tokenizer.json').exists():
-    tokenizer.save(own)
-  encode = None
-  if config.visual and (config.encoder.online or config.model.vae is None):
-    encode = encoder.of_run(config, list(mesh.local_devices))
-  placed = sharding.batch_sharding(mesh)
-  rows = local_rows(mesh, config.rows)
+class Feed:
+  """Makes batches of a run, placed on the mesh; each process builds the rows that its devices hold.
 
-  def local(index: slice) -> slice:
-    """The rows of one device, a slice of the whole batch, as a slice of those of this process."""
-    low, high, _ = index.indices(config.rows)
-    return slice(rows.index(low), rows.index(high - 1) + 1)
+  tokenizer: of the run, which is kept in its folder too.
+  """
 
-  def put(batch: Batch) -> Batch:
+  def __init__(self, config: TrainConfig, workdir: str, mesh):
+    """Raises UserError where the tokenizer or the VAE is missing or does not fit the model."""
+    if not config.tokenizer:
+      raise UserError('tokenizer: no directory given; --config.tokenizer=DIR')
+    self._config, self._placed = config, sharding.batch_sharding(mesh)
+    self.tokenizer = Tokenizer.from_dir(config.tokenizer)
+    if self.tokenizer.vocab_size > config.model.decoder.vocab_size:
+      raise UserError(
+        f'{config.tokenizer}: {self.tokenizer.vocab_size} tokens, the model has '
+        f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)'
+      )
+    own = files.path(workdir) / 'tokenizer'
+    if jax.process_index() == 0 and not (own / 'tokenizer.json').exists():
+      self.tokenizer.save(own)
+    self._encode = None
+    if config.visual and (config.encoder.online or config.model.vae is None):
+      self._encode = encoder.of_run(config, list(mesh.local_devices))
+    self._rows = local_rows(mesh, config.rows)
+
+  def pipeline(self, data: DataConfig, seed: int) -> Pipeline:
+    """The batches of `data`; what the encoder needs for its media begins to compile."""
+    config, encode = self._config, self._encode
+    pipeline = Pipeline(
+      data, self.tokenizer, encode=encode, put=self._put,
+      group=encode.group if encode else 1, encoder_name=encode.digest if encode else '',
+      strides=config.model.strides, sizes=config.sizes,
+      seed=seed, rows=self._rows, steps=config.steps,
+    )  # fmt: skip
+    if encode:
+      encode.compile(encoder.shapes_of(data, {source.task for source in pipeline.sources}))
+    elif config.visual:
+      encoder.check_latents(config, pipeline.sources)
+    return pipeline
+
+  def _put(self, batch: Batch) -> Batch:
+    rows, count = self._rows, self._config.rows
+
+    def local(index: slice) -> slice:
+      """The rows of one device, a slice of the whole batch, as a slice of those of this process."""
+      low, high, _ = index.indices(count)
+      return slice(rows.index(low), rows.index(high - 1) + 1)
+
     def one(array, where):
-      shape, part = (config.rows, *array.shape[1:]), lambda at: array[local(at[0]), *at[1:]]
-      return jax.make_array_from_callback(shape, where, part)
+      part = lambda at: array[local(at[0]), *at[1:]]
+      return jax.make_array_from_callback((count, *array.shape[1:]), where, part)
 
-    return Batch(*(one(a, s) for a, s in zip(batch, placed)))
-
-  pipeline = Pipeline(
-    config.data, tokenizer, encode=encode, put=put,
-    group=encode.group if encode else 1, encoder_name=encode.digest if encode else '',
-    strides=config.model.strides, sizes=config.sizes,
-    seed=config.seed, rows=rows, steps=config.steps,
-  )  # fmt: skip
-  if encode:
-    encode.compile(encoder.shapes_of(config.data, {source.task for source in pipeline.sources}))
-  elif config.visual:
-    encoder.check_latents(config, pipeline.sources)
-  return pipeline
+    return Batch(*(one(a, s) for a, s in zip(batch, self._placed)))
 
 
 def local_rows(mesh, rows: int) -> list[int]:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import pathlib
 import signal
+import tempfile
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tuna_jax import sharding
-from tuna_jax.train import checkpoint, feed, lock
+from tuna_jax import files, sharding
+from tuna_jax.data.pipeline import Pipeline
+from tuna_jax.train import checkpoint, lock
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
-from tuna_jax.train.metrics import Log
+from tuna_jax.train.feed import Feed
+from tuna_jax.train.goodput import Goodput
+from tuna_jax.train.held_out import HeldOut
+from tuna_jax.train.report import Log, summary
+from tuna_jax.train.samples import Samples
 from tuna_jax.train.state import TrainState
 from tuna_jax.train.step import jit_step
 from tuna_jax.weights import store
 
 _log = logging.getLogger(__name__)
-_nothing = contextlib.nullcontext()
 
 
 class Stopped(Exception):
@@ -50,21 +56,29 @@ def train(
     # Entered first and so left last: a second SIGTERM must not cut a save short.
     stop = closing.enter_context(StopSignals())
     held = closing.enter_context(lock.hold(workdir))
+    goodput = Goodput(workdir)
     closing.enter_context(jax.set_mesh(mesh))
     checkpoints = checkpoint.Checkpoints(workdir, config)
     closing.callback(checkpoints.close)
-    pipeline = feed.open_pipeline(config, workdir, mesh)
+    feed = Feed(config, workdir, mesh)
+    pipeline = feed.pipeline(config.data, config.seed)
     closing.callback(pipeline.close)
-    state = _start(config, mesh, checkpoints, pipeline)
+    state, start = _start(config, mesh, checkpoints, pipeline)
     checkpoints.write_config()
-    log = Log(workdir, config.steps, mesh.size)
+    goodput.restored(int(state.step))
+    log = Log(workdir, config, mesh.devices.flat, goodput)
     closing.callback(log.close)
-    return _run(config, workdir, state, pipeline, checkpoints, log, stop, held)
+    for line in summary(config, mesh, state, workdir, start):
+      log.say(line)
+    closing.callback(checkpoints.wait)  # which the report counts
+    evaluations = _evaluations(config, feed, mesh, state, log)
+    run = _Run(config, workdir, pipeline, checkpoints, log, goodput, stop, held, evaluations)
+    return _steps(run, state)
 
 
-def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> TrainState:
+def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> tuple[TrainState, str]:
   """The newest checkpoint's state, with `pipeline` at its place; or the state at step 0, fresh or
-  around the weights of `init_from`."""
+  around the weights of `init_from`. And what it comes from, in words."""
   abstract = state_lib.abstract_state(config)
   placed = sharding.shardings(abstract, mesh)
   abstract = jax.tree.map(
@@ -74,52 +88,148 @@ def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> TrainState:
   if found is not None:
     step, state, position = found
     pipeline.restore(position)
-    _log.info('continuing from step %d', step)
-    return state
+    return state, f'continued from the checkpoint of step {step}'
   if config.init_from:
     params = store.load_weights(config.init_from, abstract.params)
   else:
     params = state_lib.init_params(config, placed.params)
   make = functools.partial(state_lib.from_params, config=config)
-  return jax.jit(make, out_shardings=placed)(params)
+  source = f'around the weights of {config.init_from}' if config.init_from else 'fresh weights'
+  return jax.jit(make, out_shardings=placed)(params), source
 
 
-def _run(config, workdir, state, pipeline, checkpoints, log, stop, held) -> TrainState:
-  """Steps from `state` to the last one."""
-  key, step = jax.random.key(config.seed), int(state.step)
-  tokens = config.rows * config.length
+def _evaluations(config: TrainConfig, feed: Feed, mesh, state: TrainState, log: Log):
+  """What `config` asks for: [(steps between two calls, function of step and averages)]."""
+  report, found = config.report, []
+  if int(state.step) == config.steps:
+    return found
+  if report.held_out_every:
+    held_out = HeldOut(config, feed, mesh, state_lib.weights(state))
+    found.append((report.held_out_every, lambda n, params: log.held_out(n, held_out(params))))
+  if report.samples_every:
+    samples = Samples(config, feed, mesh)
+    found.append((report.samples_every, lambda n, params: log.pictures(n, samples(params))))
+  return found
+
+
+class _Run(NamedTuple):
+  """What the steps of a run work with."""
+
+  config: TrainConfig
+  workdir: str
+  pipeline: Pipeline
+  checkpoints: checkpoint.Checkpoints
+  log: Log
+  goodput: Goodput
+  stop: StopSignals
+  held: lock.Lock
+  evaluations: list[tuple[int, Callable[[int, Any], None]]]
+
+
+def _steps(run: _Run, state: TrainState) -> TrainState:
+  """Steps from `state` to the last one. While a step runs, the host reports the one before it and
+  takes the next batch."""
+  config, goodput, step = run.config, run.goodput, int(state.step)
+  key, step_fn, arrivals = jax.random.key(config.seed), None, _Arrivals(run)
   stopped = '{}: stopped at step {} of {}; the same command continues'.format
-  step_fn = None
+  if step == 0:
+    _evaluate(run, state, step)
   while step < config.steps:
-    began = time.perf_counter()
-    batch = next(pipeline)
+    goodput('data')
+    batch = next(run.pipeline)
     if step_fn is None:  # compile apart from the first step's own time
+      goodput('compile')
       placed = jax.tree.map(lambda a: a.sharding, state)
       step_fn = jit_step(config, placed).lower(state, batch, key).compile()
-      log.compiled(time.perf_counter() - began)
-      if stop.asked:  # there is nothing new to save
-        raise Stopped(stopped(workdir, step, config.steps))
-      began = time.perf_counter()
-    profile = jax.profiler.trace(f'{workdir}/profile') if step in config.profile_steps else _nothing
-    with profile, jax.profiler.StepTraceAnnotation('train', step_num=step):
+      arrivals.compiled()
+      if run.stop.asked:  # there is nothing new to save
+        raise Stopped(stopped(run.workdir, step, config.steps))
+    goodput('step')
+    profiled = step in config.profile_steps
+    if profiled:
+      arrivals.fetch()  # so that the profile has this step alone
+    with (
+      _profile(run.workdir) if profiled else contextlib.nullcontext(),
+      jax.profiler.StepTraceAnnotation('train', step_num=step),
+    ):
       state, metrics = step_fn(state, batch, key)
-      metrics = jax.device_get(metrics)
+      if profiled:
+        jax.block_until_ready(metrics)
     step += 1
-    log.step(step, metrics, time.perf_counter() - began, tokens)
+    arrivals.put(step, metrics)
+    run.checkpoints.check()
+    run.held.check()
+    asked = run.stop.asked or run.checkpoints.reached_preemption(step)
+    if asked or step % config.checkpoint_every == 0 or step == config.steps:
+      arrivals.fetch()  # nothing is saved before its own loss is known to be finite
+      goodput('save')
+      run.checkpoints.save(state, run.pipeline.state())
+    if asked and step < config.steps:
+      raise Stopped(stopped(run.workdir, step, config.steps))
+    if any(step % every == 0 for every, _ in run.evaluations) or step == config.steps:
+      arrivals.fetch()
+      _evaluate(run, state, step)
+  _log.info('%s: %s', run.workdir, run.pipeline.counts())
+  return state
+
+
+def _evaluate(run: _Run, state: TrainState, step: int) -> None:
+  """What is due after `step`."""
+  run.goodput('evaluate')
+  for every, evaluate in run.evaluations:
+    if step % every == 0 or step == run.config.steps:
+      evaluate(step, state_lib.weights(state))
+
+
+@contextlib.contextmanager
+def _profile(workdir: str):
+  """Writes what happens in the block to RUN/profile; XLA writes to local disks alone."""
+  where = files.path(workdir) / 'profile'
+  if not files.is_remote(where):
+    with jax.profiler.trace(str(where)):
+      yield
+    return
+  with tempfile.TemporaryDirectory() as local:
+    with jax.profiler.trace(local):
+      yield
+    for file in pathlib.Path(local).rglob('*'):
+      if file.is_file():
+        files.write_bytes(where / file.relative_to(local), file.read_bytes())
+
+
+class _Arrivals:
+  """The metrics of the newest step, which stay on the devices until the next step runs there."""
+
+  def __init__(self, run: _Run):
+    self._run, self._before = run, run.goodput.seconds()
+    self._running: tuple[int, Any] | None = None
+
+  def compiled(self) -> None:
+    """Tells how long the step took to compile."""
+    before, self._before = self._before, self._run.goodput.seconds()
+    self._run.log.say(f'compiled in {self._before["compile"] - before["compile"]:.1f} s')
+
+  def put(self, step: int, metrics) -> None:
+    """Reports the step before, as soon as it is finished; `step` runs meanwhile."""
+    self.fetch()
+    self._running = step, metrics
+
+  def fetch(self) -> None:
+    """Waits for the newest step and reports it. FloatingPointError where it is not finite."""
+    if self._running is None:
+      return
+    step, metrics = self._running
+    self._running, metrics = None, jax.device_get(metrics)
+    seconds = self._run.goodput.seconds()
+    data, busy = (seconds[kind] - self._before[kind] for kind in ('data', 'step'))
+    self._before, self._run.goodput.step = seconds, step
+    self._run.log.step(step, metrics, data + busy, data)
     if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
       raise FloatingPointError(
-        f'{workdir}: step {step} has loss {metrics["loss"]} and gradient norm '
-        f'{metrics["grad_norm"]}; the newest checkpoint is of step {checkpoints.latest() or 0}'
+        f'{self._run.workdir}: step {step} has loss {metrics["loss"]} and gradient norm '
+        f'{metrics["grad_norm"]}; the newest checkpoint is of step '
+        f'{self._run.checkpoints.latest() or 0}'
       )
-    checkpoints.check()
-    held.check()
-    asked = stop.asked or checkpoints.reached_preemption(step)
-    if asked or step % config.checkpoint_every == 0 or step == config.steps:
-      checkpoints.save(state, pipeline.state())
-    if asked and step < config.steps:
-      raise Stopped(stopped(workdir, step, config.steps))
-  _log.info('%s: %s', workdir, pipeline.counts())
-  return state
 
 
 class StopSignals:

@@ -1,96 +1,65 @@
-"""What a run reports: one line per step, TensorBoard scalars, a progress bar, metrics on disk."""
+"""The metrics of a step as plain numbers by name, and as a line."""
 
 from __future__ import annotations
 
-import json
-import sys
+import datetime
+from collections.abc import Mapping
 
-import jax
 import numpy as np
-import tensorboardX
-import tqdm
-from etils import epath
 
+from tuna_jax import losses
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.train.step import TIME_BINS
+
+# The bins of the time t, by their lower ends.
+TIMES = tuple(f'{n / TIME_BINS:g}' for n in range(TIME_BINS))
+ENTRIES = {'ntp': TASKS, 'flow': TASKS, 'flow_t': TIMES}  # of each sum of a step
 
 
-class Log:
-  """Writes `log.txt` (one line per step), `metrics.jsonl` and TensorBoard scalars under `workdir`,
-  from process 0.
-
-  On a terminal the lines become one progress bar; elsewhere every line is printed too. The time of
-  compilation is reported apart from the steps.
-  """
-
-  def __init__(self, workdir: str, steps: int, devices: int):
-    self._on = jax.process_index() == 0
-    self._steps, self._devices, self._bar = steps, devices, None
-    if self._on:
-      root = epath.Path(workdir)
-      root.mkdir(parents=True, exist_ok=True)
-      self._lines = (root / 'log.txt').open('a')
-      self._records = (root / 'metrics.jsonl').open('a')
-      self._board = tensorboardX.SummaryWriter(str(root / 'tensorboard'))
-
-  def compiled(self, seconds: float) -> None:
-    """Prints how long the first step took to compile."""
-    if self._on:
-      print(f'compiled in {seconds:.1f} s', flush=True)
-
-  def step(self, step: int, metrics, seconds: float, tokens: int) -> dict[str, float]:
-    """Writes the metrics of a finished step; returns them as plain numbers by name.
-
-    metrics: of `train_step`. seconds: of this step. tokens: positions of all rows, padding
-    included.
-    """
-    values = scalars(metrics)
-    speed = tokens / max(seconds, 1e-9) / self._devices
-    values |= {'seconds': seconds, 'tokens_per_second_per_device': speed}
-    if not self._on:
-      return values
-    shown = {n: v for n, v in values.items() if '/' in n or n in ('loss', 'grad_norm')}
-    line = f'completed step: {step}, seconds: {seconds:.3f}, Tokens/s/device: {speed:.0f}, '
-    line += ', '.join(f'{n}: {v:.4f}' for n, v in shown.items())
-    record = {'step': step, **{n: round(v, 6) for n, v in values.items()}}
-    self._lines.write(line + '\n')
-    self._records.write(json.dumps(record) + '\n')
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
-    if self._bar is None:  # a continued run counts on from where it stopped
-      self._bar = tqdm.tqdm(
-        total=self._steps, initial=step - 1, unit='step', file=sys.stdout, disable=None
-      )
-    self._bar.set_postfix(loss=f'{values["loss"]:.4f}', refresh=False)
-    self._bar.update()
-    if self._bar.disable:
-      print(line, flush=True)
-    if step % 50 == 0:
-      self._lines.flush()
-      self._records.flush()
-    return values
-
-  def close(self) -> None:
-    """Writes out what is buffered."""
-    if self._bar is not None:
-      self._bar.close()
-    if self._on:
-      for file in (self._lines, self._records, self._board):
-        file.close()
+def line(step: int, steps: int, left: float, values: Mapping[str, float]) -> str:
+  """The line of a step, `left` seconds before the last; its first part has MaxText's shape."""
+  parts = [
+    f'completed step: {step}',
+    f'seconds: {values["seconds"]:.3f}',
+    f'TFLOP/s/device: {values["tflops_per_second_per_device"]:.3f}',
+    f'Tokens/s/device: {values["tokens_per_second_per_device"]:.3f}',
+    f'total_weights: {values["total_weights"]:.0f}',
+    f'loss: {values["loss"]:.4f}',
+    f'step: {step}/{steps}',
+    f'ETA: {datetime.timedelta(seconds=round(left))}',
+  ]
+  if 'mfu' in values:
+    parts.append(f'MFU: {values["mfu"]:.1%}')
+  parts += [
+    f'lr: {values["lr"]:.3g}',
+    f'filled: {values["filled"]:.1%}',
+    f'data_wait: {values["data_wait"]:.3f}',
+    f'grad_norm: {values["grad_norm"]:.4f}',
+    *(f'{name}: {value:.4f}' for name, value in values.items() if '/' in name),
+  ]
+  return ', '.join(parts)
 
 
 def scalars(metrics) -> dict[str, float]:
-  """Plain numbers from the metrics of a step: loss, grad_norm, mean and per-task losses
-  ('flow/t2i').
-  """
-  metrics = jax.tree.map(np.asarray, metrics)
-  values = {'loss': float(metrics['loss']), 'grad_norm': float(metrics['grad_norm'])}
-  for name in ('ntp', 'flow'):
-    if name not in metrics:
+  """Plain numbers from the metrics of a step. total_weights: weights of all targets of both losses,
+  positions where each weight is 1."""
+  sums = {name: metrics[name] for name in ENTRIES if name in metrics}
+  values = {name: float(value) for name, value in metrics.items() if name not in sums}
+  weights = sum(float(np.sum(sums[name].count)) for name in ('ntp', 'flow') if name in sums)
+  return values | {'total_weights': weights} | means(sums)
+
+
+def means(sums: Mapping[str, losses.Sum]) -> dict[str, float]:
+  """Mean losses: over all ('flow/all'), by task ('flow/t2i'), and of the flow by the time t
+  ('flow_t/0.3', from 0.3 to 0.4); without what was not counted."""
+  values = {}
+  for name, entries in ENTRIES.items():
+    if name not in sums:
       continue
-    total, count = metrics[name]
-    if count.sum():
+    total, count = (np.asarray(a) for a in sums[name])
+    if count.sum() and name != 'flow_t':  # its mean is that of 'flow'
       values[f'{name}/all'] = float(total.sum() / count.sum())
-    for task, t, c in zip(TASKS, total, count):
+    for entry, t, c in zip(entries, total, count, strict=True):
       if c:
-        values[f'{name}/{task}'] = float(t / c)
+        values[f'{name}/{entry}'] = float(t / c)
   return values

@@ -24,6 +24,8 @@ from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState
 
+TIME_BINS = 10  # equal parts of [0, 1], by which the flow loss is told
+
 
 class Draws(NamedTuple):
   """What is random in a step."""
@@ -78,7 +80,8 @@ def _masked(batch: Batch, key, low: float, high: float):
 
 
 def loss_sums(params, batch: Batch, draws: Draws, *, config: TrainConfig) -> dict[str, losses.Sum]:
-  """{'ntp': Sum, 'flow': Sum} by task, of one forward pass; without 'flow' if flow_coeff is 0."""
+  """{'ntp': Sum, 'flow': Sum} by task and 'flow_t', the flow's by TIME_BINS parts of t, of one
+  forward pass; 'ntp' alone if flow_coeff is 0."""
   model, (noise, t, masked) = Tuna(config.model), draws
   owner = jnp.maximum(batch.image - 1, 0)
   x_t, velocity = batch.latents, None
@@ -96,15 +99,19 @@ def loss_sums(params, batch: Batch, draws: Draws, *, config: TrainConfig) -> dic
   out = model.apply({'params': params}, batch, x_t, t, flow=drawn, masked=masked)
   logits = functools.partial(model.apply, {'params': params}, method='logits')
   mesh = active_mesh()
-  ntp = losses.next_token(
-    logits, out.hidden, batch.labels, batch.label_weight, batch.task, len(TASKS),
-    devices=1 if mesh is None else mesh.size // mesh.shape['tensor'],
-  )  # fmt: skip
+  with jax.named_scope('next_token'):
+    ntp = losses.next_token(
+      logits, out.hidden, batch.labels, batch.label_weight, batch.task, len(TASKS),
+      devices=1 if mesh is None else mesh.size // mesh.shape['tensor'],
+    )  # fmt: skip
   sums = {'ntp': ntp}
   if drawn:
     selected = (batch.image > 0) & jnp.take_along_axis(batch.target, owner, axis=1)
     task = jnp.take_along_axis(batch.task, batch.place, axis=1)
-    sums['flow'] = losses.velocity_error(out.velocity, velocity, selected, task, len(TASKS))
+    part = jnp.minimum(per_token * TIME_BINS, TIME_BINS - 1).astype(jnp.int32)
+    for name, entry, entries in (('flow', task, len(TASKS)), ('flow_t', part, TIME_BINS)):
+      with jax.named_scope('velocity_error'):
+        sums[name] = losses.velocity_error(out.velocity, velocity, selected, entry, entries)
   return sums
 
 
@@ -112,7 +119,9 @@ def total_loss(sums: dict[str, losses.Sum], counts: dict[str, jax.Array], config
   """flow_coeff x mean flow loss + ntp_coeff x mean next-token loss, over the given counts."""
   coeff = {'ntp': config.ntp_coeff, 'flow': config.flow_coeff}
   return sum(
-    coeff[name] * jnp.sum(s.total) / jnp.maximum(counts[name], 1e-6) for name, s in sums.items()
+    coeff[name] * jnp.sum(sums[name].total) / jnp.maximum(count, 1e-6)
+    for name, count in counts.items()
+    if name in sums
   )
 
 
@@ -138,8 +147,8 @@ def jit_step(config: TrainConfig, placed: TrainState):
 def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   """One optimizer step -> (state, metrics).
 
-  key: of the run; the step folds its own number in. metrics: 'loss', 'grad_norm', and by task 'ntp'
-  and 'flow' sums.
+  key: of the run; the step folds its own number in. metrics: 'loss', 'grad_norm', 'lr', 'filled'
+  (share of the positions that hold an example), and the sums of `loss_sums`.
   """
   transformation, multiples = state_lib.make_optimizer(config)
   draws = draw(batch, jax.random.fold_in(key, state.step), config)
@@ -163,9 +172,17 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
       jax.eval_shape(grad_fn, leaves, state.params, *jax.tree.map(lambda a: a[0], pieces), counts),
     )
     ((loss, sums), grads), _ = jax.lax.scan(add, zeros, pieces)
-  updates, opt_state = transformation.update(grads, state.opt_state, leaves)
-  leaves = optax.apply_updates(leaves, updates)
+  with jax.named_scope('optimizer'):
+    updates, opt_state = transformation.update(grads, state.opt_state, leaves)
+    leaves = optax.apply_updates(leaves, updates)
   step = state.step + 1
-  ema = optimizer_lib.update_ema(state.ema, leaves, step, config.optimizer.ema)
-  metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **sums}
+  with jax.named_scope('average'):
+    ema = optimizer_lib.update_ema(state.ema, leaves, step, config.optimizer.ema)
+  metrics = {
+    'loss': loss,
+    'grad_norm': optax.tree.norm(grads),
+    'lr': jnp.asarray(optimizer_lib.schedule(config.optimizer, config.steps)(state.step)),
+    'filled': jnp.mean((batch.segment > 0).astype(jnp.float32)),
+    **sums,
+  }
   return TrainState(step, state_lib.merge(state.params, leaves), ema, opt_state), metrics
