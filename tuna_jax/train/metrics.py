@@ -12,7 +12,7 @@ from tuna_jax.data.tasks import TASKS
 from tuna_jax.train.step import TIME_BINS
 
 # The bins of the time t, by their lower ends.
-TIMES = tuple(f'{n / TIME_BINS:g}' for n in range(TIME_BINS))
+TIMES = tuple(f'{n / TIME_BINS:.1f}' for n in range(TIME_BINS))
 ENTRIES = {'ntp': TASKS, 'flow': TASKS, 'flow_t': TIMES}  # of each sum of a step
 
 
