@@ -103,10 +103,8 @@ def test_time_of_evaluations_is_told_apart(run):
   )
 
 
-def test_a_run_that_cannot_draw_is_told_so_before_the_first_step(tmp_path):
-  config = shrink.stage('stage2', report=REPORT, flow_coeff=0.0)
-  config = dataclasses.replace(config, report=ReportConfig(samples_every=1))
+def test_a_run_that_cannot_draw_or_measure_is_told_so():
   with pytest.raises(UserError, match='the run trains nothing that draws'):
-    loop.train(config, str(tmp_path))
+    dataclasses.replace(shrink.shrink(shrink.real('stage2')), report=REPORT, flow_coeff=0.0)
   with pytest.raises(UserError, match='expected a mixture and a number of steps, or neither'):
     ReportConfig(held_out_every=5)

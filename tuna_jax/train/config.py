@@ -184,6 +184,8 @@ class TrainConfig:
         f'masked={self.masked}: expected (low, high) in order, and above 0 only for a design with '
         f'a mask token; {self.model.design!r} has none'
       )
+    if self.report.samples_every and not (self.visual and self.flow_coeff):
+      raise UserError('report.samples_every: the run trains nothing that draws; set it to 0')
 
   @property
   def sizes(self) -> tuple[int, int, int, int, int]:

@@ -19,11 +19,9 @@ class Samples:
   """
 
   def __init__(self, config: TrainConfig, feed: Feed, mesh):
-    """Raises UserError where the run has nothing to draw with."""
+    """Raises UserError where there is no VAE to decode with."""
     self._config, self._tokenizer, self._mesh = config, feed.tokenizer, mesh
     self._vae = None, None
-    if not (config.visual and config.flow_coeff):
-      raise UserError('report.samples_every: the run trains nothing that draws; set it to 0')
     if config.model.vae is not None:
       if not config.vae:
         raise UserError('report.samples_every: no VAE to decode with; --config.vae=DIR')
