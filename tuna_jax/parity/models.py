@@ -279,7 +279,8 @@ def train_step(case: Case) -> Outputs:
 
   @quick_jit
   def run(params, batch, noise, t):
-    sums = train_step_lib.loss_sums(params, batch, noise, t, config=training)
+    draws = train_step_lib.Draws(noise, t, None)
+    sums = train_step_lib.loss_sums(params, batch, draws, config=training)
     x_t = batch.latents
     if x_t.shape[1]:
       x_t, _ = flow.interpolate(
