@@ -45,6 +45,14 @@ ROWS = {
 }
 MAX_TEXT = 496
 VIDEO = '-video'
+LORA = '-lora'
+# Adapters of every matrix of attention and MLP in the two large towers, for one host of chips.
+ADAPTERS = OptimizerConfig(
+  lr=1e-4,
+  warmup=100,
+  groups=(('.*/lora_[ab]', 1.0), ('.*', 0.0)),
+  lora=(('(decoder|flow_head)/layers/(attn|mlp)/.*/kernel', 16, 32.0),),
+)
 
 # What the authors of a design trained with, where it is not what Tuna's did (docs/showo2.md 7,
 # docs/pixel.md 2, 4 and 12). `frozen` is of stage 1: Show-o2's tower is distilled before.
@@ -59,7 +67,9 @@ CLIPS = ('t2v', 'video_caption', 'video_vqa')
 
 
 def base(stage: str, size: str) -> TrainConfig:
-  """What the sizes of a stage share. `size` may end in -video, for clips of 49 frames."""
+  """What the sizes of a stage share. `size` may end in -video, for clips of 49 frames, and then in
+  -lora, for adapters beside a frozen model."""
+  size = size.removesuffix(LORA)
   name = size.removesuffix(VIDEO)
   variant = stage + size.removeprefix(name)
   own = tiny.model_of(name)
@@ -99,17 +109,23 @@ def base(stage: str, size: str) -> TrainConfig:
 
 def to_config_dict(config: TrainConfig, size: str) -> ml_collections.ConfigDict:
   """The ConfigDict of a stage; the tiny size first takes its own rates, steps and batch
-  (`configs/tiny.py`).
+  (`configs/tiny.py`), and adapters take theirs.
   """
-  if tiny.model_of(size):
-    config = tiny.shrink(config, size)
-  if not tiny.model_of(size) and config.model.vae is None or config.model.seen_dim:
+  name = size.removesuffix(LORA)
+  if tiny.model_of(name):
+    config = tiny.shrink(config, name)
+  if not tiny.model_of(name) and config.model.vae is None or config.model.seen_dim:
     # Pixels were trained as single frames only.
     phases = tuple(
       (start, tuple((task, weight) for task, weight in weights if task not in CLIPS))
       for start, weights in config.data.phases
     )
     config = replace(config, data=replace(config.data, phases=phases))
+  if name != size:
+    config = replace(
+      config, rows=min(config.rows, 8), steps=2000, optimizer=ADAPTERS, frozen='bfloat16',
+      initial='',
+    )  # fmt: skip
   return ml_collections.ConfigDict(to_dict(config), convert_dict=True)
 
 

@@ -77,9 +77,12 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('decoder/lm_head/kernel', _LONG_COLUMN),
   ('flow_head/(layers|final)/adaln/kernel', _LONG_COLUMN),
   ('flow_head/final/linear/kernel', Place(P(WIDTH, None))),
+  ('.*/lora_a', Place(P(WIDTH, None), AXES)),
+  ('.*/lora_b', Place(P(None, WIDTH), AXES)),
   # A few thousand numbers each: a copy costs less than an all-gather.
   ('.*/(bias|ns_coeffs)', _COPY),  # ns_coeffs: optax's Muon keeps three numbers in its state
   ('.*norm[12]?/scale', _COPY),
+  ('.*(lora|kernel|embedding)_scale', _COPY),
 )
 
 ANCHORS = {

@@ -99,7 +99,7 @@ def test_a_stage_of_a_published_size_resumes_likewise(published, stage, tmp_path
 
 def test_stage_one_leaves_the_decoder_as_it_was(chain):
   _, final = chain.run('stage1')
-  fresh = state.init_params(chain.config('stage1'))
+  fresh = state.first_params(chain.config('stage1'))
   jax.tree.map(np.testing.assert_array_equal, final.params['decoder'], fresh['decoder'])
   moved = [
     n

@@ -3,6 +3,7 @@
   tuna-jax convert assemble --size=2b --decoder=DIR --vision=DIR --vae=PATH --output=DIR
   tuna-jax convert import [--source=showo2] --input=PATH [--vae=PATH] --output=DIR [--recover]
   tuna-jax convert export --input=DIR --part=tuna --output=DIR [--dtype=bfloat16]
+  tuna-jax convert merge --input=RUN [--lora=FOLDER] --output=DIR
   tuna-jax convert inspect PATH
   tuna-jax convert diff A B
 
@@ -10,7 +11,9 @@ assemble  puts Qwen2.5, SigLIP-2 and the Wan 2.2 VAE together, and lists what is
 import    reads a released checkpoint (.safetensors, .pt, .pth, .bin or a folder) of Tuna or, with
           --source, of Show-o2, Tuna-R or Tuna-2. Its tensors tell the size; --size or --model is
           for sizes that were not published.
-export    writes the official names, or one part (--part) under its own.
+export    writes the official names, or one part (--part) under its own; --part=lora writes the
+          adapters that a run trained, as PEFT has them.
+merge     writes a run, or weights with an adapter of PEFT (--lora), as weights without adapters.
 inspect   prints names, shapes, types, bytes and checksums.
 diff      prints what differs between two checkpoints; the exit code is 1 if anything does.
 
@@ -30,7 +33,17 @@ from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 from tuna_jax.tools import recover
-from tuna_jax.weights import compare, designs, digest, parts, safetensors, store, torchfile
+from tuna_jax.weights import (
+  compare,
+  designs,
+  digest,
+  lora,
+  parts,
+  peft,
+  safetensors,
+  store,
+  torchfile,
+)
 from tuna_jax.weights.open import open_checkpoint, verify
 from tuna_jax.weights.tensors import Lazy, cast
 
@@ -50,12 +63,13 @@ _VAE = flags.DEFINE_string(
   'vae', None, 'assemble, import: the VAE to take, Wan2.2_VAE.pth or a diffusers folder.'
 )
 _INPUT = flags.DEFINE_string(
-  'input', None, 'import: the official checkpoint. export: a run or a weights directory of ours.'
+  'input', None, 'import: the official checkpoint. export, merge: a run or weights of ours.'
 )
 _SOURCE = flags.DEFINE_enum(
   'source', 'tuna', list(designs.SOURCES), 'import: whose released checkpoint the input is.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to write; it must not exist yet.')
+_LORA = flags.DEFINE_string('lora', None, 'merge: a folder with an adapter of PEFT.')
 _PART = flags.DEFINE_enum(
   'part', 'tuna', parts.PARTS, 'export: the part to write, under its own names.'
 )
@@ -89,7 +103,7 @@ def main(argv):
     from tuna_jax.parity import certificate
 
     certificate.check(_VERIFY.value)
-  actions = {'assemble': assemble, 'import': import_, 'export': export}
+  actions = {'assemble': assemble, 'import': import_, 'export': export, 'merge': merge}
   return {**actions, 'inspect': inspect, 'diff': diff}[action](*paths)
 
 
@@ -145,6 +159,9 @@ def export():
         files.write_bytes(folder / file.name, file.read_bytes())
     if stem.startswith('Wan2.'):
       torchfile.write_file(folder / f'{stem}.pth', tensors)
+    elif stem == peft.STEM:
+      safetensors.write_file(folder / f'{stem}.safetensors', tensors)
+      files.write_json(folder / peft.CONFIG, config_json)
     elif stem == 'pytorch_model':
       torch = {'write': torchfile.write_file, 'end': '.bin', 'shard_bytes': PICKLE_BYTES}
       safetensors.write_folder(folder, tensors, stem=stem, **torch)
@@ -156,6 +173,26 @@ def export():
   print(f'wrote {_OUTPUT.value}')
   params, vae = (leaves and cast(leaves, _DTYPE.value) for leaves in (stored.params, stored.vae))
   return _certify(dataclasses.replace(stored, params=params, vae=vae))
+
+
+def merge():
+  """A run, or weights and an adapter, to weights."""
+  _need('merge', input=_INPUT, output=_OUTPUT)
+  stored = store.opened(_INPUT.value, store.checked, step=_STEP.value, ema=_EMA.value)
+  if stored.params is None:
+    raise UserError(f'{_INPUT.value}: holds a VAE alone; expected a run or weights of a model')
+  leaves, sources = stored.params, {'input': _INPUT.value}
+  if _LORA.value:
+    sources['lora'] = _LORA.value
+    leaves = lora.merged({**leaves, **peft.read(_LORA.value, stored.config)})
+  notes = {**{k: v for k, v in stored.notes.items() if k != 'base'}, 'sources': sources}
+  copied = [
+    file
+    for folder in (_INPUT.value, f'{_INPUT.value}/tokenizer')
+    for file in store.tokenizer_files(folder)
+  ]
+  store.write(_OUTPUT.value, stored.config, leaves, stored.vae, notes, copied)
+  print(f'wrote {_OUTPUT.value}')
 
 
 def inspect(path):
@@ -250,4 +287,4 @@ def _open(path) -> dict[str, Lazy]:
 
 
 if __name__ == '__main__':
-  app.run(main, positional=('assemble|import|export|inspect|diff', 'PATH?', 'PATH?'))
+  app.run(main, positional=('assemble|import|export|merge|inspect|diff', 'PATH?', 'PATH?'))

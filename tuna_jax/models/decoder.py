@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import SHAPE_ONLY, Attention, RMSNorm, Span, SwiGLU, dense, stack
+from tuna_jax.models.layers import Attention, Embed, RMSNorm, Span, SwiGLU, dense, stack
 from tuna_jax.sharding import anchor
 
 
@@ -37,9 +37,7 @@ class Decoder(nn.Module):
   def setup(self):
     c = self.config
     d = c.decoder
-    self.embedder = nn.Embed(
-      d.padded_vocab, d.dim, dtype=c.dtype, embedding_init=SHAPE_ONLY, name='embed'
-    )
+    self.embedder = Embed(d.padded_vocab, d.dim, c.dtype, name='embed')
     self.layers = stack(DecoderBlock, d.num_layers, c.remat, 'layers', config=c)
     self.norm = RMSNorm(d.norm_eps, name='norm')
     if not d.tied:

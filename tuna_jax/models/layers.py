@@ -33,9 +33,63 @@ class Span(NamedTuple):
 SHAPE_ONLY = nn.initializers.zeros_init()
 
 
-def dense(features: int, dtype, *, bias: bool = True, name: str | None = None) -> nn.Dense:
+class Dense(nn.Module):
+  """x kernel + bias. What stands beside the kernel in the parameters takes part: `kernel_scale`
+  float32[out] of a kernel in int8, and the low-rank adapter `lora_scale` x lora_a lora_b
+  (weights/lora.py).
+  """
+
+  features: int
+  dtype: str
+  bias: bool
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.astype(self.dtype)
+    kernel = self.param('kernel', SHAPE_ONLY, (x.shape[-1], self.features))
+    y = x @ kernel.astype(self.dtype)
+    if self.has_variable('params', 'kernel_scale'):
+      y = y * self.get_variable('params', 'kernel_scale').astype(self.dtype)
+    if self.has_variable('params', 'lora_a'):
+      a, b, scale = (
+        self.get_variable('params', f'lora_{name}').astype(self.dtype)
+        for name in ('a', 'b', 'scale')
+      )
+      y = y + x @ a @ b * scale
+    if not self.bias:
+      return y
+    return y + self.param('bias', SHAPE_ONLY, (self.features,)).astype(self.dtype)
+
+
+def dense(features: int, dtype, *, bias: bool = True, name: str | None = None) -> Dense:
   """A linear layer."""
-  return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=SHAPE_ONLY, name=name)
+  return Dense(features, dtype, bias, name=name)
+
+
+class Embed(nn.Module):
+  """A table of [rows, width]; `embedding_scale` float32[rows] stands beside one in int8."""
+
+  rows: int
+  width: int
+  dtype: str
+
+  def setup(self):
+    self.embedding = self.param('embedding', SHAPE_ONLY, (self.rows, self.width))
+
+  def __call__(self, index):
+    """int32[...] -> [..., width]."""
+    x = jnp.take(self.embedding.astype(self.dtype), index, axis=0)
+    return x if (scale := self._scale()) is None else x * jnp.take(scale, index)[..., None]
+
+  def attend(self, x):
+    """[..., width] -> [..., rows], the product with every row."""
+    y = x.astype(self.dtype) @ self.embedding.astype(self.dtype).T
+    return y if (scale := self._scale()) is None else y * scale
+
+  def _scale(self):
+    if self.has_variable('params', 'embedding_scale'):
+      return self.get_variable('params', 'embedding_scale').astype(self.dtype)
+    return None
 
 
 class RMSNorm(nn.Module):

@@ -39,11 +39,15 @@ def bench(config: TrainConfig, steps: int = 5, peak: float | None = None) -> dic
   """
   m = config.mesh
   mesh = sharding.make_mesh(m.data, m.fsdp, m.context, m.tensor, num_slices=m.slices)
-  placed = sharding.shardings(state_lib.abstract_state(config), mesh)
+  abstract = state_lib.abstract_state(config)
+  placed = sharding.shardings(abstract, mesh)
+  abstract = jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract.params, placed.params
+  )
   rows = full_rows(config)
   with jax.set_mesh(mesh):
     make = functools.partial(state_lib.from_params, config=config)
-    state = jax.jit(make, out_shardings=placed)(state_lib.init_params(config, placed.params))
+    state = jax.jit(make, out_shardings=placed)(state_lib.first_params(config, abstract))
     batch = jax.tree.map(
       lambda a, where: jax.make_array_from_callback(a.shape, where, lambda index: a[index]),
       rows,

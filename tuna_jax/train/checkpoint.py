@@ -1,7 +1,8 @@
 """Checkpoints of runs: sharded, saved in the background, with moments and data position.
 
     RUN/config.json                   kind 'run', the TrainConfig
-    RUN/checkpoints/STEP/params       all parameters
+    RUN/checkpoints/STEP/params       all parameters; of adapters and what else trains beside a base
+                                      that lies apart (`TrainConfig.apart`), these alone
     RUN/checkpoints/STEP/ema          averages of the trainable ones
     RUN/checkpoints/STEP/optimizer    moments and the step
     RUN/checkpoints/STEP/data         data position, by process
@@ -28,7 +29,7 @@ from tuna_jax import files, tree
 from tuna_jax.config import UserError, from_dict, to_dict
 from tuna_jax.data.pipeline import merge_states
 from tuna_jax.train.config import TrainConfig
-from tuna_jax.train.state import TrainState
+from tuna_jax.train.state import TrainState, own
 from tuna_jax.weights import steps, store
 from tuna_jax.weights.convert import place
 
@@ -55,7 +56,12 @@ class Checkpoints:
   def write_config(self) -> None:
     """Writes RUN/config.json; once the config is known to fit what the run holds."""
     if jax.process_index() == 0:
-      about = {'kind': 'run', 'config': to_dict(self._config)}
+      notes = {}
+      if self._config.apart:
+        if not (base := self._config.init_from):
+          raise UserError('init_from: needed where frozen leaves are in no checkpoint of the run')
+        notes['base'] = store.identity(base)
+      about = {'kind': 'run', 'config': to_dict(self._config), 'notes': notes}
       beside = [self._root / 'tokenizer' / name for name in store.TOKENIZER_FILES]
       store.write_config(self._root, about, beside)
 
@@ -70,7 +76,7 @@ class Checkpoints:
       return
     data = _gather(data)
     items = {
-      'params': state.params,
+      'params': own(state.params, self._config),
       'ema': tree.unflatten(state.ema),
       'optimizer': {'step': state.step, 'opt_state': tree.flatten(state.opt_state)},
     }
@@ -104,13 +110,14 @@ class Checkpoints:
     return step, state, data
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """(state, data position) of `step`; `abstract` gives shapes, types and shardings.
+    """(state, data position) of `step`; `abstract` gives shapes, types and shardings. The state's
+    parameters are those that the checkpoint holds (`state.own`).
 
     Raises Damaged if it is not what was saved, and CheckpointError listing every leaf that is
     missing, unexpected or of another shape than the run's.
     """
     wanted = {
-      'params': abstract.params,
+      'params': own(abstract.params, self._config),
       'ema': tree.unflatten(abstract.ema),
       'optimizer': {'step': abstract.step, 'opt_state': tree.flatten(abstract.opt_state)},
     }

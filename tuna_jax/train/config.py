@@ -22,6 +22,7 @@ from tuna_jax.ranges import (
 )
 
 DTYPES = ('float32', 'bfloat16')  # of the encoder
+FROZEN = ('float32', 'bfloat16', 'int8')  # of what does not train
 KINDS = ('adamw', 'muon')
 Part = Annotated[float, Range(-1, 1)]
 SCHEDULES = ('constant', 'cosine', 'linear')
@@ -37,6 +38,9 @@ class OptimizerConfig:
   last step. decay: patterns of the leaves that weight decay touches. ema: the decay d of the
   average, warmed up as min(d, (1 + n) / (10 + n)). accumulate: micro-batches per step; the
   result equals one batch of all of them.
+  lora: (pattern of kernels, rank, alpha), first match wins: low-rank adapters, which are leaves
+  `lora_a` and `lora_b` beside their kernels (weights/lora.py). `groups` says what trains, as ever:
+  (('.*/lora_[ab]', 1.0), ('.*', 0.0)) for nothing but adapters.
   """
 
   kind: str = 'adamw'
@@ -53,6 +57,7 @@ class OptimizerConfig:
   ema: Decay = 0.9999
   accumulate: Few = 1
   groups: tuple[tuple[str, NotNegative], ...] = (('.*', 1.0),)
+  lora: tuple[tuple[str, Few, Positive], ...] = ()
 
   def __post_init__(self):
     for name, value, known in (
@@ -141,6 +146,7 @@ class TrainConfig:
   replaced by the mask token of the design 'pixel'; below 0 means none (docs/pixel.md 2 and 4).
   init_from: run or weights directory this stage starts from, strictly by name; '' starts fresh.
   initial: 'module:function' that changes the values of a fresh start; '' changes nothing.
+  frozen: how leaves that do not train are held: float32, bfloat16, or int8 (weights/storage.py).
   vae, tokenizer: directories of the frozen parts.
   verify: whether a checkpoint is compared with the digests it was saved with when it is read.
   profile_steps: numbers of steps, from 0, whose profile is written to profile/ of the run.
@@ -166,6 +172,7 @@ class TrainConfig:
   seed: Whole = 0
   init_from: str = ''
   initial: str = ''
+  frozen: str = 'float32'
   vae: str = ''
   tokenizer: str = ''
   checkpoint_every: Count = 500
@@ -186,6 +193,14 @@ class TrainConfig:
       )
     if self.report.samples_every and not (self.visual and self.flow_coeff):
       raise UserError('report.samples_every: the run trains nothing that draws; set it to 0')
+    if self.frozen not in FROZEN:
+      near = nearest(self.frozen, FROZEN)
+      raise UserError(f'frozen={self.frozen!r}: expected one of {FROZEN}{near}')
+
+  @property
+  def apart(self) -> bool:
+    """Whether checkpoints hold what trains alone; the rest is in `init_from`, as it was."""
+    return bool(self.optimizer.lora) or self.frozen != 'float32'
 
   @property
   def sizes(self) -> tuple[int, int, int, int, int]:

@@ -27,7 +27,6 @@ from tuna_jax.train.report import Log, summary
 from tuna_jax.train.samples import Samples
 from tuna_jax.train.state import TrainState
 from tuna_jax.train.step import jit_step
-from tuna_jax.weights import store
 
 _log = logging.getLogger(__name__)
 
@@ -88,14 +87,12 @@ def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> tuple[TrainState
   if found is not None:
     step, state, position = found
     pipeline.restore(position)
+    state = state_lib.with_base(state, config, abstract.params)
     return state, f'continued from the checkpoint of step {step}'
-  if config.init_from:
-    params = store.load_weights(config.init_from, abstract.params)
-  else:
-    params = state_lib.init_params(config, placed.params)
+  params = state_lib.first_params(config, abstract.params)
   make = functools.partial(state_lib.from_params, config=config)
   source = f'around the weights of {config.init_from}' if config.init_from else 'fresh weights'
-  return jax.jit(make, out_shardings=placed)(params), source
+  return jax.jit(make, donate_argnums=0, out_shardings=placed)(params), source
 
 
 def _evaluations(config: TrainConfig, feed: Feed, mesh, state: TrainState, log: Log):

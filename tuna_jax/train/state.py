@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import pkgutil
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,9 @@ from tuna_jax import tree
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import TrainConfig
-from tuna_jax.weights import fresh
+from tuna_jax.weights import fresh, lora, storage, store
+from tuna_jax.weights.convert import place
+from tuna_jax.weights.tensors import Lazy
 
 
 class TrainState(NamedTuple):
@@ -30,17 +33,45 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
-def init_params(config: TrainConfig, shardings=None):
-  """Fresh parameters of the run's model, drawn from its seed, as `config.initial` changes them."""
-  change = None
+def shapes(config: TrainConfig):
+  """The parameters of a run: the model's, with adapters, and frozen ones as they are held."""
+  found = lora.extend(tuna_shapes(config.model), config.optimizer.lora)
+  trained = optimizer.trainable(found, config.optimizer)
+  adapters = {leaf for leaf in tree.names(found) if lora.is_adapter(leaf)}
+  return storage.held(found, config.frozen, trained.keys() | adapters)
+
+
+def first_params(config: TrainConfig, abstract=None):
+  """The parameters at step 0, placed as `abstract` says: around those of `init_from`, or fresh,
+  drawn from the run's seed, as `config.initial` changes them."""
+  abstract = shapes(config) if abstract is None else abstract
+  if config.init_from:
+    change = functools.partial(as_held, config=config)
+    return store.load_weights(config.init_from, abstract, change=change)
+  own = tree.flatten(tuna_shapes(config.model))
+  leaves = {leaf: fresh.fresh(leaf, aval, config.seed) for leaf, aval in own.items()}
   if config.initial:
-    change = functools.partial(pkgutil.resolve_name(config.initial), config=config.model)
-  return fresh.init(tuna_shapes(config.model), config.seed, shardings, change)
+    leaves = pkgutil.resolve_name(config.initial)(leaves, config=config.model)
+  return place(as_held(leaves, config), abstract)
+
+
+def with_base(state: TrainState, config: TrainConfig, abstract) -> TrainState:
+  """The state of a checkpoint with all parameters: `own` ones, and the others of `init_from`."""
+  if not config.apart:
+    return state
+  return state._replace(params=merge(first_params(config, abstract), tree.flatten(state.params)))
+
+
+def as_held(leaves: Mapping[str, Lazy], config: TrainConfig) -> dict[str, Lazy]:
+  """The model's own leaves as `shapes` has them; adapters that are not there are new."""
+  wanted = tree.flatten(shapes(config))
+  leaves = lora.added(leaves, wanted, config.optimizer.lora, config.seed)
+  return storage.fitted(leaves, wanted)
 
 
 def make_optimizer(config: TrainConfig):
   """(transformation, {trainable leaf: multiple}) of the run."""
-  multiples = optimizer.trainable(tuna_shapes(config.model), config.optimizer)
+  multiples = optimizer.trainable(shapes(config), config.optimizer)
   return optimizer.make(config.optimizer, config.steps, multiples), multiples
 
 
@@ -56,7 +87,19 @@ def from_params(params, config: TrainConfig) -> TrainState:
 def abstract_state(config: TrainConfig) -> TrainState:
   """Shapes and types of the state, computing nothing."""
   make = functools.partial(from_params, config=config)
-  return jax.eval_shape(make, tuna_shapes(config.model))
+  return jax.eval_shape(make, shapes(config))
+
+
+def own(params, config: TrainConfig):
+  """What a checkpoint holds of `params`: all, or what trains and its adapters where the rest is in
+  `init_from`."""
+  if not config.apart:
+    return params
+  trained = make_optimizer(config)[1]
+  found = tree.flatten(params)
+  return tree.unflatten(
+    {leaf: a for leaf, a in found.items() if leaf in trained or lora.is_adapter(leaf)}
+  )
 
 
 def select(params, names) -> dict:

@@ -84,21 +84,26 @@ def place(leaves: Mapping[str, Lazy], abstract_params, shardings=None, *, verify
   wanted = tree.flatten(shardings) if shardings is not None else {}
   avals = tree.flatten(abstract_params)
   places = {name: wanted.get(name, aval.sharding or default) for name, aval in avals.items()}
+  alone = all(where.is_fully_addressable for where in places.values())
   arrays, damage = {}, None
   try:
     with concurrent.futures.ThreadPoolExecutor() as pool:
       for name, aval in avals.items():
         dtype = leaves[name].dtype if verify and leaves[name].digest else aval.dtype
         arrays[name] = _put(leaves[name], aval.shape, dtype, places[name], pool)
+        if alone and dtype != aval.dtype:  # so that no tree of the stored type is on the devices
+          digest.check({name: leaves[name]}, arrays)
+          arrays[name] = arrays[name].astype(aval.dtype)
   except Damaged as error:
     damage = error
-  if not all(where.is_fully_addressable for where in places.values()):
+  if not alone:
     if multihost_utils.process_allgather(np.bool_(damage is not None)).any():
       raise damage or Damaged('another process found the checkpoint damaged')
   elif damage:
     raise damage
   if verify:
-    digest.check(leaves, arrays)
+    as_stored = {name: a for name, a in arrays.items() if a.dtype == leaves[name].dtype}
+    digest.check(leaves, as_stored)
   return jax.tree_util.tree_map_with_path(
     lambda path, aval: arrays[tree.name_of(path)].astype(aval.dtype), abstract_params
   )
@@ -219,6 +224,11 @@ def _clean(table: Table, tensors, result: Plan, faults) -> dict[str, Lazy]:
   return kept
 
 
+def _is_matrix(leaf: str) -> bool:
+  """Whether torch has the inputs of this leaf last."""
+  return leaf.endswith(('/kernel', '/lora_a', '/lora_b'))
+
+
 def _names(row: Row, indices, shape) -> list[str]:
   """Their names for one leaf: one, or one per layer."""
   if row.stacked:
@@ -229,11 +239,11 @@ def _names(row: Row, indices, shape) -> list[str]:
 def _torch_order(leaf: str, items):
   """A shape or an index of ours (without the stacked axis) in torch's axis order."""
   items = tuple(items)
-  return (items[-1], items[-2], *items[:-2]) if leaf.endswith('/kernel') else items
+  return (items[-1], items[-2], *items[:-2]) if _is_matrix(leaf) else items
 
 
 def _our_order(leaf: str, array: np.ndarray) -> np.ndarray:
-  return array.transpose(*range(2, array.ndim), 1, 0) if leaf.endswith('/kernel') else array
+  return array.transpose(*range(2, array.ndim), 1, 0) if _is_matrix(leaf) else array
 
 
 def _leaf(leaf: str, stacked: bool, parts, aval) -> Lazy:
@@ -266,7 +276,7 @@ def _to_torch(leaf: str, value: Lazy, layer: int | None) -> Lazy:
   front = () if layer is None else (slice(layer, layer + 1),)
 
   def read(index):
-    ours = index if not leaf.endswith('/kernel') else (*index[2:], index[1], index[0])
+    ours = index if not _is_matrix(leaf) else (*index[2:], index[1], index[0])
     array = value.read((*front, *ours)).reshape(index_shape(ours))
     return array.transpose(_torch_order(leaf, range(array.ndim)))
 

@@ -56,6 +56,8 @@ def _copy_frame(shape, at, block, rng):
 
 
 INITIAL = (
+  ('.*/lora_a', _normal(lambda shape: (3 * shape[-2]) ** -0.5)),
+  ('.*/lora_b', 0.0),
   ('.*/scale', 1.0),
   ('.*/bias', 0.0),
   # At first residual blocks add nothing, and the flow head modulates nothing and predicts zero.

@@ -8,7 +8,8 @@ from tuna_jax import files
 from tuna_jax.weights import digest, safetensors, torchfile
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
-STEMS = ('model', 'diffusion_pytorch_model', 'pytorch_model')  # transformers, diffusers, both once
+# transformers, diffusers, both once, PEFT
+STEMS = ('model', 'diffusion_pytorch_model', 'pytorch_model', 'adapter_model')
 ENDS = ('.safetensors.index.json', '.safetensors', '.bin.index.json', '.bin')
 TORCH = ('.pt', '.pth', '.bin')
 

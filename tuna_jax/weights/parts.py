@@ -5,14 +5,14 @@ from __future__ import annotations
 from tuna_jax import tree
 from tuna_jax.config import TunaConfig, to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
-from tuna_jax.weights import designs, hf, tables
+from tuna_jax.weights import designs, hf, peft, tables
 from tuna_jax.weights.convert import Plan, export, plan
 from tuna_jax.weights.fresh import fresh
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.store import Stored
 from tuna_jax.weights.tensors import CheckpointError, Lazy
 
-PARTS = ('tuna', 'decoder', 'vision', 'vae', 'vae-diffusers')
+PARTS = ('tuna', 'decoder', 'vision', 'vae', 'vae-diffusers', 'lora')
 
 
 def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Plan:
@@ -75,6 +75,12 @@ def export_part(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
       return export(tables.wan_vae(vae), stored.vae), hf.vae_json(vae), stem
     tensors = export(tables.diffusers_vae(vae), stored.vae)
     return tensors, hf.vae_json(vae), 'diffusion_pytorch_model'
+  if name == 'lora':
+    if not stored.adapters:
+      raise CheckpointError(
+        '--input holds no adapters; give a run that trained with optimizer.lora'
+      )
+    return *peft.write(stored.adapters, config, stored.run['init_from']), peft.STEM
   if stored.params is None:
     raise CheckpointError('--input holds nothing but a VAE; use --part=vae or --part=vae-diffusers')
   if name == 'tuna':

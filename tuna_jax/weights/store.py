@@ -28,7 +28,7 @@ from etils import epath
 from tuna_jax import files, tree
 from tuna_jax.config import TunaConfig, UserError, VaeConfig, from_dict, nearest, to_dict
 from tuna_jax.models.shapes import vae_shapes
-from tuna_jax.weights import digest, safetensors, steps
+from tuna_jax.weights import digest, lora, safetensors, steps
 from tuna_jax.weights.convert import place
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.tensors import CheckpointError, Damaged, Lazy, lazies, raise_faults
@@ -40,7 +40,9 @@ FIELDS = {'kind', 'config', 'notes', 'digests', 'files', 'digest'}  # of config.
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """An opened directory; what it does not hold is None. run: a run's TrainConfig as JSON."""
+  """An opened directory; what it does not hold is None. run: a run's TrainConfig as JSON. Adapters
+  that a run trained are part of `params`, and stand in `adapters` by themselves.
+  """
 
   config: TunaConfig | None
   params: dict[str, Lazy] | None
@@ -48,6 +50,7 @@ class Stored:
   vae: dict[str, Lazy] | None
   notes: dict
   run: dict | None = None
+  adapters: dict[str, Lazy] | None = None
 
 
 # ---- writing
@@ -160,14 +163,39 @@ def open_stored(path, *, step: int | None = None, ema: bool = True) -> Stored:
     vae = _config(VaeConfig, config, path)
     return Stored(None, None, vae, read_params(path / 'params', about['digests']), notes)
   vae = open_stored(path / 'vae') if (path / 'vae').exists() else Stored(*[None] * 4, {})
+  adapters = None
   if kind == 'tuna':
     params, run = read_params(path / 'params', about['digests']), None
   else:
     verify = 'digest' in about and config.get('verify', True)
     read = lambda n: steps.read_weights(path, n, ema=ema, verify=verify)
     params, run, config = steps.newest_good(path, read, step), config, config.get('model')
+    if 'base' in notes:
+      adapters = {leaf: value for leaf, value in params.items() if lora.is_adapter(leaf)}
+      params = lora.merged({**_base(path, run['init_from'], notes['base']), **params})
   model = _config(TunaConfig, config, path)
-  return Stored(model, params, vae.vae_config, vae.vae, notes, run)
+  return Stored(model, params, vae.vae_config, vae.vae, notes, run, adapters)
+
+
+def identity(path) -> str:
+  """What tells the weights in `path` from others: a digest of what they are."""
+  about = read_config(path)
+  if about['kind'] == 'run':
+    return digest.of_json(steps.record(path, max(steps.committed(path))))
+  return about.get('digest', '')
+
+
+def _base(run, given: str, wanted: str) -> dict[str, Lazy]:
+  """The leaves that a run of adapters started from, where it names them or beside the run."""
+  places = [files.path(given), *(folder / files.path(given).name for folder in run.parents[:2])]
+  found = next((p for p in places if is_stored(p)), None)
+  if found is None:
+    raise CheckpointError(f'{run}: its base {given} is not there, and the run holds adapters alone')
+  if identity(found) != wanted:
+    raise CheckpointError(
+      f'{run}: its base {found} is not the one that its adapters were trained on'
+    )
+  return open_stored(found).params
 
 
 def opened(path, use: Callable, *, step: int | None = None, ema: bool = True):
@@ -207,14 +235,25 @@ def load(leaves: Mapping[str, Lazy], abstract_params, shardings=None):
   return place(leaves, abstract_params, shardings)
 
 
-def load_weights(directory, abstract_params, *, step: int | None = None, ema: bool = True):
-  """The parameters of a run or a weights directory on devices; see `open_stored` and `load`."""
+def load_weights(
+  directory,
+  abstract_params,
+  *,
+  step: int | None = None,
+  ema: bool = True,
+  change=lambda leaves: leaves,
+):
+  """The parameters of a run or a weights directory on devices; see `open_stored` and `load`.
+
+  change: a function of {leaf name: Lazy}, which says what is placed instead of the stored leaves.
+  """
 
   def use(stored):
     if stored.params is None:
       raise CheckpointError(f'{directory}: holds a VAE alone; expected a run or weights of a model')
-    check(directory, stored.params, abstract_params)
-    return place(stored.params, abstract_params)
+    leaves = change(stored.params)
+    check(directory, leaves, abstract_params)
+    return place(leaves, abstract_params)
 
   return opened(directory, use, step=step, ema=ema)
 

@@ -2,8 +2,8 @@
 
 A line is (our path, torch name[, adaptation of weights/adapt.py]). `{a,b}` on both sides stands for
 two rows. `{}` is an index; an index that only torch has is a stacked axis of ours. Two rules do the
-rest: a leaf called `kernel` moves [out, in, *window] to [*window, in, out], and shapes must then
-agree exactly.
+rest: a leaf called `kernel` (or `lora_a`, `lora_b`) moves [out, in, *window] to [*window, in, out],
+and shapes must then agree exactly.
 
 Names and shapes: docs/architecture.md 11.
 """
