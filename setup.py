@@ -56,7 +56,7 @@ EXTRAS = {
   ],
   # Reference implementations, for tests only. The exact torch keeps pip from choosing a CUDA
   # build over a CPU one.
-  'parity': ['diffusers>=0.35', 'torch==2.13.0', 'transformers>=4.57'],
+  'parity': ['diffusers>=0.35', 'peft>=0.17', 'torch==2.13.0', 'transformers>=4.57'],
   # The harness of docs/benchmarks.md as it declares itself, with av below 16 and some fifty
   # packages more. launch/test.sh installs it without those.
   'lmms-eval': ['filelock<4.3', 'lmms-eval==0.7.3'],

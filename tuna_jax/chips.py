@@ -99,6 +99,8 @@ def devices_of(topology: str, slices: int = 1) -> list:
   """Abstract devices of a topology. UserError if libtpu is missing or does not know it."""
   chip = topology.partition(':')[0]
   options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
+  if topology.endswith(':1x1'):
+    options['chips_per_host_bounds'] = (1, 1, 1)
   if slices > 1:
     options['num_slices'] = slices
   try:

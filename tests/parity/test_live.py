@@ -5,6 +5,7 @@ bfloat16.
 """
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 
 from tests.weights import public
 from tests.weights.small import small_config
+from tuna_jax import tree
 from tuna_jax.models import rope
 from tuna_jax.models.decoder import Decoder
 from tuna_jax.models.layers import Span
@@ -20,8 +22,9 @@ from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.models.vae import WanVae
 from tuna_jax.models.vision import Vision
 from tuna_jax.tools.xla_cpu import quick_jit
-from tuna_jax.weights import parts, store, tables
+from tuna_jax.weights import lora, parts, peft, safetensors, store, tables
 from tuna_jax.weights.convert import convert, export
+from tuna_jax.weights.tensors import lazies
 
 pytestmark = pytest.mark.parity
 
@@ -110,6 +113,36 @@ def test_bfloat16_costs_the_decoder_at_most_twice_what_it_costs_qwen2():
     theirs = model.to(torch.bfloat16)(torch.from_numpy(ids)).logits.float()
   ours = quick_jit(lambda params: decode(half(config), params, ids))(params)
   assert 0 < difference(ours, exact) <= BFLOAT16 * difference(theirs, exact)
+
+
+def test_an_adapter_of_peft_means_the_same_here_and_comes_back(tmp_path):
+  import torch
+
+  library = pytest.importorskip('peft')
+  config, model, params, ids = qwen2(tied=True)
+  names = ['q_proj', 'v_proj', 'down_proj']
+  about = library.LoraConfig(r=4, lora_alpha=6, target_modules=names, rank_pattern={'v_proj': 2})
+  base = lazies(tree.flatten(params))
+  adapted = library.get_peft_model(model, about)
+  with torch.no_grad():
+    for name, value in adapted.named_parameters():
+      if 'lora_' in name:
+        value.copy_(torch.randn(value.shape) * 0.3)
+    want = adapted(torch.from_numpy(ids)).logits
+  adapted.save_pretrained(tmp_path / 'theirs')
+  read = peft.read(tmp_path / 'theirs', config)
+  merged = {leaf: jnp.asarray(a[()]) for leaf, a in lora.merged({**base, **read}).items()}
+  ours = quick_jit(lambda params: decode(config, params, ids))(tree.unflatten(merged))
+  assert difference(ours, want) <= OUTPUT
+  tensors, written = peft.write(read, config, '')
+  (tmp_path / 'ours').mkdir()
+  safetensors.write_file(tmp_path / 'ours' / 'adapter_model.safetensors', tensors)
+  (tmp_path / 'ours' / 'adapter_config.json').write_text(json.dumps(written))
+  plain = public.qwen2(config)
+  plain.load_state_dict(adapted.unload().state_dict())
+  again = library.PeftModel.from_pretrained(plain, tmp_path / 'ours')
+  with torch.no_grad():
+    assert difference(again(torch.from_numpy(ids)).logits, want) <= OUTPUT
 
 
 # ---- the vision tower

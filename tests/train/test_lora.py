@@ -1,18 +1,21 @@
 """Adapters: what they are, what they leave alone, and what a run of them writes."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import shrink
 from tests.models import small
-from tuna_jax import sharding, tree
+from tuna_jax import files, sharding, tree
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.train import state, step
+from tuna_jax.train import loop, state, step
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
-from tuna_jax.weights import lora, storage
+from tuna_jax.weights import lora, steps, storage, store
 from tuna_jax.weights.tensors import lazies
 
 MERGED = 1e-5
@@ -61,9 +64,8 @@ def test_merged_equals_unmerged():
     assert float(jnp.abs(b - c).max()) > 0.01 * scale
 
 
-@pytest.mark.parametrize('frozen', ['bfloat16', 'int8'])
-def test_a_frozen_base_is_bit_equal_after_a_sharded_step_and_the_adapters_move(frozen):
-  config = dataclasses.replace(CONFIG, frozen=frozen)
+def test_a_frozen_base_is_bit_equal_after_a_sharded_step_and_the_adapters_move():
+  config = dataclasses.replace(CONFIG, frozen='int8')
   mesh = sharding.make_mesh(2, 2, 1, 2)
   before = state.from_params(held(config), config)
   placed = sharding.shardings(before, mesh)
@@ -81,6 +83,62 @@ def test_a_frozen_base_is_bit_equal_after_a_sharded_step_and_the_adapters_move(f
   assert set(after.ema) == {leaf for leaf in new if leaf.endswith(('lora_a', 'lora_b'))}
   kept = set(tree.names(state.own(after.params, config)))
   assert kept == {leaf for leaf in new if lora.is_adapter(leaf)}
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(folder with the base `base` and the run `run`, its config, the state after it)."""
+  root = tmp_path_factory.mktemp('lora')
+  config = shrink.stage('stage3')
+  store.save(root / 'base', config.model, shrink.randomise(tuna_shapes(config.model), 0))
+  adapted = OptimizerConfig(lr=1e-2, warmup=0, groups=ONLY, lora=ROWS, ema=0.0)
+  config = dataclasses.replace(
+    config, rows=2, init_from=str(root / 'base'), frozen='bfloat16', optimizer=adapted
+  )
+  return root, config, loop.train(config, str(root / 'run'), jax.devices()[:1])
+
+
+def test_a_run_saves_adapters_alone_and_resumes(trained):
+  root, config, final = trained
+  copy = root / 'again'
+  shutil.copytree(root / 'run', copy)
+  shutil.rmtree(copy / 'checkpoints' / '3')
+  found = steps.read_item(copy, 2, 'params', None)
+  assert found and all(lora.is_adapter(leaf) for leaf in found)
+  again = loop.train(config, str(copy), jax.devices()[:1])
+  jax.tree.map(np.testing.assert_array_equal, again, final)
+
+
+def test_a_run_opens_as_the_merged_model_beside_its_base_wherever_they_are(trained, tmp_path):
+  root, config, final = trained
+  shutil.copytree(root / 'run', tmp_path / 'run')
+  shutil.copytree(root / 'base', tmp_path / 'base')
+  wanted = lora.merged(
+    {**store.open_stored(root / 'base').params, **lazies(final.ema)}
+    | {
+      leaf: lazies({leaf: a})[leaf]
+      for leaf, a in tree.flatten(final.params).items()
+      if leaf.endswith('lora_scale')
+    }
+  )
+  base = root / 'base'
+  base.rename(root / 'elsewhere')
+  try:
+    stored = store.open_stored(tmp_path / 'run')
+    assert stored.params.keys() == wanted.keys() and stored.config == config.model
+    for leaf, value in wanted.items():
+      np.testing.assert_array_equal(value[()], stored.params[leaf][()])
+    with pytest.raises(ValueError, match='its base .*base is not there'):
+      store.open_stored(root / 'run')
+  finally:
+    (root / 'elsewhere').rename(base)
+  store.save(tmp_path / 'base', config.model, shrink.randomise(tuna_shapes(config.model), 1))
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2')
+  about = files.read_json(tmp_path / 'run' / 'config.json')
+  about['config']['init_from'] = str(tmp_path / 'base')
+  store.write_config(tmp_path / 'run', {k: about[k] for k in ('kind', 'config', 'notes')})
+  with pytest.raises(ValueError, match='is not the one that its adapters were trained on'):
+    store.open_stored(tmp_path / 'run')
 
 
 def test_int8_is_within_half_a_step_of_every_value():

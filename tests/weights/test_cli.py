@@ -11,7 +11,7 @@ from tests.weights.small import random_leaves, small_config
 from tuna_jax import tree
 from tuna_jax.config import to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
-from tuna_jax.weights import parts, safetensors, store, tables, torchfile
+from tuna_jax.weights import lora, parts, peft, safetensors, store, tables, torchfile
 from tuna_jax.weights.convert import export
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.tensors import lazies
@@ -261,3 +261,24 @@ def test_a_certificate_stands_beside_what_was_written_and_a_fault_exits_1(conver
     code=2,
   )
   assert 'no index.json there' in said and not (tmp_path / 'none').exists()
+
+
+def test_an_adapter_is_merged_on_request(convert, imported, tmp_path):
+  rows = (('decoder/layers/attn/q_proj/kernel', 2, 4.0),)
+  shapes = tree.flatten(lora.extend(SHAPES, rows))
+  leaves = {name: aval for name, aval in shapes.items() if lora.is_adapter(name)}
+  adapter = random_leaves(tree.unflatten(leaves))
+  adapter['decoder/layers/attn/q_proj/lora_scale'][:] = 2
+  tensors, about = peft.write(lazies(adapter), CONFIG, '')
+  safetensors.write_file(tmp_path / 'adapter_model.safetensors', tensors)
+  (tmp_path / 'adapter_config.json').write_text(json.dumps(about))
+  convert('merge', f'--input={imported}', f'--lora={tmp_path}', f'--output={tmp_path}/merged')
+  merged, before = (store.open_stored(d) for d in (tmp_path / 'merged', imported))
+  assert merged.config == before.config and merged.notes['sources']['lora'] == str(tmp_path)
+  changed = 'decoder/layers/attn/q_proj/kernel'
+  for name, value in merged.params.items():
+    assert np.array_equal(value[()], before.params[name][()]) == (name != changed)
+  added = [2 * a @ b for a, b in zip(*(adapter[changed[:-6] + part] for part in lora.PARTS[:2]))]
+  np.testing.assert_allclose(merged.params[changed][()], before.params[changed][()] + added, 1e-5)
+  said = convert('export', f'--input={imported}', '--part=lora', f'--output={tmp_path}/x', code=2)
+  assert 'holds no adapters' in said
