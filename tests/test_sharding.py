@@ -22,6 +22,7 @@ from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.tools import plan
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.step import jit_step, train_step
+from tuna_jax.weights import lora, storage
 
 EQUAL = 1e-5  # relative to the largest entry: float32 sums in another order
 
@@ -90,6 +91,7 @@ def test_one_row_and_only_one_covers_each_parameter(size):
 
 def test_every_row_selects_something():
   every = {**abstract('tuna-2-7b'), **abstract('showo2-7b')}
+  every = storage.held(lora.extend(every, (('decoder/.*', 8, 8.0),)), 'int8')
   tree.match_tree(every, sharding.RULES)  # raises on dead rows
 
 
