@@ -1,5 +1,6 @@
 """A generator from what training and conversions write."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,16 +14,48 @@ from tuna_jax.weights import store
 OPTIONS = {'media': MediaConfig('32', '32', 5), 'tasks': TaskConfig(system=None)}
 
 
-def test_a_weights_directory_draws_what_its_parameters_draw(tmp_path):
-  store.save(str(tmp_path / 'w'), small.CONFIG, small.params())
-  store.save(str(tmp_path / 'w/vae'), small.VAE, small.vae_params())
-  small.tokenizer().save(tmp_path / 'w')
+@pytest.fixture(scope='module')
+def stored(tmp_path_factory):
+  """A weights directory with all that a generator needs."""
+  root = tmp_path_factory.mktemp('stored') / 'w'
+  store.save(str(root), small.CONFIG, small.params())
+  store.save(str(root / 'vae'), small.VAE, small.vae_params())
+  small.tokenizer().save(root)
+  return root
+
+
+def test_a_weights_directory_draws_what_its_parameters_draw(stored):
   direct = Generator(small.CONFIG, small.params(), small.vae_params(), small.tokenizer(), **OPTIONS)
   how = {'points': 3, 'size': '16'}
   np.testing.assert_array_equal(
-    open_generator(tmp_path / 'w', **OPTIONS).image('a red ball', **how),
-    direct.image('a red ball', **how),
+    open_generator(stored, **OPTIONS).image('a red ball', **how), direct.image('a red ball', **how)
   )
+
+
+@pytest.mark.parametrize('dtype,most', [('bfloat16', 6), ('int8', 12)])
+def test_parameters_held_in_fewer_bits_draw_nearly_the_same(stored, dtype, most):
+  how = {'points': 3, 'size': '32', 'guidance': 1.0}
+  found = open_generator(stored, dtype=dtype, **OPTIONS)
+  exact = open_generator(stored, **OPTIONS)
+  kinds = {str(a.dtype) for a in jax.tree.leaves((found.params, found.vae_params))}
+  assert kinds == {'bfloat16'} | ({'int8', 'float32'} if dtype == 'int8' else set())
+  difference = np.asarray(found.image('a red ball', **how), np.int32) - exact.image(
+    'a red ball', **how
+  )
+  assert 0 < np.abs(difference).mean() < most  # of 255
+
+
+@pytest.mark.parametrize(
+  'option,said',
+  [
+    ({'dtyp': 'int8'}, "takes no 'dtyp'; nearest is 'dtype'"),
+    ({'batchsize': 2}, "takes no 'batchsize'; nearest is 'batch_size'"),
+    ({'dtype': 'fp16'}, 'expected one of'),
+  ],
+)
+def test_an_option_that_is_none_is_named_with_the_nearest(stored, option, said):
+  with pytest.raises(ValueError, match=said):
+    open_generator(stored, **option)
 
 
 def test_what_a_weights_directory_lacks_is_named(tmp_path):

@@ -155,6 +155,13 @@ def define_generator(batch_size: int):
     ),
     flags.DEFINE_integer('step', None, 'The step of the run to use; the latest by default.'),
     flags.DEFINE_bool('ema', True, 'Whether to use the averaged weights of a run.'),
+    flags.DEFINE_enum(
+      'dtype',
+      'float32',
+      ['float32', 'bfloat16', 'int8'],
+      'How the parameters are held; int8 takes a quarter of the memory of float32.',
+    ),
+    flags.DEFINE_string('lora', '', 'A folder with an adapter of PEFT, which is merged.'),
     flags.DEFINE_integer(
       'batch_size', batch_size, 'How many results are made at once.', lower_bound=1
     ),

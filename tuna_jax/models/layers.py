@@ -34,31 +34,31 @@ SHAPE_ONLY = nn.initializers.zeros_init()
 
 
 class Dense(nn.Module):
-  """x kernel + bias. What stands beside the kernel in the parameters takes part: `kernel_scale`
-  float32[out] of a kernel in int8, and the low-rank adapter `lora_scale` x lora_a lora_b
-  (weights/lora.py).
+  """x kernel + bias, in `dtype` (None: that of x and kernel). What stands beside the kernel in the
+  parameters takes part: `kernel_scale` float32[out] of a kernel in int8, and the low-rank adapter
+  `lora_scale` x lora_a lora_b (weights/lora.py).
   """
 
   features: int
-  dtype: str
+  dtype: str | None
   bias: bool
 
   @nn.compact
   def __call__(self, x):
-    x = x.astype(self.dtype)
     kernel = self.param('kernel', SHAPE_ONLY, (x.shape[-1], self.features))
-    y = x @ kernel.astype(self.dtype)
+    dtype = self.dtype or jnp.result_type(x, kernel)
+    x = x.astype(dtype)
+    y = x @ kernel.astype(dtype)
     if self.has_variable('params', 'kernel_scale'):
-      y = y * self.get_variable('params', 'kernel_scale').astype(self.dtype)
+      y = y * self.get_variable('params', 'kernel_scale').astype(dtype)
     if self.has_variable('params', 'lora_a'):
       a, b, scale = (
-        self.get_variable('params', f'lora_{name}').astype(self.dtype)
-        for name in ('a', 'b', 'scale')
+        self.get_variable('params', f'lora_{name}').astype(dtype) for name in ('a', 'b', 'scale')
       )
       y = y + x @ a @ b * scale
     if not self.bias:
       return y
-    return y + self.param('bias', SHAPE_ONLY, (self.features,)).astype(self.dtype)
+    return y + self.param('bias', SHAPE_ONLY, (self.features,)).astype(dtype)
 
 
 def dense(features: int, dtype, *, bias: bool = True, name: str | None = None) -> Dense:

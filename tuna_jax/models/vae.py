@@ -166,7 +166,8 @@ class WanVae(nn.Module):
   def decode_chunk(self, latents, carry=None):
     """(pixels, carry): 4 frames per latent frame, but 1 for the first of a clip."""
     carry = Carry(carry)
-    return self.decoder(self.post_quant(denormalize(self.config, latents)), carry), carry.frames
+    z = denormalize(self.config, latents).astype(latents.dtype)
+    return self.decoder(self.post_quant(z), carry), carry.frames
 
   def __call__(self, video, noise=None):
     """Reconstruction for training: (pixels, moments); `noise` samples the posterior."""
@@ -206,7 +207,8 @@ def encode_chunk(config: VaeConfig, params, pixels, carry=None):
 
 
 def decode_pixels(config: VaeConfig, params, latents):
-  """latents float32[n, T, h, w, C] -> uint8[n, F, H, W, 3], the whole clip at once."""
+  """latents float32[n, T, h, w, C] -> uint8[n, F, H, W, 3], the whole clip at once; in the type of
+  the parameters."""
   return _decode(config, params, latents, None)[0]
 
 
@@ -223,7 +225,7 @@ def decode_stream(config: VaeConfig, params, latents) -> Iterator[jax.Array]:
 
 def _decode(config, params, latents, carry):
   apply = functools.partial(WanVae(config).apply, {'params': params}, method='decode_chunk')
-  pixels, carry = apply(latents, carry)
+  pixels, carry = apply(latents.astype(params['post_quant']['kernel'].dtype), carry)
   return to_uint8(pixels), carry
 
 

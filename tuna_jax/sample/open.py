@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 import jax
 
-from tuna_jax import files, sharding
-from tuna_jax.config import UserError, from_dict
+from tuna_jax import files, sharding, tree
+from tuna_jax.config import UserError, from_dict, nearest
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample.generate import Generator
-from tuna_jax.weights import published, store
+from tuna_jax.weights import lora as adapters
+from tuna_jax.weights import peft, published, storage, store
 
 
 def open_generator(
@@ -23,6 +25,8 @@ def open_generator(
   tokenizer: str | os.PathLike = '',
   step: int | None = None,
   ema: bool = True,
+  dtype: str = 'float32',
+  lora: str | os.PathLike = '',
   mesh: jax.sharding.Mesh | None = None,
   **options,
 ) -> Generator:
@@ -34,6 +38,9 @@ def open_generator(
     vae, tokenizer: their directories, where the checkpoint does not say (a run remembers both;
       weights may hold both).
     step, ema: of a run: which checkpoint (default the latest), and whether its averages.
+    dtype: how the parameters are held: 'float32', 'bfloat16', or 'int8' for the matrices of the
+      towers (weights/storage.py). Where it is not float32, all else and the VAE are bfloat16.
+    lora: a folder with an adapter of PEFT, which is merged.
     mesh: places the parameters over its devices; call the generator inside `jax.set_mesh(mesh)`
       then. Rows of a batch are split over `data` and `fsdp`.
     options: of `Generator`, such as media, tasks and batch_size; a run's own are the default.
@@ -41,6 +48,7 @@ def open_generator(
   Raises UserError naming what is missing or does not fit.
   """
   root = published.locate(checkpoint)
+  _known(options)
   stored = store.open_stored(root, step=step, ema=ema)
   if stored.config is None:
     raise UserError(f'{root}: holds a VAE alone; expected a run or the weights of a model')
@@ -55,11 +63,13 @@ def open_generator(
       'tasks': from_dict(TaskConfig, data['tasks']),
       'media': from_dict(MediaConfig, data['media']),
     }
-    found = {'vae': stored.run['vae'], 'tokenizer': root / 'tokenizer'}
+    vae_of_run = stored.run['vae'] and store.located(stored.run['vae'], root)
+    found = {'vae': vae_of_run, 'tokenizer': root / 'tokenizer'}
   vae_config = vae_params = None
   if stored.config.vae is not None:
     vae_config, vae_params = store.load_vae(
-      _existing('vae', vae or found['vae'], 'config.json', root)
+      _existing('vae', vae or found['vae'], 'config.json', root),
+      dtype if dtype == 'float32' else 'bfloat16',
     )
   words = Tokenizer.from_dir(
     _existing('tokenizer', tokenizer or found['tokenizer'], 'tokenizer.json', root)
@@ -69,16 +79,33 @@ def open_generator(
     raise UserError(
       f'{tokenizer or root}: {words.vocab_size} tokens, the model has {model.decoder.vocab_size}'
     )
-  abstract = tuna_shapes(model)
+  abstract = storage.held(tuna_shapes(model), dtype)
   placed = None
   if mesh is not None:
     placed = sharding.shardings(abstract, mesh)
     vae_params = jax.device_put(vae_params, jax.NamedSharding(mesh, jax.P()))
-  load = lambda stored: store.load(stored.params, abstract, placed)
+
+  def load(stored):
+    leaves = stored.params
+    if lora:
+      leaves = adapters.merged({**leaves, **peft.read(lora, model)})
+    return store.load(storage.fitted(leaves, tree.flatten(abstract)), abstract, placed)
+
   params = store.opened(root, load, step=step, ema=ema)
   return Generator(
     model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options}
   )
+
+
+def _known(options) -> None:
+  """Raises UserError for an option that no Generator takes, with the nearest that it does."""
+  known = [
+    n for n, p in inspect.signature(Generator).parameters.items() if p.kind == p.KEYWORD_ONLY
+  ]
+  known += [n for n in inspect.signature(open_generator).parameters if n != 'options']
+  for name in options:
+    if name not in known:
+      raise UserError(f'open_generator takes no {name!r}{nearest(name, known)}')
 
 
 def _existing(what: str, directory, file: str, root) -> str:

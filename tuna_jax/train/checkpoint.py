@@ -61,7 +61,10 @@ class Checkpoints:
         if not (base := self._config.init_from):
           raise UserError('init_from: needed where frozen leaves are in no checkpoint of the run')
         notes['base'] = store.identity(base)
-      about = {'kind': 'run', 'config': to_dict(self._config), 'notes': notes}
+      parts = ('vae', 'tokenizer', 'init_from')  # are found from any folder, then
+      whole = {name: getattr(self._config, name) for name in parts}
+      whole = {name: str(files.absolute(path)) for name, path in whole.items() if path}
+      about = {'kind': 'run', 'config': to_dict(self._config) | whole, 'notes': notes}
       beside = [self._root / 'tokenizer' / name for name in store.TOKENIZER_FILES]
       store.write_config(self._root, about, beside)
 

@@ -28,7 +28,7 @@ from etils import epath
 from tuna_jax import files, tree
 from tuna_jax.config import TunaConfig, UserError, VaeConfig, from_dict, nearest, to_dict
 from tuna_jax.models.shapes import vae_shapes
-from tuna_jax.weights import digest, lora, safetensors, steps
+from tuna_jax.weights import digest, lora, safetensors, steps, storage
 from tuna_jax.weights.convert import place
 from tuna_jax.weights.open import open_checkpoint
 from tuna_jax.weights.tensors import CheckpointError, Damaged, Lazy, lazies, raise_faults
@@ -185,11 +185,18 @@ def identity(path) -> str:
   return about.get('digest', '')
 
 
+def located(given, root) -> epath.Path:
+  """The folder that a run in `root` names: where it says or, if both were moved, beside the run."""
+  path = files.path(given)
+  if path.exists():
+    return path
+  return next((p for p in (f / path.name for f in root.parents[:2]) if p.exists()), path)
+
+
 def _base(run, given: str, wanted: str) -> dict[str, Lazy]:
-  """The leaves that a run of adapters started from, where it names them or beside the run."""
-  places = [files.path(given), *(folder / files.path(given).name for folder in run.parents[:2])]
-  found = next((p for p in places if is_stored(p)), None)
-  if found is None:
+  """The leaves that a run of adapters started from."""
+  found = located(given, run)
+  if not is_stored(found):
     raise CheckpointError(f'{run}: its base {given} is not there, and the run holds adapters alone')
   if identity(found) != wanted:
     raise CheckpointError(
@@ -258,10 +265,10 @@ def load_weights(
   return opened(directory, use, step=step, ema=ema)
 
 
-def load_vae(directory):
-  """(VaeConfig, parameters) of a VAE's weights directory, on one local device."""
+def load_vae(directory, dtype: str = 'float32'):
+  """(VaeConfig, parameters in `dtype`) of a VAE's weights directory, on one local device."""
   config, leaves = open_vae(directory)
-  return config, load(leaves, vae_shapes(config))
+  return config, load(leaves, storage.held(vae_shapes(config), dtype))
 
 
 def open_vae(directory) -> tuple[VaeConfig, dict[str, Lazy]]:
