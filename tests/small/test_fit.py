@@ -1,6 +1,9 @@
-"""One command from own data to a report; a stopped one continues."""
+"""One command from own data to a report; a stopped or killed one continues."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -38,11 +41,36 @@ def test_a_folder_becomes_a_model_and_a_report_within_its_steps(album, tmp_path)
   assert json.loads((tmp_path / 'run' / 'fit.json').read_text())['steps'] == before
 
 
+@pytest.mark.slow
+def test_a_killed_fit_goes_on_to_its_report(album, tmp_path):
+  run = tmp_path / 'run'
+  command = [sys.executable, '-m', 'tuna_jax.cli.fit', str(album), f'--out={run}', '--minutes=0.2']
+  command += ['--image_size=32', '--held_out=0.3', '--n=4']
+  log = tmp_path / 'log.txt'
+  for reached in ('vae/metrics.jsonl', 'stage2/metrics.jsonl'):
+    with log.open('w') as file:
+      process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    while not (run / reached).exists():
+      assert process.poll() is None, f'ended before {reached}: {log.read_text()[-2000:]}'
+      time.sleep(0.1)
+    process.kill()
+    process.wait()
+  known = json.loads((run / 'fit.json').read_text())
+  assert set(known['done']) >= {'data', 'tokenizer', 'vae', 'decoder', 'stage1'}
+  assert 'report' not in known['done']
+  subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+  found = json.loads((run / 'fit.json').read_text())
+  assert {k: found['steps'][k] for k in known['steps']} == known['steps']
+  assert found['done'][-1] == 'report' and 'captions_test' in (run / 'report.json').read_text()
+
+
 def test_seconds_and_steps_are_those_of_all_starts(tmp_path):
   path = str(tmp_path / 'fit.json')
   progress = Progress.open(path, 'my.json', 1.0)
   assert progress.choose('vae', lambda: 50.0) == 50
   with pytest.raises(InterruptedError), progress.part('vae', str):
+    progress.save()  # as it is saved while a part runs
+    assert set(json.loads(open(path).read())['seconds']) == {'vae'}
     raise InterruptedError
   again = Progress.open(path, 'my.json', 2.0)
   assert again.choose('vae', lambda: 70.0) == 50 and not again.done

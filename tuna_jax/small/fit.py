@@ -72,9 +72,10 @@ class Progress:
     return self.seconds | {name: self.seconds.get(name, 0.0) + time.perf_counter() - since}
 
   def save(self) -> None:
-    """Writes fit.json."""
+    """Writes fit.json; the part that runs counts up to now, so that a kill loses little of it."""
     values = {k: v for k, v in vars(self).items() if k not in ('path', 'running')}
-    files.write_json(self.path, values)
+    seconds = {name: round(taken, 1) for name, taken in self.spent.items()}
+    files.write_json(self.path, values | {'seconds': seconds})
 
   @contextlib.contextmanager
   def part(self, name: str, say):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.metadata
 import json
@@ -19,7 +20,7 @@ from tuna_jax.sample.generate import Drawing
 from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.open import open_generator
 from tuna_jax.toy import train_vae
-from tuna_jax.weights import store
+from tuna_jax.weights import steps, store
 
 HOW = Drawing(Guidance(1.5), 16, 3.0)
 REFRESH = 15.0  # seconds between two writings of the page
@@ -29,23 +30,25 @@ NOTHING = Evaluation({}, {}, {}, {})
 
 class Page:
   """Writes the page from a thread of its own while its block runs: curves and the time of each part
-  every REFRESH seconds, samples of fixed held-out items from every new checkpoint."""
+  every REFRESH seconds, samples of fixed held-out items from every new checkpoint. The seconds of
+  the running part are saved as often."""
 
   def __init__(self, root, progress, held_out: str, say: Callable[[str], None]):
     self._root, self._progress, self._held_out, self._say = root, progress, held_out, say
     self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._run, name='tuna-page', daemon=True)
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='tuna-page')
+    self._drawing: concurrent.futures.Future | None = None
     self._rebuilt: reconstruct.Rebuilt | None = None
     self._samples: list[tuple[str, list[Sample]]] = []
     self._seen = ''
 
   def __enter__(self) -> Page:
-    self._thread.start()
+    self._drawing = self._pool.submit(self._run)
     return self
 
   def __exit__(self, *_):
     self._stop.set()
-    self._thread.join()
+    self._pool.shutdown()
 
   def check_vae(self, where: str, config: DataConfig) -> None:
     """Rebuilds pictures of the data with the VAE; a bad one is a loud warning."""
@@ -62,7 +65,7 @@ class Page:
   def report(self, run: str, mixtures: list[str], n: int) -> str:
     """Scores the run on held-out and training items; the page becomes the report."""
     self._stop.set()
-    self._thread.join()
+    self._drawing.result()  # raises what the thread raised
     began = time.perf_counter()
     generator = open_generator(run, batch_size=50)
     found = own_data.evaluate(generator, *mixtures, n, HOW, self._say)
@@ -70,27 +73,28 @@ class Page:
 
   def _run(self):
     while not self._stop.wait(REFRESH):
+      self._progress.save()
       self._look()
       self._write(NOTHING, refresh=int(REFRESH))
 
   def _look(self):
     """Samples of the newest checkpoint, if it is a new one."""
-    steps = {
-      name: store.committed_steps(self._root / name)
+    found = {
+      name: steps.committed(self._root / name)
       for name in ('stage3', 'stage2', 'stage1')
       if (self._root / name / 'checkpoints').exists()
       and (self._root / name / 'config.json').exists()
     }
-    newest = next((f'{name}, step {max(s)}' for name, s in steps.items() if s), '')
+    newest = next((f'{name}, step {max(s)}' for name, s in found.items() if s), '')
     if not newest or newest == self._seen:
       return
     self._seen = newest
     run = self._root / newest.partition(', step ')[0]
     generator = open_generator(str(run), batch_size=SHOWN)
-    found = own_data.evaluate(
+    judged = own_data.evaluate(
       generator, self._held_out, self._held_out, SHOWN, HOW, lambda _: None, splits=('test',)
     )
-    samples = [s for result in found.results.values() for s in result.samples]
+    samples = [s for result in judged.results.values() for s in result.samples]
     self._samples = [*self._samples, (newest, samples)]
 
   def _write(self, evaluation: Evaluation, seconds: float = 0.0, refresh: int = 0) -> str:
