@@ -42,6 +42,57 @@ run() {
   fi
 }
 
+# started COMMAND...: in the background, as a process of its own, whose number is added to CHILDREN.
+CHILDREN=() STOPPED=''
+started() {
+  (exec "$@") &
+  CHILDREN+=($!)
+  [[ -z $STOPPED ]] || pass_on "$STOPPED" # it came just before
+}
+
+# From now on the first signal is named by STOPPED and passed on, as TERM, to CHILDREN.
+pass_signals_on() {
+  local name
+  for name in TERM INT HUP USR1; do
+    # shellcheck disable=SC2064  # the name is of now
+    trap "pass_on $name" "$name"
+  done
+}
+pass_on() {
+  STOPPED=${STOPPED:-$1}
+  [[ ${#CHILDREN[@]} == 0 ]] || kill -TERM "${CHILDREN[@]}" 2>/dev/null || true
+}
+
+# ended PID: waits for a child, whatever signals arrive meanwhile; its exit code.
+ended() {
+  local code=0 last=0
+  wait "$1" || code=$?
+  while kill -0 "$1" 2>/dev/null; do # a signal ended the wait, not the child: it is saving
+    code=0
+    wait "$1" || code=$?
+  done
+  if [[ -n $STOPPED ]]; then # the child may have ended while the signal ended the wait
+    wait "$1" || last=$?
+    [[ $last == 127 ]] || code=$last
+  fi
+  return "$code"
+}
+
+# attended COMMAND...: shows it and runs it, passes signals on, and waits for its end; its exit code.
+attended() {
+  local code=0
+  [[ $DRY_RUN == 0 ]] || {
+    quoted "$@"
+    return
+  }
+  echo "+ $(quoted "$@")" >&2
+  pass_signals_on
+  started "$@"
+  ended "${CHILDREN[-1]}" || code=$?
+  CHILDREN=()
+  return "$code"
+}
+
 # The first python of at least 3.11 that runs.
 find_python() {
   local candidate

@@ -58,12 +58,12 @@ command="cd /app && exec $(quoted "${WORKER[@]}")"
 case $tool in
   xpk)
     [[ -z $topology ]] || die "--topology: xpk takes it from --type"
-    run xpk workload create "--cluster=$cluster" "--zone=$zone" ${project:+"--project=$project"} "--workload=$name" \
+    attended xpk workload create "--cluster=$cluster" "--zone=$zone" ${project:+"--project=$project"} "--workload=$name" \
       "--tpu-type=$type" "--num-slices=$slices" "--docker-image=$image" "--max-restarts=$retries" \
       --termination-grace-period-seconds=120 "--command=$command"
     ;;
   gcluster)
-    run gcluster job submit "--cluster=$cluster" "--location=$zone" ${project:+"--project=$project"} "--name=$name" \
+    attended gcluster job submit "--cluster=$cluster" "--location=$zone" ${project:+"--project=$project"} "--name=$name" \
       "--compute-type=$type" ${topology:+"--topology=$topology"} "--num-slices=$slices" "--image=$image" \
       "--restarts=$retries" --grace-period=120s "--command=$command"
     ;;

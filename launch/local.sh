@@ -37,22 +37,21 @@ worker_command "$name" "$out" "$preset" "$processes" "$retries" "$@"
 
 cd "$ROOT"
 if [[ $processes == 1 ]]; then
-  run "${WORKER[@]}"
+  attended "${WORKER[@]}"
   exit
 fi
-children=()
-trap '[[ ${#children[@]} == 0 ]] || kill -TERM "${children[@]}" 2>/dev/null' TERM INT
+pass_signals_on
 for ((i = 0; i < processes; i++)); do
   settings=("TUNA_COORDINATOR=127.0.0.1:$port" "TUNA_NUM_PROCESSES=$processes" "TUNA_PROCESS_ID=$i")
   if [[ $DRY_RUN == 1 ]]; then
     run env "${settings[@]}" "${WORKER[@]}"
   else
-    run env "${settings[@]}" "${WORKER[@]}" &
-    children+=($!)
+    echo "+ $(quoted env "${settings[@]}" "${WORKER[@]}")" >&2
+    started env "${settings[@]}" "${WORKER[@]}"
   fi
 done
 worst=0
-for child in "${children[@]}"; do
-  wait "$child" || worst=$?
+for child in "${CHILDREN[@]}"; do
+  ended "$child" || worst=$?
 done
 exit "$worst"

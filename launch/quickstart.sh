@@ -58,7 +58,7 @@ step() {
   local title=$1 start=$SECONDS seconds
   shift
   [[ $DRY_RUN == 1 ]] || echo "== $title"
-  run "$@"
+  attended "$@"
   [[ $DRY_RUN == 1 ]] && return
   seconds=$((SECONDS - start))
   times+=("$(printf '%-24s %5d s' "$title" "$seconds")")

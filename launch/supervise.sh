@@ -12,8 +12,8 @@
 #   --dry-run        print what would run
 #
 # The command runs again after exit code 75 (saved after a preemption, or other processes missing) and after death by
-# a signal (jax ends every process when one is lost). Any other code is final. SIGTERM and Ctrl-C are passed on, once,
-# and nothing is run again: then this exits 75, or 130 after Ctrl-C.
+# a signal (jax ends every process when one is lost). Any other code is final. SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C are
+# passed on, and nothing is run again: then this exits 75.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$ROOT/launch/presets.sh"
@@ -59,27 +59,13 @@ fi
 hard=$(ulimit -H -n)
 ulimit -n "$([[ $hard == unlimited || $hard -gt 1048576 ]] && echo 1048576 || echo "$hard")"
 
-stopped='' child=''
-pass_on() {
-  stopped=$1
-  [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
-}
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
-
+pass_signals_on
 for ((attempt = 0; ; attempt++)); do
-  "${command[@]}" &
-  child=$!
+  started "${command[@]}"
   code=0
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child: it is saving
-    code=0
-    wait "$child" || code=$?
-  done
-  child=''
-  if [[ $stopped == INT ]]; then
-    exit 130
-  elif [[ $stopped == TERM ]]; then
+  ended "${CHILDREN[0]}" || code=$?
+  CHILDREN=()
+  if [[ -n $STOPPED ]]; then
     exit "$((code == 0 ? 0 : EXIT_RETRY))"
   elif ((code != EXIT_RETRY && code < 128)); then
     exit "$code"
@@ -88,7 +74,8 @@ for ((attempt = 0; ; attempt++)); do
     exit "$code"
   fi
   echo "$ME: exit code $code; attempt $((attempt + 2)) in $pause s" >&2
-  sleep "$pause" &
-  wait $! || true
-  [[ -z $stopped ]] || exit "$EXIT_RETRY"
+  started sleep "$pause"
+  ended "${CHILDREN[0]}" || true
+  CHILDREN=()
+  [[ -z $STOPPED ]] || exit "$EXIT_RETRY"
 done

@@ -54,4 +54,4 @@ if [[ $live == 1 ]] && ! python -c 'import importlib.metadata as m; m.version("l
   run python -m pip install --quiet --disable-pip-version-check --no-deps "$LMMS_EVAL"
 fi
 export JAX_PLATFORMS=cpu
-run python -m pytest -q -n "$workers" "${arguments[@]}"
+attended python -m pytest -q -n "$workers" "${arguments[@]}"

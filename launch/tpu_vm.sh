@@ -78,12 +78,21 @@ everywhere() {
     if [[ $DRY_RUN == 1 ]]; then
       run gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --worker=all "--command=$1"
     else
-      run gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --worker=all "--command=$1" &
-      pids+=($!)
+      echo "+ gcloud compute tpus tpu-vm ssh $node: $1" >&2
+      started gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --worker=all "--command=$1"
+      pids+=("${CHILDREN[-1]}")
     fi
   done
-  for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+  for pid in "${pids[@]}"; do ended "$pid" || code=$?; done
   return "$code"
+}
+
+# A signal is passed on to the supervisors on the hosts; the connections of the run end with them.
+stop() { everywhere "pkill -TERM -f [l]aunch/supervise.sh"; }
+pass_on() {
+  [[ -z $STOPPED ]] || return 0
+  STOPPED=$1
+  stop &
 }
 
 state() {
@@ -104,7 +113,8 @@ wait_active() {
   until now=$(state) && [[ $now == ACTIVE ]]; do
     case $now in FAILED | SUSPENDED | SUSPENDING | DELETING) echo "$ME: $name is $now" >&2 && return 1 ;; esac
     echo "$ME: $name is ${now:-unknown}; looking again in 30 s" >&2
-    sleep 30
+    sleep 30 &
+    wait $! || { kill $! && return "$EXIT_RETRY"; }
   done
 }
 
@@ -120,18 +130,20 @@ install_all() {
 run_all() { everywhere "cd tuna_jax && $(quoted "${WORKER[@]}")"; }
 delete() { run "${queue[@]}" delete "$name" "${place[@]}" --force --quiet; }
 
+[[ $action != up && $action != run ]] || pass_signals_on
 case $action in
   create) create ;;
   wait) wait_active ;;
   install) install_all ;;
   run) run_all ;;
-  stop) everywhere "pkill -TERM -f [l]aunch/supervise.sh" ;;
+  stop) stop ;;
   delete) delete ;;
   up)
     for ((attempt = 0; ; attempt++)); do
       code=0
       { create && wait_active && install_all && run_all; } || code=$?
       [[ $code != 0 ]] || exit 0
+      [[ -z $STOPPED ]] || exit "$EXIT_RETRY"
       # The supervisors on the hosts retry what they can; what is left is a slice that was taken away.
       if [[ $(state || true) == ACTIVE ]]; then
         echo "$ME: the run failed (exit code $code) and its machines are well; look at the log, then: $ME run" >&2

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the bottom up. A package imports from its own step and from the steps below, except that
 # packages which share a step do not import each other.
 STAIRS = (
-  ('ranges', 'config', 'sizes', 'tree', 'batch', 'files'),
+  ('ranges', 'config', 'sizes', 'tree', 'batch', 'files', 'stopping'),
   ('flow', 'losses', 'sharding', 'chips'),
   ('models', 'data'),
   ('weights',),

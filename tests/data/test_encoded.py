@@ -22,7 +22,7 @@ def encode(pixels):
   return pixels[:, ::4, ::16, ::16] / np.float32(255)
 
 
-def made(folder, task='t2i', count=10, **options):
+def made(folder, task='t2i', count=10, encode=encode, **options):
   source = open_source(SourceConfig('shapes', task, size=100), MEDIA)
   settings = encoded.settings_of(task, MEDIA)
   about = encoded.About(task, source.name, count, 4, settings, 'ab' * 16, {})
@@ -80,13 +80,14 @@ class Stop(Exception):
 def test_a_stopped_run_keeps_whole_shards_and_goes_on(tmp_path):
   calls = []
 
-  def pause():
+  def stopped_within_the_second_shard(pixels):
     calls.append(1)
     if len(calls) == 2:
       raise Stop
+    return encode(pixels)
 
   with pytest.raises(Stop):
-    made(tmp_path / 'a', pause=pause)
+    made(tmp_path / 'a', encode=stopped_within_the_second_shard)
   assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == ['00000.array_record', 'about.json']
   with pytest.raises(ValueError, match='1 of 3 shards are complete'):
     opened(tmp_path / 'a')

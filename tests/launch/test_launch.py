@@ -200,33 +200,77 @@ def test_the_supervisor_sets_flags_cache_and_count_and_prints_them():
   assert 'supervise.sh: JAX_COMPILATION_CACHE_DIR=gs://b/c\n' in done.stdout
 
 
-@pytest.mark.parametrize(('sent', 'child_code', 'code'), [
-  (signal.SIGTERM, 75, 75), (signal.SIGTERM, 0, 0), (signal.SIGINT, 75, 130)])  # fmt: skip
-def test_a_signal_lets_the_child_save_and_starts_nothing_again(tmp_path, sent, child_code, code):
+def saves(tmp_path, code=75) -> list[str]:
+  """A command that saves for half a second when it is told to stop, and exits with `code`."""
   child = tmp_path / 'child.py'
   child.write_text(
-    'import pathlib, signal, sys, time\n'
+    'import os, pathlib, signal, sys, time\n'
     'def save(*_):\n'
     '  time.sleep(0.5)\n'
-    f'  pathlib.Path({str(tmp_path)!r}, "saved").write_text("yes")\n'
-    f'  sys.exit({child_code})\n'
+    f'  with open({str(tmp_path / "saved")!r}, "a") as f: f.write("yes\\n")\n'
+    f'  sys.exit({code})\n'
     'signal.signal(signal.SIGTERM, save)\n'
-    f'with open({str(tmp_path / "lives")!r}, "a") as f: f.write("life\\n")\n'
+    f'with open({str(tmp_path / "lives")!r}, "a") as f: f.write(f"{{os.getpid()}}\\n")\n'
     'time.sleep(30)\n'
   )
+  return [sys.executable, str(child)]
+
+
+def stopped(tmp_path, sent, script, *arguments, count=1, **environment) -> int:
+  """The exit code of a script that gets a signal once `count` commands run; none outlives it."""
   # A shell that starts tests in the background has them ignore Ctrl-C, and bash cannot trap what it
   # ignores.
   ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
-    ['bash', str(LAUNCH / 'supervise.sh'), '--', sys.executable, str(child)], cwd=tmp_path
+    ['bash', str(LAUNCH / script), *arguments], cwd=tmp_path, env=os.environ | environment
   )
   signal.signal(signal.SIGINT, ignored)
-  while not (tmp_path / 'lives').exists():
+  while not (tmp_path / 'lives').exists() or lives(tmp_path) < count:
     time.sleep(0.05)
   process.send_signal(sent)
-  assert process.wait(timeout=20) == code
-  assert (tmp_path / 'saved').read_text() == 'yes'
-  assert lives(tmp_path) == 1
+  code = process.wait(timeout=20)
+  assert (tmp_path / 'saved').read_text() == 'yes\n' * count and lives(tmp_path) == count
+  for number in (tmp_path / 'lives').read_text().split():
+    assert not os.path.exists(f'/proc/{number}')
+  return code
+
+
+@pytest.mark.parametrize(('sent', 'child_code', 'code'), [
+  (signal.SIGTERM, 75, 75), (signal.SIGTERM, 0, 0), (signal.SIGINT, 75, 75),
+  (signal.SIGHUP, 75, 75), (signal.SIGUSR1, 75, 75)])  # fmt: skip
+def test_a_signal_lets_the_child_save_and_starts_nothing_again(tmp_path, sent, child_code, code):
+  assert stopped(tmp_path, sent, 'supervise.sh', '--', *saves(tmp_path, child_code)) == code
+
+
+@pytest.mark.parametrize(('sent', 'processes'), [
+  (signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 2)])  # fmt: skip
+def test_a_signal_to_a_local_run_reaches_every_process(tmp_path, sent, processes):
+  flags = ('--name=x', f'--out={tmp_path}', f'--processes={processes}')
+  found = stopped(tmp_path, sent, 'local.sh', *flags, '--', *saves(tmp_path), count=processes)
+  assert found == 75
+
+
+def test_a_signal_to_the_quickstart_reaches_the_verb_that_runs(tmp_path):
+  (tmp_path / 'venv' / 'bin').mkdir(parents=True)
+  (tmp_path / 'venv' / 'bin' / 'python').symlink_to(sys.executable)
+  verb = tmp_path / 'venv' / 'bin' / 'tuna-jax'
+  verb.write_text(f'#!/bin/sh\nexec {" ".join(saves(tmp_path))}\n')
+  verb.chmod(0o755)
+  (tmp_path / 'venv' / '.tuna-installed-').touch()
+  found = stopped(tmp_path, signal.SIGTERM, 'quickstart.sh', TUNA_VENV=str(tmp_path / 'venv'))
+  assert found == 75
+
+
+def test_a_signal_to_a_run_on_tpu_vms_is_sent_to_its_hosts(tmp_path):
+  gcloud = tmp_path / 'gcloud'  # a host that runs one command, and kills it when asked to
+  gcloud.write_text(
+    f'#!/bin/sh\ncase "$*" in *pkill*) kill -TERM $(cat {tmp_path}/lives);; '
+    f'*) exec {" ".join(saves(tmp_path))};; esac\n'
+  )
+  gcloud.chmod(0o755)
+  flags = ('--name=x', '--zone=z', '--type=v6e-8', BUCKET, *RUN)
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  assert stopped(tmp_path, signal.SIGTERM, 'tpu_vm.sh', 'run', *flags, PATH=path) == 75
 
 
 @pytest.mark.slow

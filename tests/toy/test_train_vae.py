@@ -13,10 +13,10 @@ import pytest
 from tuna_jax.configs import vae as vae_config
 
 from tests import shrink
+from tuna_jax import stopping
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.models.vae import encode_pixels
 from tuna_jax.toy import train_vae, world
-from tuna_jax.train import loop
 from tuna_jax.weights import store
 
 
@@ -106,15 +106,16 @@ def test_a_vae_that_was_stopped_goes_on_to_the_same_weights(trained, tmp_path, m
   _, model, params = trained
   draw = train_vae.Media.batch
 
-  def stop_in_the_first_step(media, step, *rest):
-    os.kill(os.getpid(), signal.SIGTERM)
+  def stop_before_the_second_step(media, step, *rest):
+    if step:
+      os.kill(os.getpid(), signal.SIGTERM)
     return draw(media, step, *rest)
 
   with (
     monkeypatch.context() as patch,
-    pytest.raises(loop.Stopped, match='stopped at step 1 of 2; the same command'),
+    pytest.raises(stopping.Stopped, match='stopped at step 1 of 2; the same command'),
   ):
-    patch.setattr(train_vae.Media, 'batch', stop_in_the_first_step)
+    patch.setattr(train_vae.Media, 'batch', stop_before_the_second_step)
     train_vae.train_vae(config(), str(tmp_path))
   assert not (tmp_path / 'config.json').exists()
   found, again = train_vae.train_vae(config(), str(tmp_path))

@@ -22,6 +22,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections.config_flags import config_flags
 
+from tuna_jax import stopping
 from tuna_jax.cli import config_files
 from tuna_jax.config import UserError, nearest
 
@@ -74,7 +75,8 @@ def run(
     actions: {name: what it does} of a verb whose first argument is one of these.
     only: {flag: the actions that take it} of the flags that not every action takes.
 
-  Exits 2 with one line on stderr if a flag, an argument, a config file or a config field is wrong.
+  Exits 2 with one line on stderr if a flag, an argument, a config file or a config field is wrong,
+  and with EXIT_RETRY if it is stopped by a signal (`stopping.Signals`).
   """
   module = sys.modules[main.__module__]
   program = f'tuna-jax {pathlib.Path(module.__file__).stem.replace("_", "-")}'
@@ -106,10 +108,28 @@ def run(
       absl_logging.set_verbosity(absl_logging.WARNING)
     code = main(argv)
     sys.stdout.flush()
+    stopping.ignore()
     return code
 
-  with plain_errors(program):
-    absl_app.run(quietly, flags_parser=parse)
+  stopping.install()
+  try:
+    with plain_errors(program):
+      absl_app.run(quietly, flags_parser=parse)
+  except stopping.Stopped as stopped:
+    print(f'{program}: {stopped}', file=sys.stderr)
+    _leave(EXIT_RETRY)
+
+
+def _leave(code: int):
+  """Exits. A process that works alone does not wait for its threads, of which one may hang in
+  reading; several processes of one run part from each other first."""
+  stopping.ignore()
+  jax = sys.modules.get('jax')
+  if jax is not None and jax.distributed.is_initialized():
+    sys.exit(code)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 # (flag, how it is defined, default, lower bound, help) of `define_distributed`.

@@ -232,7 +232,7 @@ def encode(path):
   from tuna_jax.config import to_dict
   from tuna_jax.configs import common
   from tuna_jax.data import encoded, sources
-  from tuna_jax.train import encoder, loop
+  from tuna_jax.train import encoder
   from tuna_jax.train.config import EncoderConfig
 
   if not _VAE.value:
@@ -248,26 +248,16 @@ def encode(path):
   made = encoder.load(_VAE.value, settings, model=model)
   out, rows = files.path(_OUT.value), []
   vae = json.loads(json.dumps(to_dict(made.config)))
-  with loop.StopSignals() as stop:
-
-    def pause():
-      if stop.asked:
-        raise loop.Stopped(f'{out}: stopped; the same command continues')
-
-    try:
-      for number, row in enumerate(sources.read_mixture(path)):
-        source, name = sources.open_source(row, media), f'{number:02}-{row.task}'
-        count = min(_LIMIT.value or len(source), len(source))
-        sizes = encoded.settings_of(row.task, media)
-        about = encoded.About(row.task, source.name, count, _SHARD.value, sizes, made.digest, vae)
-        encoded.write(
-          source, out / name, about, made, made.group, host=_HOST.value, hosts=_HOSTS.value,
-          threads=_THREADS.value, pause=pause,
-        )  # fmt: skip
-        rows.append({'path': encoded.PREFIX + name, 'task': row.task, 'weight': row.weight})
-    except loop.Stopped as stopped:
-      print(stopped, file=sys.stderr)
-      return app.EXIT_RETRY
+  for number, row in enumerate(sources.read_mixture(path)):
+    source, name = sources.open_source(row, media), f'{number:02}-{row.task}'
+    count = min(_LIMIT.value or len(source), len(source))
+    sizes = encoded.settings_of(row.task, media)
+    about = encoded.About(row.task, source.name, count, _SHARD.value, sizes, made.digest, vae)
+    encoded.write(
+      source, out / name, about, made, made.group, host=_HOST.value, hosts=_HOSTS.value,
+      threads=_THREADS.value,
+    )  # fmt: skip
+    rows.append({'path': encoded.PREFIX + name, 'task': row.task, 'weight': row.weight})
   files.write_json(out / 'mixture.json', rows)
   print(
     f'{out / "mixture.json"}: train with --config.data.mixture and --config.encoder.online=False'

@@ -9,11 +9,10 @@ continues.
 """
 
 import os
-import sys
 
 from absl import flags
 
-from tuna_jax.cli import EXIT_RETRY, app
+from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
 _OUT = flags.DEFINE_string('out', None, 'The folder that everything is written to.')
@@ -48,18 +47,14 @@ def main(argv):
   devices = 2 if (os.cpu_count() or 1) > 1 else 1
   os.environ.setdefault('XLA_FLAGS', f'--xla_force_host_platform_device_count={devices}')
   from tuna_jax.small.fit import fit
-  from tuna_jax.train import lock, loop
+  from tuna_jax.train import lock
 
-  try:
-    with lock.hold(_OUT.value):
-      page = fit(
-        argv[1], _OUT.value, minutes=_MINUTES.value, test=_TEST.value, vae=_VAE.value,
-        held_out=_HELD_OUT.value, most=_MOST.value, image_size=_SIZE.value, frames=_FRAMES.value,
-        seed=_SEED.value, n=_N.value, say=lambda line: print(line, flush=True),
-      )  # fmt: skip
-  except loop.Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    sys.exit(EXIT_RETRY)
+  with lock.hold(_OUT.value):
+    page = fit(
+      argv[1], _OUT.value, minutes=_MINUTES.value, test=_TEST.value, vae=_VAE.value,
+      held_out=_HELD_OUT.value, most=_MOST.value, image_size=_SIZE.value, frames=_FRAMES.value,
+      seed=_SEED.value, n=_N.value, say=lambda line: print(line, flush=True),
+    )  # fmt: skip
   print(f'report: {page}')
 
 

@@ -13,7 +13,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import EXIT_RETRY, app, config_files
+from tuna_jax.cli import app, config_files
 from tuna_jax.config import UserError
 
 _COMPONENT = flags.DEFINE_enum('component', None, ['vae', 'decoder'], 'The part to train.')
@@ -36,16 +36,12 @@ def main(argv):
   from tuna_jax.toy import train_vae as vae_train
   from tuna_jax.train import lock, loop
 
-  try:
-    if _COMPONENT.value == 'vae':
-      vae_train.train_vae(vae.from_config_dict(_CONFIG.value), _WORKDIR.value)
-    else:
-      config = common.from_config_dict(_CONFIG.value)
-      with lock.hold(_WORKDIR.value):
-        loop.train(train_tokenizer.ensure(config, _WORKDIR.value), _WORKDIR.value)
-  except loop.Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    sys.exit(EXIT_RETRY)
+  if _COMPONENT.value == 'vae':
+    vae_train.train_vae(vae.from_config_dict(_CONFIG.value), _WORKDIR.value)
+    return
+  config = common.from_config_dict(_CONFIG.value)
+  with lock.hold(_WORKDIR.value):
+    loop.train(train_tokenizer.ensure(config, _WORKDIR.value), _WORKDIR.value)
 
 
 if __name__ == '__main__':

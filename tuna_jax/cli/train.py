@@ -8,12 +8,10 @@ data: --config.data.mixture=FILE.json. SIGTERM or Ctrl-C saves and exits with 75
 scripts take as "run me again".
 """
 
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import EXIT_RETRY, app
+from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,11 +31,7 @@ def main(argv):
   from tuna_jax.configs import common
   from tuna_jax.train import loop
 
-  try:
-    loop.train(common.from_config_dict(_CONFIG.value), _WORKDIR.value)
-  except loop.Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    sys.exit(EXIT_RETRY)
+  loop.train(common.from_config_dict(_CONFIG.value), _WORKDIR.value)
 
 
 if __name__ == '__main__':

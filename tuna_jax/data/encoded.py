@@ -133,13 +133,12 @@ def write(
   host: int = 0,
   hosts: int = 1,
   threads: int = 1,
-  pause: Callable[[], None] = lambda: None,
   say: Callable[[str], None] = print,
 ) -> None:
   """Writes the shards host, host + hosts, ... of a source that are not there yet.
 
-  pause: called between groups; what it raises leaves all finished shards and nothing else. Raises
-  UserError if the folder was made of anything else.
+  Whatever ends it leaves all finished shards and nothing else. Raises UserError if the folder was
+  made of anything else.
   """
   folder = files.path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +163,6 @@ def write(
         bad += sum(record is None for record in records)
         for record in _encoded(records, source.task, encode, group):
           add(record)
-        pause()
     say(f'{folder / shard(number)}: {len(indices) - bad} records, {bad} unusable')
   paths = [folder / shard(number) for number in range(about.shards)]
   if all(path.exists() for path in paths):
@@ -182,7 +180,8 @@ def _windows(source, indices: range, threads: int, say) -> Iterator[list[dict | 
       say(f'left out: {e}')
       return None
 
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+  pool = concurrent.futures.ThreadPoolExecutor(threads)
+  try:
     starts = list(range(0, len(indices), _AT_ONCE))
     parts = [indices[start : start + _AT_ONCE] for start in starts]
     ahead = [pool.submit(read, index) for index in parts[0]]
@@ -195,6 +194,8 @@ def _windows(source, indices: range, threads: int, say) -> Iterator[list[dict | 
       if held > _WINDOW or not following:
         yield window
         window, held = [], 0
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)  # whoever stops does not wait for what hangs
 
 
 def _encoded(records, task: str, encode, group) -> Iterator[dict]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tuna_jax import files
+from tuna_jax import files, stopping
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data import arrayrecord, clips
 from tuna_jax.data.limits import Limits, locate, read
@@ -144,7 +144,9 @@ def make_all(shards: Sequence[Shard], processes: int, say: Callable[[str], None]
   while todo:
     spawned = multiprocessing.get_context('spawn')
     try:
-      with concurrent.futures.ProcessPoolExecutor(processes, spawned) as pool:
+      with concurrent.futures.ProcessPoolExecutor(
+        processes, spawned, initializer=stopping.as_worker
+      ) as pool:
         futures = {pool.submit(make, _isolated(s) if isolated else s): s for s in todo}
         try:
           for future in concurrent.futures.as_completed(futures):
@@ -153,6 +155,8 @@ def make_all(shards: Sequence[Shard], processes: int, say: Callable[[str], None]
             yield done
         except BaseException:
           pool.shutdown(wait=False, cancel_futures=True)
+          for child in multiprocessing.active_children():
+            child.terminate()
           raise
     except BrokenProcessPool as e:
       if isolated:

@@ -35,6 +35,8 @@ from tuna_jax.data.reader import NAMED, Records
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.data.tokenizer import Tokenizer
 
+PATIENCE_S = 5.0
+
 
 @dataclasses.dataclass
 class _Report:
@@ -174,19 +176,19 @@ class Pipeline:
     }
 
   def close(self) -> None:
-    """Stops the background threads."""
-    self._drain()
+    """Stops the background threads; one that still reads after PATIENCE_S is left behind."""
+    self._drain(PATIENCE_S)
     for pool in (*self._workers, *([self._threads] if self._threads else ())):
-      pool.shutdown()
+      pool.shutdown(wait=False, cancel_futures=True)
 
   def _submit(self):
     reader, encoder = self._workers
     self._packed.append(reader.submit(self._build))
     self._queue.append(encoder.submit(self._encode_next))
 
-  def _drain(self):
+  def _drain(self, timeout: float | None = None):
     for futures in (self._queue, self._packed):
-      concurrent.futures.wait([f for f in futures.copy() if not f.cancel()])
+      concurrent.futures.wait([f for f in futures.copy() if not f.cancel()], timeout)
       futures.clear()
 
   # ---- one batch, in the background threads

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tuna_jax import files
+from tuna_jax import files, stopping
 from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.mixture import DataConfig, open_sources
 from tuna_jax.data.records import PICTURES, media_of
@@ -25,7 +25,7 @@ from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.ranges import Count, Decay, Few, Finite, NotNegative, Positive, Rate, Share, Whole
-from tuna_jax.train import lock, loop
+from tuna_jax.train import lock
 from tuna_jax.train.optimizer import scale_by
 from tuna_jax.weights import fresh, store
 
@@ -141,7 +141,7 @@ def train_vae(config: VaeTrainConfig, workdir: str) -> tuple[VaeConfig, dict]:
   parameters).
 
   Does nothing but read them back if the directory is complete. SIGTERM or Ctrl-C saves after the
-  running step and raises loop.Stopped; the next call goes on where it stopped. Raises lock.Held if
+  running step and raises Stopped; the next call goes on where it stopped. Raises lock.Held if
   another training works there.
   """
   root = files.path(workdir)
@@ -168,28 +168,33 @@ def _train(config: VaeTrainConfig, root):
   began = time.perf_counter()
   metrics_file = root / 'metrics.jsonl'
   records = metrics_file.read_text() if done and metrics_file.exists() else ''
-  with loop.StopSignals() as stop:
-    for step in range(done, config.steps):
-      due = int((step + 1) * config.clip_share) > int(step * config.clip_share)
-      clips = media.has_clips and step >= config.clips_from * config.steps and due
-      count, choice = (config.clips, 1) if clips else (config.stills, config.choice)
-      pixels = media.batch(step, count, clips, choice)
-      state, metrics = update(state, rate(step), pixels, jax.random.fold_in(key, step))
-      if step % 50 == 0 or step == config.steps - 1:
-        values = {name: float(v) for name, v in metrics.items()}
-        records += json.dumps({'step': step + 1, **values}) + '\n'
-        files.write_text(metrics_file, records)
-        line = ', '.join(f'{n}: {v:.4f}' for n, v in values.items())
-        seconds = f'seconds: {time.perf_counter() - began:.0f}'
-        print(f'VAE step {step + 1}/{config.steps}, {seconds}, {line}', flush=True)
-      if stop.asked and step + 1 < config.steps:
-        store.save_tree(stopped, (step + 1, state))
-        where = f'stopped at step {step + 1} of {config.steps}'
-        raise loop.Stopped(f'{root}: {where}; the same command continues')
-  params = state[1]
-  model = measure(config, params, media)
-  store.save(root, model, params, {'trained_steps': config.steps, 'seed': config.seed})
-  stopped.unlink(missing_ok=True)
+  with stopping.Signals() as stop:
+    stop.hold()
+    try:
+      for step in range(done, config.steps):
+        due = int((step + 1) * config.clip_share) > int(step * config.clip_share)
+        clips = media.has_clips and step >= config.clips_from * config.steps and due
+        count, choice = (config.clips, 1) if clips else (config.stills, config.choice)
+        with stop.raising():
+          pixels = media.batch(step, count, clips, choice)
+        state, metrics = update(state, rate(step), pixels, jax.random.fold_in(key, step))
+        done = step + 1
+        if step % 50 == 0 or done == config.steps:
+          values = {name: float(v) for name, v in metrics.items()}
+          records += json.dumps({'step': done, **values}) + '\n'
+          files.write_text(metrics_file, records)
+          line = ', '.join(f'{n}: {v:.4f}' for n, v in values.items())
+          seconds = f'seconds: {time.perf_counter() - began:.0f}'
+          print(f'VAE step {done}/{config.steps}, {seconds}, {line}', flush=True)
+      with stop.raising():
+        model = measure(config, state[1], media)
+    except stopping.Stopped:
+      store.save_tree(stopped, (done, state))
+      where = f'stopped at step {done} of {config.steps}'
+      raise stopping.Stopped(f'{root}: {where}; the same command continues') from None
+    note = {'trained_steps': config.steps, 'seed': config.seed}
+    store.save(root, model, state[1], note)
+    stopped.unlink(missing_ok=True)
 
 
 def step_seconds(config: VaeTrainConfig, steps: int = 8) -> float:

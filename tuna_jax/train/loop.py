@@ -6,9 +6,7 @@ import contextlib
 import functools
 import logging
 import pathlib
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from tuna_jax import files, sharding
 from tuna_jax.data.pipeline import Pipeline
+from tuna_jax.stopping import Signals, Stopped
 from tuna_jax.train import checkpoint, lock
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -29,10 +28,6 @@ from tuna_jax.train.state import TrainState
 from tuna_jax.train.step import jit_step
 
 _log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-  """The run was asked to stop, saved its state and can be continued by the same command."""
 
 
 def train(
@@ -53,7 +48,7 @@ def train(
   )
   with contextlib.ExitStack() as closing:
     # Entered first and so left last: a second SIGTERM must not cut a save short.
-    stop = closing.enter_context(StopSignals())
+    stop = closing.enter_context(Signals(together=jax.process_count() > 1))
     held = closing.enter_context(lock.hold(workdir))
     goodput = Goodput(workdir)
     closing.enter_context(jax.set_mesh(mesh))
@@ -118,7 +113,7 @@ class _Run(NamedTuple):
   checkpoints: checkpoint.Checkpoints
   log: Log
   goodput: Goodput
-  stop: StopSignals
+  stop: Signals
   held: lock.Lock
   evaluations: list[tuple[int, Callable[[int, Any], None]]]
 
@@ -129,18 +124,27 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
   config, goodput, step = run.config, run.goodput, int(state.step)
   key, step_fn, arrivals = jax.random.key(config.seed), None, _Arrivals(run)
   stopped = '{}: stopped at step {} of {}; the same command continues'.format
+  first = step
   if step == 0:
     _evaluate(run, state, step)
+  run.stop.hold()
   while step < config.steps:
-    goodput('data')
-    batch = next(run.pipeline)
-    if step_fn is None:  # compile apart from the first step's own time
-      goodput('compile')
-      placed = jax.tree.map(lambda a: a.sharding, state)
-      step_fn = jit_step(config, placed).lower(state, batch, key).compile()
-      arrivals.compiled()
-      if run.stop.asked:  # there is nothing new to save
-        raise Stopped(stopped(run.workdir, step, config.steps))
+    position = run.pipeline.state()
+    try:
+      with run.stop.raising():  # the state in memory is that of a whole step
+        goodput('data')
+        batch = next(run.pipeline)
+        if step_fn is None:  # compile apart from the first step's own time
+          goodput('compile')
+          placed = jax.tree.map(lambda a: a.sharding, state)
+          step_fn = jit_step(config, placed).lower(state, batch, key).compile()
+          arrivals.compiled()
+    except Stopped:
+      if step > first:
+        arrivals.fetch()
+        goodput('save')
+        run.checkpoints.save(state, position)
+      raise Stopped(stopped(run.workdir, step, config.steps)) from None
     goodput('step')
     profiled = step in config.profile_steps
     if profiled:
@@ -161,7 +165,7 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
       arrivals.fetch()  # nothing is saved before its own loss is known to be finite
       goodput('save')
       run.checkpoints.save(state, run.pipeline.state())
-    if asked and step < config.steps:
+    if asked:
       raise Stopped(stopped(run.workdir, step, config.steps))
     if any(step % every == 0 for every, _ in run.evaluations) or step == config.steps:
       arrivals.fetch()
@@ -227,33 +231,3 @@ class _Arrivals:
         f'{metrics["grad_norm"]}; the newest checkpoint is of step '
         f'{self._run.checkpoints.latest() or 0}'
       )
-
-
-class StopSignals:
-  """Records SIGTERM and Ctrl-C in `asked`; a second Ctrl-C is a KeyboardInterrupt.
-
-  In a run of several processes it does nothing: one that stops alone would leave the others waiting
-  in a collective. There jax's own handler tells all of them, and `reached_preemption` is true for
-  all at the same step.
-  """
-
-  def __init__(self):
-    self.asked = False
-    self._old = {}
-
-  def __enter__(self):
-    # Python takes signals in the main thread only; elsewhere the caller handles them.
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._old[number] = signal.signal(number, self._note)
-    return self
-
-  def _note(self, number, frame):
-    del frame
-    if self.asked and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.asked = True
-
-  def __exit__(self, *_):
-    for number, handler in self._old.items():
-      signal.signal(number, handler)
