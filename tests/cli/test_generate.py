@@ -97,7 +97,10 @@ for words, more in (
     (['edit', 'make it blue'], [
       *few, f'--output={folder}/b.png', f'--image={folder}/a-0.png', '--guidance_interval=0,0.6',
     ]),
-    (['t2v', 'a red ball'], [*few, f'--output={folder}/c.gif', '--frames=5']),
+    (['t2v', 'a red ball'], [
+      *few, f'--output={folder}/c.gif', '--frames=5', f'--image={folder}/a-0.png',
+    ]),
+    (['story', 'a red ball'], [*few, f'--output={folder}/d.png', '--max_new_tokens=4']),
     (['ask', 'what is this'], [f'--image={folder}/a-0.png', '--max_new_tokens=4'])):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()

@@ -3,7 +3,9 @@
   tuna-jax generate t2i 'a red ball' --checkpoint=RUN --output=ball.png
   tuna-jax generate edit 'make it blue' --image=ball.png --checkpoint=RUN --output=blue.png
   tuna-jax generate t2v 'a ball rolls' --frames=13 --checkpoint=RUN --output=ball.mp4
+  tuna-jax generate t2v 'it rolls away' --image=ball.png --checkpoint=RUN --output=roll.mp4
   tuna-jax generate ask 'What is this?' --image=ball.png --checkpoint=RUN
+  tuna-jax generate story 'A cat went out.' --checkpoint=RUN --output=cat.png
   tuna-jax generate t2i 'a red ball' --model=showo2-1.5b --output=ball.png
 
 Several prompts run in batches; each is one word of the shell, so quote it. '' is an empty prompt.
@@ -25,8 +27,9 @@ from tuna_jax.config import UserError
 ACTIONS = {
   't2i': 'Draws a picture of each PROMPT.',
   'edit': 'Changes the pictures of --image as each PROMPT says.',
-  't2v': 'Films a clip of each PROMPT.',
+  't2v': 'Films a clip of each PROMPT, which begins with the picture of --image if there is one.',
   'ask': 'Answers each PROMPT, about the pictures or clips of --image if there are any.',
+  'story': 'Continues a PROMPT with texts, which are printed, and pictures in turn.',
   'info': 'Prints the prompt, seed and settings that each named file remembers.',
 }
 
@@ -52,6 +55,7 @@ _OUTPUT = flags.DEFINE_string(
 _IMAGE = flags.DEFINE_multi_string(
   'image', [], 'A picture (or clip, for ask) that the prompt is about; repeat it for several.'
 )
+_PICTURES = flags.DEFINE_integer('pictures', 4, 'How many pictures a story has at most.', 1)
 _drawing = app.define_drawing()
 _IMAGE_GUIDANCE = flags.DEFINE_float(
   'image_guidance', None, 'The scale of guidance by the source pictures, which adds a branch.'
@@ -74,18 +78,23 @@ _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Tokens are drawn from the fewest best ones that have this share of probability.'
 )
 
-_ENDINGS = {'t2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif')}  # of what is drawn
+_ENDINGS = {  # of what is drawn
+  't2i': ('.png',), 'edit': ('.png',), 't2v': ('.mp4', '.gif'), 'story': ('.png',),
+}  # fmt: skip
 _DRAWN = (
   'size output negative guidance guidance_interval guidance_rescale points shift solver'
 ).split()
 _MODEL = 'checkpoint model vae tokenizer step ema batch_size count seed'.split()
 ONLY = {  # flags that not every action takes
-  'image': ('edit', 'ask'),
+  'image': ('edit', 'ask', 't2v'),
+  'pictures': ('story',),
   'image_guidance': ('edit',),
   **dict.fromkeys(('frames', 'fps'), ('t2v',)),
   **dict.fromkeys(_DRAWN, tuple(_ENDINGS)),
-  **dict.fromkeys(('max_new_tokens', 'temperature', 'top_k', 'top_p'), ('ask',)),
-  **dict.fromkeys(_MODEL, ('t2i', 'edit', 't2v', 'ask')),
+  'negative': ('t2i', 'edit', 't2v'),
+  **dict.fromkeys(('max_new_tokens', 'temperature', 'top_k', 'top_p'), ('ask', 'story')),
+  **dict.fromkeys(_MODEL, (*_ENDINGS, 'ask')),
+  'count': ('t2i', 'edit', 't2v', 'ask'),
 }
 
 
@@ -103,6 +112,8 @@ def main(argv):
     raise UserError('edit: --image is required: the picture to edit')
   if action == 'ask':
     return ask(prompts)
+  if action == 'story' and len(prompts) > 1:
+    raise UserError(f'story: {len(prompts)} prompts, expected one')
   draw(action, prompts)
 
 
@@ -117,7 +128,7 @@ def info(paths):
 
 
 def draw(action, prompts):
-  """t2i, edit and t2v."""
+  """t2i, edit, t2v and story."""
   from tuna_jax.sample.image import SCALE, Drawing, Guidance
 
   ending = _ENDINGS[action]
@@ -130,7 +141,8 @@ def draw(action, prompts):
   guidance = Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value)
   generator = _open()
   if _drawing['guidance'].value is None:
-    usual = Drawing.of(generator.config.design, action).guidance.scale
+    usual = Drawing.of(generator.config.design, 't2i' if action == 'story' else action)
+    usual = usual.guidance.scale
     guidance = dataclasses.replace(guidance, scale=usual)
   how = {
     'size': _drawing['size'].value,
@@ -139,6 +151,18 @@ def draw(action, prompts):
     **_sampler(),
     'seed': _SEED.value,
   }
+  stem, suffix = os.path.splitext(output)
+  if action == 'story':
+    del how['negative']
+    told = generator.story(prompts[0], _PICTURES.value, **how, **_choice())
+    paths = (f'{stem}-{n}{suffix}' for n in range(len(told)))
+    for part in told:
+      if isinstance(part, str):
+        print(part)
+      else:
+        part.save(path := next(paths))
+        print(path)
+    return
   prompts = [prompt for prompt in prompts for _ in range(_COUNT.value)]
   with tqdm.tqdm(desc=action, unit='evaluation', disable=None) as bar:
 
@@ -149,13 +173,12 @@ def draw(action, prompts):
     if action == 't2i':
       results = generator.image(prompts, **how, report=report)
     elif action == 't2v':
-      results = generator.video(
-        prompts, _drawing['frames'].value, fps=_drawing['fps'].value, **how, report=report
-      )
+      firsts = [list(_IMAGE.value)] * len(prompts) if _IMAGE.value else ()
+      how |= {'fps': _drawing['fps'].value, 'images': firsts}
+      results = generator.video(prompts, _drawing['frames'].value, **how, report=report)
     else:
       sources = [list(_IMAGE.value)] * len(prompts)
       results = generator.edit(sources, prompts, **how, report=report)
-  stem, suffix = os.path.splitext(output)
   for n, result in enumerate(results):
     path = output if len(results) == 1 else f'{stem}-{n}{suffix}'
     result.save(path)
@@ -164,13 +187,7 @@ def draw(action, prompts):
 
 def ask(questions):
   """Answers on stdout: one as it is decoded, several as one line each."""
-  how = {
-    'max_new_tokens': _MAX_NEW.value,
-    'temperature': _TEMPERATURE.value,
-    'top_k': _TOP_K.value,
-    'top_p': _TOP_P.value,
-    'seed': _SEED.value,
-  }
+  how = {**_choice(), 'seed': _SEED.value}
   generator = _open()
   questions = [question for question in questions for _ in range(_COUNT.value)]
   if len(questions) == 1:
@@ -180,6 +197,15 @@ def ask(questions):
     return
   for answer in generator.text(questions, [list(_IMAGE.value)] * len(questions), **how):
     print(answer)
+
+
+def _choice():
+  return {
+    'max_new_tokens': _MAX_NEW.value,
+    'temperature': _TEMPERATURE.value,
+    'top_k': _TOP_K.value,
+    'top_p': _TOP_P.value,
+  }
 
 
 def _open():

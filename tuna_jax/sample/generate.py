@@ -24,10 +24,10 @@ from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data import media as media_lib
 from tuna_jax.data import tasks as tasks_lib
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.segments import Example, Image, Plan, Video, layout
+from tuna_jax.data.segments import Image, Plan, Video
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
-from tuna_jax.sample import batches, requests, showo2
+from tuna_jax.sample import asking, batches, requests, showo2, story
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.image import Drawing, Guidance
@@ -45,12 +45,15 @@ class Generator:
   config, params: of `Tuna`. vae_params: of `WanVae`. vae_config: if it is not config.vae. tasks:
   how prompts are laid out, as in training. media: the default sizes. batch_size: how many pictures,
   clips or answers are made at once. max_length: positions of a prompt and its result together.
+  pooled: (frames, side) where questions see a clip as so many pictures, each pooled to side x side
+  tokens (`showo2.FRAMES`, `showo2.POOLED`); None: as the latents of a clip.
   """
 
   def __init__(
     self, config: TunaConfig, params, vae_params, tokenizer: Tokenizer, *,
     vae_config: VaeConfig | None = None, tasks: TaskConfig | None = None,
     media: MediaConfig | None = None, batch_size: int = 16, max_length: int = 32_768,
+    pooled: tuple[int, int] | None = None,
   ):  # fmt: skip
     if batch_size < 1:
       raise UserError(f'batch_size={batch_size}: must be at least 1')
@@ -59,7 +62,7 @@ class Generator:
     if tasks is None and config.design == 'late_fusion':
       tasks = TaskConfig(system=showo2.SYSTEM)
     self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()
-    self.batch_size, self.max_length = batch_size, max_length
+    self.batch_size, self.max_length, self.pooled = batch_size, max_length, pooled
 
   # ---- text
 
@@ -78,17 +81,19 @@ class Generator:
     """
     choice = Choice(temperature, top_k, top_p)
     asked, many = requests.conversations(messages)
-    examples = self._conversations(
-      asked, requests.per_request(images, len(asked), many), max_new_tokens
-    )
+    entries = requests.per_request(images, len(asked), many)
+    parsed = [requests.turns_of(request, entry) for request, entry in zip(asked, entries)]
+    laid = asking.asked(self, parsed, max_new_tokens)
     seeds = requests.seeds_of(seed, len(asked))
-    out: list[Any] = [None] * len(examples)
-    shapes, lengths = zip(*(((e.cells, e.images), e.length) for e in examples))
+    out: list[Any] = [None] * len(laid)
+    shapes, lengths = zip(*((one.shape, one.example.length) for one in laid))
     for rows, count, length in batches.batches(shapes, lengths, self.batch_size):
+      prompts, features = asking.collated(self, [laid[i] for i in rows], length)
       answers = writing.generate_text(
         self.config,
         self.params,
-        self._collate([examples[i] for i in rows], length),
+        prompts,
+        features=features,
         eos=self.tokenizer.eos,
         max_new_tokens=max_new_tokens,
         choice=choice,
@@ -107,12 +112,14 @@ class Generator:
     asked, many = requests.conversations(messages)
     if many:
       raise UserError('stream answers one request; use text for a list')
-    examples = self._conversations(asked, requests.per_request(images, 1, False), max_new_tokens)
+    parsed = [requests.turns_of(asked[0], requests.per_request(images, 1, False)[0])]
+    prompts, features = asking.collated(self, asking.asked(self, parsed, max_new_tokens))
     shown = now = ''
     for ids in writing.stream_text(
       self.config,
       self.params,
-      self._collate(examples),
+      prompts,
+      features=features,
       eos=self.tokenizer.eos,
       max_new_tokens=max_new_tokens,
       choice=Choice(temperature, top_k, top_p),
@@ -147,7 +154,7 @@ class Generator:
     """
     prompts, many = requests.conversations(prompt)
     how = Drawing.of(self.config.design, 't2i', guidance, points, shift, solver)
-    target = self._target(Image, size or self.media.image_size, 1)
+    target = self.target(Image, size or self.media.image_size, 1)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
     return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
 
@@ -155,17 +162,21 @@ class Generator:
     self, prompt, frames: int | None = None, *, size=None, negative: str | Sequence[str] = '',
     seed: int | Sequence[int] = 42, guidance: float | Guidance | None = None,
     points: int | None = None,
-    shift: float | None = None, solver: str | None = None, fps: int = 16,
+    shift: float | None = None, solver: str | None = None, fps: int = 16, images=(),
     report: Report | None = None,
   ):  # fmt: skip
     """Films a prompt -> Clip of `frames` = 4k + 1 pictures at `fps` frames per second, or a list of
-    them. The rest as in `image`."""
+    them. images: the picture that a clip begins with; of a list of prompts, one each. The rest as
+    in `image`."""
     prompts, many = requests.strings(prompt, 'prompt')
     how = Drawing.of(self.config.design, 't2v', guidance, points, shift, solver)
     frames = self.media.frames if frames is None else frames
     check_frames(self.config, frames)
-    target = self._target(Video, size or self.media.video_size, frames)
-    drawn, infos = self._generate(prompts, negative, target, seed, how, report)
+    size = size or self.media.video_size
+    target, firsts = self.target(Video, size, frames), None
+    if any(entries := requests.per_request(images, len(prompts), many)):
+      firsts = self.encode([requests.first(e, self.media, size) for e in entries])
+    drawn, infos = self._generate(prompts, negative, target, seed, how, report, firsts)
     return _one_or_all([Clip(pixels, fps, info) for pixels, info in zip(drawn, infos)], many)
 
   def edit(
@@ -204,14 +215,27 @@ class Generator:
     ]
     return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
 
+  def story(
+    self, prompt: str, pictures: int = 4, *, size=None, seed: int = 42,
+    guidance: float | Guidance | None = None, points: int | None = None,
+    shift: float | None = None, solver: str | None = None, max_new_tokens: int = 512,
+    temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+  ) -> list[str | Picture]:  # fmt: skip
+    """What follows a text: texts and at most `pictures` pictures in turn, as `story.tell` says."""
+    how = Drawing.of(self.config.design, 't2i', guidance, points, shift, solver)
+    return story.tell(
+      self, prompt, pictures, how, size=size or self.media.image_size, seed=seed,
+      max_new_tokens=max_new_tokens, choice=Choice(temperature, top_k, top_p),
+    )  # fmt: skip
+
   # ---- latents
 
   def draw(
     self, plans: Sequence[Sequence[Plan]], seeds: Sequence[int], how: Drawing,
-    report: Report | None = None,
+    report: Report | None = None, firsts: Sequence[np.ndarray] | None = None,
   ) -> list[np.ndarray]:  # fmt: skip
     """Latents float32 [T, h, w, C] of each target. plans: of each picture, one plan per branch of
-    `how.guidance`, all with the same target."""
+    `how.guidance`, all with the same target. firsts: tokens [1, h, w, C] that clips begin with."""
     part = lambda plan: split(plan, self.tokenizer, strides(self.config))
     split_plans = [[part(plan) for plan in branches] for branches in plans]
     grids = [branches[0][1] for branches in split_plans]
@@ -219,7 +243,7 @@ class Generator:
     cells = [frames * height * width for frames, height, width in grids]
     for branches, n in zip(prompts, cells):
       for example in branches:
-        self._check_length(example, n + 1)
+        asking.check_length(self, example, n + 1)
     channels, out, done = self.config.drawn_dim, [None] * len(plans), 0
     shapes = [(n, tuple(e.cells for e in branches)) for n, branches in zip(cells, prompts)]
     lengths = [max(e.length for e in branches) for branches in prompts]
@@ -227,13 +251,19 @@ class Generator:
     total = len(together) * how.evaluations
     for rows, count, length in together:
       examples = [prompts[i][b] for b in range(how.guidance.branches) for i in rows]
+      noise = drawing.noise([seeds[i] for i in rows], cells[rows[0]], channels)
+      noise *= self.config.path.noise
+      if firsts is not None:
+        clean = np.stack([firsts[i].reshape(-1, channels) for i in rows])
+        noise[:, : clean.shape[1]] = clean
       latents = drawing.sample_latents(
         self.config,
         self.params,
         self._collate(examples, length),
         [grids[i] for i in rows],
-        drawing.noise([seeds[i] for i in rows], cells[rows[0]], channels) * self.config.path.noise,
+        noise,
         how,
+        held=firsts is not None,
         report=None if report is None else lambda n, done=done: report(done + n, total),
       )
       done += how.evaluations
@@ -261,7 +291,7 @@ class Generator:
 
   # ---- prompts
 
-  def _generate(self, prompts, negative, target, seed, how, report):
+  def _generate(self, prompts, negative, target, seed, how, report, firsts=None):
     """(pixels, infos) of prompts and conversations."""
     plans = []
     for prompt, other in zip(prompts, requests.each(negative, len(prompts), 'negative')):
@@ -272,14 +302,17 @@ class Generator:
       else:
         turns, visuals, marked = requests.turns_of(prompt, ())
         without = requests.replace_question(turns, other)
-        media = self._media(visuals)
-        branches = [self._chat(t, v, marked, target) for t, v in ((turns, media), (without, media))]
-        branches.append(self._chat(requests.without_pictures(without), (), marked, target))
+        media = self.read(visuals)
+        branches = [
+          asking.chat(self, t, v, marked, target) for t, v in ((turns, media), (without, media))
+        ]
+        branches.append(asking.chat(self, requests.without_pictures(without), (), marked, target))
       plans.append(branches[: how.guidance.branches])
     seeds = requests.seeds_of(seed, len(prompts))
-    return self.decode(self.draw(plans, seeds, how, report)), _infos(prompts, negative, seeds, how)
+    drawn = self.draw(plans, seeds, how, report, firsts)
+    return self.decode(drawn), _infos(prompts, negative, seeds, how)
 
-  def _target(self, kind, size, frames: int):
+  def target(self, kind, size, frames: int):
     """A target to draw: its shape in latent cells, without values."""
     height, width = media_lib.buckets(requests.size_name(size))[0]
     temporal, spatial = strides(self.config)
@@ -291,43 +324,11 @@ class Generator:
     grid: Grid = (1 + (frames - 1) // temporal, height // spatial, width // spatial)
     return kind(np.zeros((*grid, 0), np.float32), True)
 
-  def _chat(self, turns, pieces, marked, *reply) -> Plan:
-    """A conversation with an open assistant turn, in which `reply` stands."""
-    plan = tasks_lib.conversation(
-      self.tokenizer, turns, pieces, system=self.tasks.system, header=True, marked=marked
-    )
-    return [*plan, *reply]
-
-  def _media(self, visuals) -> list[Image | Video]:
+  def read(self, visuals) -> list[Image | Video]:
     """Pictures and clips in their nearest buckets, as clean latents."""
     temporal, _ = strides(self.config)
     latents = self.encode([requests.read(v, self.media, temporal) for v in visuals])
     return [(Video if len(x) > 1 else Image)(x) for x in latents]
-
-  def _conversations(self, asked, images, room: int) -> list[Example]:
-    parsed = [requests.turns_of(request, entry) for request, entry in zip(asked, images)]
-    media = iter(self._media([v for _, visuals, _ in parsed for v in visuals]))
-    examples = []
-    for turns, visuals, marked in parsed:
-      pieces = [next(media) for _ in visuals]
-      asked_once = len(pieces) == 1 and [role for role, _ in turns] == ['user']
-      if asked_once and self.config.design == 'late_fusion' and self.config.compat == 'official':
-        text = turns[0][1].replace(tasks_lib.PLACEHOLDER, '').strip('\n')
-        plan = showo2.question(self.tokenizer, pieces[0], text)
-        example = layout(plan, self.tokenizer, strides(self.config))
-        examples.append(showo2.shift_span(example, example.cells))
-      else:
-        plan = self._chat(turns, pieces, marked)
-        examples.append(layout(plan, self.tokenizer, strides(self.config)))
-      self._check_length(examples[-1], room)
-    return examples
-
-  def _check_length(self, example: Example, room: int) -> None:
-    if example.length + room > self.max_length:
-      raise UserError(
-        f'the prompt has {example.length} tokens, {example.cells} of them of pictures, and the '
-        f'result needs {room} more; max_length={self.max_length} allows fewer'
-      )
 
   def _collate(self, examples, length=None):
     return collate(examples, self.config.token_dim, length)

@@ -154,14 +154,15 @@ def noise(seeds: Sequence[int], cells: int, channels: int) -> np.ndarray:
 
 
 def sample_latents(
-  config: TunaConfig, params, prompts: Batch, grid, noise, how: Drawing, *, report=None
+  config: TunaConfig, params, prompts: Batch, grid, noise, how: Drawing, *, held=False, report=None
 ):
   """Solves the ODE from `noise` -> float32[R, N, C] latents.
 
   params: of `Tuna`. prompts: how.guidance.branches * R prefix rows, from `prompt.collate`; source
   pictures are clean latents in it. grid: int[R, 3] (frames, rows, columns) of each target; a
-  picture of fewer cells than N is padded at the end. noise: float32[R, N, C]. report: called with
-  the number of velocity evaluations so far, once after each.
+  picture of fewer cells than N is padded at the end. noise: float32[R, N, C]. held: the first
+  latent frame of `noise` is a clean picture, which stays. report: called with the number of
+  velocity evaluations so far, once after each.
 
   Everything is one compiled program, reused for every prompt of the same padded shape.
   """
@@ -177,7 +178,7 @@ def sample_latents(
       params, prompts, np.asarray(grid, np.int32), noise, flow.times(how.points, how.shift),
       guidance.numbers, np.int32(run), config=config, branches=guidance.branches,
       limited=guidance.limited, rescaled=guidance.rescale > 0, solver=how.solver,
-      reported=report is not None,
+      held=held, reported=report is not None,
     )  # fmt: skip
     if report is not None:
       jax.effects_barrier()
@@ -304,11 +305,12 @@ def _tell(run, _):
 
 
 @functools.partial(
-  jax.jit, static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'reported')
+  jax.jit,
+  static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'held', 'reported'),
 )
 def _sample(
   params, prompts, grid, noise, times, numbers, run,
-  *, config, branches, limited, rescaled, solver, reported,
+  *, config, branches, limited, rescaled, solver, held, reported,
 ):  # fmt: skip
   field = velocity_field(
     config, params, prompts, grid, noise.shape[1], numbers,
@@ -318,6 +320,10 @@ def _sample(
   def velocity(x, t):
     if reported:
       jax.debug.callback(_tell, run, t)
-    return field(x, t)
+    v = field(x, t)
+    if held:
+      frame = jnp.arange(x.shape[1]) // (grid[:, 1] * grid[:, 2])[:, None]
+      v = hold(v, frame[..., None])
+    return v
 
   return flow.solve(velocity, noise, times, solver)

@@ -13,6 +13,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.sample import showo2
 from tuna_jax.sample.generate import Generator
 from tuna_jax.weights import lora as adapters
 from tuna_jax.weights import peft, published, storage, store
@@ -55,8 +56,10 @@ def open_generator(
   if stored.run is None:
     found = {'vae': root / 'vae', 'tokenizer': root}
     defaults = {}
+    if stored.config.design == 'late_fusion':
+      defaults['pooled'] = showo2.FRAMES, showo2.POOLED
     if 'pictures' in stored.notes:  # sides of squares that a published model was trained to draw
-      defaults = {'media': MediaConfig(image_size=str(stored.notes['pictures'][0]))}
+      defaults['media'] = MediaConfig(image_size=str(stored.notes['pictures'][0]))
   else:
     data = stored.run['data']
     defaults = {

@@ -167,6 +167,22 @@ def read(source, config: MediaConfig, stride: int) -> np.ndarray:
   return media.read_image(source, config.image_size, None, limits)[None]
 
 
+def first(entry: Sequence, config: MediaConfig, size: str | int | Size) -> np.ndarray:
+  """The one picture that a clip of `size` begins with, uint8 [1, H, W, 3]."""
+  if len(entry) != 1:
+    raise UserError(f'a clip begins with one picture, found {len(entry)}')
+  return media.read_image(_plain(entry[0]), size_name(size), None, config.limits)[None]
+
+
+def read_frames(source, config: MediaConfig, count: int) -> np.ndarray:
+  """`count` frames of a clip as pictures uint8 [count, H, W, 3] of `image_size`; or one picture."""
+  source = _plain(source)
+  clip = isinstance(source, np.ndarray) and source.ndim == 4
+  if clip or _is_clip(source, config.limits):
+    return media.read_video(source, config.image_size, count, config.limits)
+  return media.read_image(source, config.image_size, None, config.limits)[None]
+
+
 def _is_clip(source, limits: media.Limits) -> bool:
   """Whether a path or bytes are a clip: a folder, a video by its name, a GIF of several frames."""
   if isinstance(source, str) and (os.path.isdir(source) or source.lower().endswith(FILMS)):

@@ -12,15 +12,21 @@ visual tokens. Either way, frames are pictures of their own, each pooled to POOL
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from tuna_jax.data.segments import Example, Image, Plan, Text, Video
+from tuna_jax.config import TunaConfig
+from tuna_jax.data.segments import Example, Image, Plan, Text, Video, coordinates
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.models.tuna import Tuna
 
 SYSTEM = 'You are a helpful assistant.'
+STORY = 'Mixed-modality generation (VIST).'  # opens what its stories were trained on
+LATER_SCALE = 5.0  # of guidance, for the pictures of a story after the first
 FRAMES, POOLED = 32, 14  # pictures of a clip, and the side of what each becomes
 
 
@@ -42,6 +48,19 @@ def shift_span(example: Example, tokens: int) -> Example:
   limit = np.arange(example.length, dtype=np.int32)
   limit[start : start + tokens + 1] = min(start + tokens, example.length - 1)
   return example._replace(kv_limit=limit)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'side'))
+def see(params, tokens, *, config: TunaConfig, side: int = 0):
+  """Visual tokens [n h w, D] of pictures [n, h, w, C]; with a side, pooled to [n side^2, D]."""
+  count, height, width, _ = tokens.shape
+  coords = jnp.asarray(coordinates((1, height, width)))
+  coords = jnp.broadcast_to(coords, (count, *coords.shape))
+  one = jnp.ones(coords.shape[:2], jnp.int32)
+  grid = jnp.broadcast_to(jnp.array([1, height, width]), (count, 1, 3))
+  rows = rearrange(tokens, 'n h w c -> n (h w) c')
+  found = Tuna(config).apply({'params': params}, rows, coords, one, grid, method='features')
+  return pool(found, (height, width), side)[0] if side else rearrange(found, 'n v d -> (n v) d')
 
 
 def pool(features, grid: tuple[int, int], side: int):

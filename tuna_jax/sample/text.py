@@ -61,26 +61,27 @@ class State(NamedTuple):
 
 
 def generate_text(
-  config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
-  choice: Choice | None = None, seeds: Sequence[int] | None = None, live=None,
+  config: TunaConfig, params, prompts: Batch, *, eos: int | Sequence[int],
+  max_new_tokens: int = 512, choice: Choice | None = None, seeds: Sequence[int] | None = None,
+  live=None, features=None,
 ) -> list[np.ndarray]:  # fmt: skip
   """int32 arrays of at most `max_new_tokens` ids that continue the rows of `prompts` (from
-  `prompt.collate`); an `eos` that ended one is its last id.
+  `prompt.collate`); an `eos` (or one of several) that ended one is its last id.
 
   seeds: one per row, below 2**32; a row's draws depend on its own seed alone. live: bool[R], the
-  rows that are wanted; others are padding and do not keep the loop running.
+  rows that are wanted; others are padding and do not keep the loop running. features: of `start`.
   """
-  state = start(config, params, prompts, max_new_tokens, live)
+  state = start(config, params, prompts, max_new_tokens, live, features)
   state = advance(config, params, state, max_new_tokens, eos=eos, choice=choice, seeds=seeds)
   return finished(state, eos)
 
 
 def stream_text(
   config: TunaConfig, params, prompts: Batch, *, eos: int, max_new_tokens: int = 512,
-  choice: Choice | None = None, seeds: Sequence[int] | None = None, every: int = 1,
+  choice: Choice | None = None, seeds: Sequence[int] | None = None, every: int = 1, features=None,
 ) -> Iterator[list[np.ndarray]]:  # fmt: skip
   """As `generate_text`, yielding all ids so far after every `every` tokens."""
-  state = start(config, params, prompts, max_new_tokens)
+  state = start(config, params, prompts, max_new_tokens, features=features)
   count = 0
   while count < max_new_tokens and not bool(state.done.all()):
     state = advance(
@@ -105,7 +106,7 @@ def start(
 
 
 def advance(
-  config: TunaConfig, params, state: State, until: int, *, eos: int,
+  config: TunaConfig, params, state: State, until: int, *, eos: int | Sequence[int],
   choice: Choice | None = None, seeds: Sequence[int] | None = None,
 ) -> State:  # fmt: skip
   """Decodes until there are `until` tokens or every row has ended. `state` is donated."""
@@ -114,16 +115,16 @@ def advance(
   numbers = np.float32([choice.temperature, choice.top_k, choice.top_p])
   filtered = choice.temperature > 0 and (choice.top_k > 0 or choice.top_p < 1)
   return _advance(
-    params, state, np.int32(until), np.int32(eos), numbers, seeds,
+    params, state, np.int32(until), np.atleast_1d(np.int32(eos)), numbers, seeds,
     config=config, greedy=choice.temperature == 0, filtered=filtered,
   )  # fmt: skip
 
 
-def finished(state: State, eos: int) -> list[np.ndarray]:
+def finished(state: State, eos: int | Sequence[int]) -> list[np.ndarray]:
   """The ids of each row up to its `eos`, included."""
   out = []
   for row in np.asarray(state.tokens)[:, : int(state.count)]:
-    ends = np.flatnonzero(row == eos)
+    ends = np.flatnonzero(np.isin(row, eos))
     out.append(row[: ends[0] + 1] if len(ends) else row)
   return out
 
@@ -170,7 +171,7 @@ def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filte
     return jax.vmap(jax.random.categorical)(keys, logits)
 
   def step(state):
-    token = jnp.where(state.done, eos, choose(state.logits, state.count)).astype(jnp.int32)
+    token = jnp.where(state.done, eos[0], choose(state.logits, state.count)).astype(jnp.int32)
     out = model.apply(
       variables,
       _one_token(token, state),
@@ -181,9 +182,8 @@ def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filte
     )
     logits = model.apply(variables, out.hidden[:, 0], method='logits')
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, axis=1)
-    return State(
-      out.cache, logits, tokens, state.count + 1, state.done | (token == eos), state.position + 1
-    )
+    done = state.done | jnp.isin(token, eos)
+    return State(out.cache, logits, tokens, state.count + 1, done, state.position + 1)
 
   return jax.lax.while_loop(lambda s: (s.count < until) & ~s.done.all(), step, state)
 
