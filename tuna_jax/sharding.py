@@ -238,6 +238,12 @@ def fetch(array) -> np.ndarray:
   return np.asarray(array)
 
 
+def on_devices(tree):
+  """The tree with its host arrays on the first device; those on devices stay where they are, on
+  those of several hosts too."""
+  return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jax.device_put(a), tree)
+
+
 def active_mesh():
   """The mesh of the surrounding `jax.set_mesh`; None if there is none, or inside `shard_map`."""
   mesh = jax.sharding.get_abstract_mesh()

@@ -34,7 +34,7 @@ from tuna_jax.sample.image import Drawing, Guidance
 from tuna_jax.sample.output import Clip, Picture
 from tuna_jax.sample.prompt import Grid, collate, split, strides
 from tuna_jax.sample.text import Choice
-from tuna_jax.sharding import fetch
+from tuna_jax.sharding import fetch, on_devices
 
 Report = Callable[[int, int], None]
 
@@ -57,8 +57,8 @@ class Generator:
   ):  # fmt: skip
     if batch_size < 1:
       raise UserError(f'batch_size={batch_size}: must be at least 1')
-    self.config, self.params, self.tokenizer = config, jax.device_put(params), tokenizer
-    self.vae_config, self.vae_params = vae_config or config.vae, jax.device_put(vae_params)
+    self.config, self.params, self.tokenizer = config, on_devices(params), tokenizer
+    self.vae_config, self.vae_params = vae_config or config.vae, on_devices(vae_params)
     if tasks is None and config.design == 'late_fusion':
       tasks = TaskConfig(system=showo2.SYSTEM)
     self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()

@@ -164,6 +164,7 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
     if asked or step % config.checkpoint_every == 0 or step == config.steps:
       arrivals.fetch()  # nothing is saved before its own loss is known to be finite
       goodput('save')
+      run.log.flush()  # no later start reports these steps again
       run.checkpoints.save(state, run.pipeline.state())
     if asked:
       raise Stopped(stopped(run.workdir, step, config.steps))

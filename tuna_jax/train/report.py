@@ -115,6 +115,12 @@ class Log:
     }
     return speed | ({'mfu': done / self._peak} if self._peak else {})
 
+  def flush(self) -> None:
+    """Uploads the lines and records so far, where they are not in files yet."""
+    if self._on:
+      self._lines.flush()
+      self._records.flush()
+
   def close(self) -> None:
     """Says where the time went, and writes out what is buffered."""
     if self._bar is not None:
