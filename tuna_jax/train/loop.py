@@ -141,9 +141,7 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
           arrivals.compiled()
     except Stopped:
       if step > first:
-        arrivals.fetch()
-        goodput('save')
-        run.checkpoints.save(state, position)
+        _save(run, arrivals, state, position)
       raise Stopped(stopped(run.workdir, step, config.steps)) from None
     goodput('step')
     profiled = step in config.profile_steps
@@ -162,10 +160,7 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
     run.held.check()
     asked = run.stop.asked or run.checkpoints.reached_preemption(step)
     if asked or step % config.checkpoint_every == 0 or step == config.steps:
-      arrivals.fetch()  # nothing is saved before its own loss is known to be finite
-      goodput('save')
-      run.log.flush()  # no later start reports these steps again
-      run.checkpoints.save(state, run.pipeline.state())
+      _save(run, arrivals, state, run.pipeline.state())
     if asked:
       raise Stopped(stopped(run.workdir, step, config.steps))
     if any(step % every == 0 for every, _ in run.evaluations) or step == config.steps:
@@ -173,6 +168,14 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
       _evaluate(run, state, step)
   _log.info('%s: %s', run.workdir, run.pipeline.counts())
   return state
+
+
+def _save(run: _Run, arrivals: _Arrivals, state: TrainState, position) -> None:
+  """Saves the state of the newest step, once its own loss is known to be finite."""
+  arrivals.fetch()
+  run.goodput('save')
+  run.log.flush()  # no later start reports these steps again
+  run.checkpoints.save(state, position)
 
 
 def _evaluate(run: _Run, state: TrainState, step: int) -> None:
