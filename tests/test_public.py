@@ -1,12 +1,16 @@
 """The public surface: `import tuna_jax` alone gives everything that a notebook needs."""
 
+import inspect
+import pathlib
 import pydoc
+import re
 import subprocess
 import sys
 
 import pytest
 
 import tuna_jax
+from tuna_jax.tools import api_page
 
 
 def python(code: str) -> str:
@@ -51,3 +55,20 @@ def test_help_shows_what_people_call():
   text = pydoc.plain(pydoc.render_doc(tuna_jax))
   for words in ('open_generator(', 'class Generator', 'evaluate(', "generator.image('a red ball')"):
     assert words in text
+
+
+def test_every_public_function_says_shapes_or_units_and_errors():
+  units = re.compile(r'\[.*\]|pixels|seconds|minutes|tokens|bytes|items|steps?\b|PNG|MP4')
+  for name, function in api_page.functions():
+    text = inspect.getdoc(function) or ''
+    assert units.search(text), name
+    assert 'Raises' in text or 'UserError' in text or name == 'Picture.pil', name
+
+
+def test_the_page_of_the_api_is_that_of_the_docstrings():
+  page = pathlib.Path(__file__).parents[1] / 'docs' / 'api.md'
+  assert page.read_text() == api_page.page(), 'python -m tuna_jax.tools.api_page > docs/api.md'
+
+
+def test_the_package_says_that_it_has_types():
+  assert (pathlib.Path(tuna_jax.__file__).parent / 'py.typed').exists()

@@ -10,13 +10,16 @@
     tuna_jax.evaluate(generator, 'train.json', 'test.json').rows
 
 open_generator   loads a run or weights and returns a Generator
-Generator        text, stream, image, edit, video; Picture and Clip are what it returns
+Generator        text, stream, image, edit, video; Picture and Clip are what it returns, and show
+                 themselves in a notebook
 train            trains one stage from a train.config.TrainConfig; `tuna_jax.train` is also the
                  package that holds it (docs/design.md 4)
 evaluate         scores a Generator on the records of your own mixture files, trained on and held
                  out
 fit              trains a small model on your own data within minutes and reports what it learned
 TunaConfig       the configuration of a model; SIZES holds the named ones: tiny, 2b, 7b and others
+Guidance         how far drawing moves from what is not asked for: scales, interval, rescaling
+UserError        what is raised where the caller must change something; its message says what
 
 Names are imported when they are first used, so `import tuna_jax` does not import jax.
 """
@@ -28,10 +31,12 @@ _WHERE = {
   'Generator': 'sample.generate',
   'Picture': 'sample.output',
   'Clip': 'sample.output',
+  'Guidance': 'sample.image',
   'evaluate': 'evals.own_data',
   'fit': 'small.fit',
   'TunaConfig': 'config',
   'SIZES': 'sizes',
+  'UserError': 'config',
 }
 
 __all__ = [*_WHERE, 'train', '__version__']  # noqa: PLE0604

@@ -1,11 +1,13 @@
 """Compiles a train step for a TPU pod without having one: whether it fits, and what it costs.
 
   tuna-jax plan --config=configs/stage2.py:7b --topology=v6e:16x16 [--slices=2] [--json=FILE]
+  tuna-jax plan --draw=2b --dtype=int8 --topology=v5e:1x1 [--side=512]
 
 Needs the TPU compiler (`pip install 'tuna_jax[tpu]'`) and no TPU. --topology is CHIP:DIMS (v5e:4x4,
 v5p:4x4x8, v6e:16x16, tpu7x:4x4x4) or a name such as v6e-256. Prints memory by class, the encoder's
 beside the step's, collectives by mesh axis, FLOPs, and a roofline with its assumptions. Exits 3
-where the step does not fit, and says what to change. LIBTPU_INIT_ARGS gives the compiler the flags
+where the step does not fit, and says what to change. With --draw, it is the drawing of one picture
+by one device: the sampler, and the VAE's decoder. LIBTPU_INIT_ARGS gives the compiler the flags
 of a run (launch/presets.sh).
 """
 
@@ -17,7 +19,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax import files
+from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -36,10 +38,21 @@ _SLICES = flags.DEFINE_integer(
 _JSON = flags.DEFINE_string('json', None, 'The plan is also written to this file.')
 
 
+_DRAW = flags.DEFINE_enum('draw', None, sorted(sizes.SIZES), 'The size of a model that draws.')
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'bfloat16', ['float32', 'bfloat16', 'int8'], 'draw: how its parameters are held.'
+)
+_SIDE = flags.DEFINE_integer('side', 512, 'draw: the side of the picture in pixels.', 16)
+
+
 def main(argv):
   del argv
-  if _CONFIG.value is None or not _TOPOLOGY.value:
-    raise UserError('plan: --config=FILE:SIZE and --topology=CHIP:DIMS are needed')
+  if bool(_CONFIG.value) == bool(_DRAW.value):
+    raise UserError('plan: --config=FILE:SIZE or --draw=SIZE is needed, and not both')
+  if not _TOPOLOGY.value:
+    raise UserError('plan: --topology=CHIP:DIMS is needed')
+  if _DRAW.value:
+    return _draw()
   from tuna_jax.configs import common
   from tuna_jax.tools import plan, plan_table
 
@@ -53,6 +66,18 @@ def main(argv):
     files.write_json(_JSON.value, dataclasses.asdict(result))
   if not result.fits:
     sys.exit(EXIT_UNFIT)
+
+
+def _draw():
+  from tuna_jax.tools import plan_sample
+
+  result = plan_sample.plan(
+    sizes.size(_DRAW.value), _TOPOLOGY.value, dtype=_DTYPE.value, side=_SIDE.value
+  )
+  print(result)
+  if _JSON.value:
+    files.write_json(_JSON.value, dataclasses.asdict(result))
+  return 0 if result.fits else EXIT_UNFIT
 
 
 if __name__ == '__main__':

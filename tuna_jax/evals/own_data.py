@@ -55,7 +55,8 @@ def evaluate(
 
   train, test: mixture files; floors and the judge of pictures are learned from the first. n: items
   per row, fewer where there are fewer records. say: is told the scores of each part as it ends.
-  splits: those that are scored, 'train' and 'test'.
+  splits: those that are scored, 'train' and 'test'. Raises UserError for a mixture that cannot be
+  read; a record that cannot is passed over.
   """
   opened = {'train': _sources(train, generator.media), 'test': _sources(test, generator.media)}
 

@@ -12,7 +12,6 @@ compile once.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.sample import asking, batches, requests, showo2, story
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
+from tuna_jax.sample.familiar import familiar
 from tuna_jax.sample.image import Drawing, Guidance
 from tuna_jax.sample.output import Clip, Picture
 from tuna_jax.sample.prompt import Grid, collate, split, strides
@@ -63,8 +63,15 @@ class Generator:
     self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()
     self.batch_size, self.max_length, self.pooled = batch_size, max_length, pooled
 
+  def __repr__(self):
+    leaves = jax.tree.leaves(self.params)
+    types = ' and '.join(sorted({str(a.dtype) for a in leaves}))
+    model = f'design {self.config.design}, {sum(a.size for a in leaves):,} numbers in {types}'
+    return f'<Generator, {model}; pictures of {self.media.image_size}, {self.batch_size} at once>'
+
   # ---- text
 
+  @familiar
   def text(
     self, messages, images=(), *, max_new_tokens: int = 512, temperature: float = 0.0,
     top_k: int = 0, top_p: float = 1.0, seed: int | Sequence[int] = 42,
@@ -76,7 +83,11 @@ class Generator:
     are seen; a str in it is text, never a path.
     images: the pictures or clips of one request, which stand first or at its `<image>` marks; of a
     list of requests, one entry each: a picture or a list of them.
+    max_new_tokens: of an answer. temperature: 0 takes the likeliest token; above, one is drawn from
+    the top_k likeliest (0: all) that make up the share top_p.
     seed: used with a temperature; request i of a list uses seed + i, or seed[i].
+    Raises UserError for what is no request or no picture, and for a prompt that leaves no room for
+    max_new_tokens within `max_length` tokens.
     """
     choice = Choice(temperature, top_k, top_p)
     asked, many = requests.conversations(messages)
@@ -103,37 +114,27 @@ class Generator:
         out[i] = self.tokenizer.decode(ids)
     return out if many else out[0]
 
+  @familiar
   def stream(
     self, messages, images=(), *, max_new_tokens: int = 512, temperature: float = 0.0,
     top_k: int = 0, top_p: float = 1.0, seed: int = 42,
   ) -> Iterator[str]:  # fmt: skip
-    """The answer to one request, in pieces as they are decoded."""
+    """The answer to one request, in pieces of text as its tokens are decoded; all else as in
+    `text`. Raises UserError as it does, and for a list."""
     asked, many = requests.conversations(messages)
     if many:
       raise UserError('stream answers one request; use text for a list')
     parsed = [requests.turns_of(asked[0], requests.per_request(images, 1, False)[0])]
     prompts, features = asking.collated(self, asking.asked(self, parsed, max_new_tokens))
-    shown = now = ''
-    for ids in writing.stream_text(
-      self.config,
-      self.params,
-      prompts,
-      features=features,
-      eos=self.tokenizer.eos,
-      max_new_tokens=max_new_tokens,
-      choice=Choice(temperature, top_k, top_p),
-      seeds=[seed],
-    ):
-      now = self.tokenizer.decode(ids[0])
-      half = now.endswith('\N{REPLACEMENT CHARACTER}')  # a letter whose other bytes are to come
-      if len(now) > len(shown) and not half:
-        yield now[len(shown) :]
-        shown = now
-    if len(now) > len(shown):
-      yield now[len(shown) :]
+    ids = writing.stream_text(
+      self.config, self.params, prompts, features=features, eos=self.tokenizer.eos,
+      max_new_tokens=max_new_tokens, choice=Choice(temperature, top_k, top_p), seeds=[seed],
+    )  # fmt: skip
+    yield from writing.pieces(self.tokenizer.decode(row[0]) for row in ids)
 
   # ---- pictures and clips
 
+  @familiar
   def image(
     self, prompt, *, size=None, negative: str | Sequence[str] = '',
     seed: int | Sequence[int] = 42, guidance: float | Guidance | None = None,
@@ -150,13 +151,17 @@ class Generator:
     picture i uses seed + i, or seed[i]. guidance: its scale, or a whole `Guidance`. points, shift,
     solver: of `Drawing`. What is None is as published for the design (`image.PUBLISHED`).
     report: called with (velocity evaluations done, how many there are).
+    The picture is uint8 [H, W, 3]. Raises UserError for what is no prompt, a size that is none, and
+    settings out of range.
     """
     prompts, many = requests.conversations(prompt)
     how = Drawing.of(self.config.design, 't2i', guidance, points, shift, solver)
     target = self.target(Image, size or self.media.image_size, 1)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
-    return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
+    made = [Picture(pixels[0], info) for pixels, info in zip(drawn, infos)]
+    return made if many else made[0]
 
+  @familiar
   def video(
     self, prompt, frames: int | None = None, *, size=None, negative: str | Sequence[str] = '',
     seed: int | Sequence[int] = 42, guidance: float | Guidance | None = None,
@@ -164,9 +169,10 @@ class Generator:
     shift: float | None = None, solver: str | None = None, fps: int = 16, images=(),
     report: Report | None = None,
   ):  # fmt: skip
-    """Films a prompt -> Clip of `frames` = 4k + 1 pictures at `fps` frames per second, or a list of
-    them. images: the picture that a clip begins with; of a list of prompts, one each. The rest as
-    in `image`."""
+    """Films a prompt -> Clip, uint8 [F, H, W, 3] of `frames` = 4k + 1 pictures at `fps` frames per
+    second, or a list of them. images: the picture that a clip begins with; of a list of prompts,
+    one each. The rest as in `image`. Raises UserError as it does, and for another number of frames
+    or a model that has seen no clips."""
     prompts, many = requests.strings(prompt, 'prompt')
     how = Drawing.of(self.config.design, 't2v', guidance, points, shift, solver)
     frames = self.media.frames if frames is None else frames
@@ -176,8 +182,10 @@ class Generator:
     if any(entries := requests.per_request(images, len(prompts), many)):
       firsts = self.encode([requests.first(e, self.media, size) for e in entries])
     drawn, infos = self._generate(prompts, negative, target, seed, how, report, firsts)
-    return _one_or_all([Clip(pixels, fps, info) for pixels, info in zip(drawn, infos)], many)
+    made = [Clip(pixels, fps, info) for pixels, info in zip(drawn, infos)]
+    return made if many else made[0]
 
+  @familiar
   def edit(
     self, images, instruction, *, size=None, negative: str | Sequence[str] = '',
     seed: int | Sequence[int] = 42, guidance: float | Guidance | None = None,
@@ -189,9 +197,10 @@ class Generator:
     images: of one instruction, a picture or several; of a list, one entry each.
     size: of all sources and the result, their nearest bucket. By default the result has the size of
     its last source: each side rounded to a multiple of 16, and scaled down to the area of
-    `media.image_size` if it is larger. The rest as in `image`.
+    `media.image_size` if it is larger. The rest as in `image`; the result is uint8 [H, W, 3].
+    Raises UserError as it does, and for sources that cannot be read or are missing.
     """
-    texts, many = requests.strings(instruction, 'instruction')
+    texts, many = requests.strings(instruction, 'instruction', '; edit takes (images, instruction)')
     how = Drawing.of(self.config.design, 'edit', guidance, points, shift, solver)
     entries = requests.per_request(images, len(texts), many)
     if not all(entries):
@@ -210,17 +219,21 @@ class Generator:
     drawn = self.decode(self.draw(plans, seeds, how, report))
     infos = [
       {**info, 'sources': [requests.name_of(s) for s in entry]}
-      for info, entry in zip(_infos(texts, negative, seeds, how), entries)
+      for info, entry in zip(requests.infos(texts, negative, seeds, how), entries)
     ]
-    return _one_or_all([Picture(pixels[0], info) for pixels, info in zip(drawn, infos)], many)
+    made = [Picture(pixels[0], info) for pixels, info in zip(drawn, infos)]
+    return made if many else made[0]
 
+  @familiar
   def story(
     self, prompt: str, pictures: int = 4, *, size=None, seed: int = 42,
     guidance: float | Guidance | None = None, points: int | None = None,
     shift: float | None = None, solver: str | None = None, max_new_tokens: int = 512,
     temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
   ) -> list[str | Picture]:  # fmt: skip
-    """What follows a text: texts and at most `pictures` pictures in turn, as `story.tell` says."""
+    """What follows a text: texts and at most `pictures` pictures in turn, as `story.tell` says; a
+    text of at most `max_new_tokens` tokens, a picture of uint8 [H, W, 3]. Raises UserError as
+    `image` does."""
     how = Drawing.of(self.config.design, 't2i', guidance, points, shift, solver)
     return story.tell(
       self, prompt, pictures, how, size=size or self.media.image_size, seed=seed,
@@ -234,7 +247,8 @@ class Generator:
     report: Report | None = None, firsts: Sequence[np.ndarray] | None = None,
   ) -> list[np.ndarray]:  # fmt: skip
     """Latents float32 [T, h, w, C] of each target. plans: of each picture, one plan per branch of
-    `how.guidance`, all with the same target. firsts: tokens [1, h, w, C] that clips begin with."""
+    `how.guidance`, all with the same target. firsts: tokens [1, h, w, C] that clips begin with.
+    Raises UserError for a plan of more than `max_length` tokens."""
     part = lambda plan: split(plan, self.tokenizer, strides(self.config))
     split_plans = [[part(plan) for plan in branches] for branches in plans]
     grids = [branches[0][1] for branches in split_plans]
@@ -258,7 +272,7 @@ class Generator:
       latents = drawing.sample_latents(
         self.config,
         self.params,
-        self._collate(examples, length),
+        collate(examples, self.config.token_dim, length),
         [grids[i] for i in rows],
         noise,
         how,
@@ -272,7 +286,8 @@ class Generator:
 
   def encode(self, media: Sequence[np.ndarray]) -> list[np.ndarray]:
     """uint8 [F, H, W, 3] each -> visual tokens float32 [T, h, w, C]: of pixels, or of normalised
-    latents that are posterior means, so nothing is random."""
+    latents that are posterior means, so nothing is random. Raises ValueError for sides that the
+    VAE does not divide."""
     c = self.config
     if c.vae is None:
       cells = [colours(x) for x in media]
@@ -281,7 +296,8 @@ class Generator:
     return [to_rows(c, x, pixels) for x, pixels in zip(cells, media)]
 
   def decode(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Visual tokens float32 [T, h, w, C] each -> uint8 [F, H, W, 3]."""
+    """Visual tokens float32 [T, h, w, C] each -> uint8 [F, H, W, 3]. Raises ValueError for another
+    number of channels."""
     c = self.config
     cells = [to_cells(x[..., -c.drawn_dim :], c.patch, c.layout) for x in latents]
     if c.vae is None:
@@ -309,7 +325,7 @@ class Generator:
       plans.append(branches[: how.guidance.branches])
     seeds = requests.seeds_of(seed, len(prompts))
     drawn = self.draw(plans, seeds, how, report, firsts)
-    return self.decode(drawn), _infos(prompts, negative, seeds, how)
+    return self.decode(drawn), requests.infos(prompts, negative, seeds, how)
 
   def target(self, kind, size, frames: int):
     """A target to draw: its shape in latent cells, without values."""
@@ -328,20 +344,3 @@ class Generator:
     temporal, _ = strides(self.config)
     latents = self.encode([requests.read(v, self.media, temporal) for v in visuals])
     return [(Video if len(x) > 1 else Image)(x) for x in latents]
-
-  def _collate(self, examples, length=None):
-    return collate(examples, self.config.token_dim, length)
-
-
-def _infos(prompts, negative, seeds, how: Drawing) -> list[dict[str, Any]]:
-  """What the file of each picture remembers."""
-  texts = [p if isinstance(p, str) else requests.transcript(p) for p in prompts]
-  negatives = requests.each(negative, len(prompts), 'negative')
-  return [
-    {'prompt': p, 'negative': n, 'seed': s, **dataclasses.asdict(how)}
-    for p, n, s in zip(texts, negatives, seeds)
-  ]
-
-
-def _one_or_all(results, many):
-  return results if many else results[0]

@@ -174,7 +174,7 @@ def sample_latents(
   if report is not None:
     _reports[run] = functools.partial(_count, report, itertools.count(1))
   try:
-    out = _sample(
+    out = sampler(
       params, prompts, np.asarray(grid, np.int32), noise, flow.times(how.points, how.shift),
       guidance.numbers, np.int32(run), config=config, branches=guidance.branches,
       limited=guidance.limited, rescaled=guidance.rescale > 0, solver=how.solver,
@@ -308,7 +308,7 @@ def _tell(run, _):
   jax.jit,
   static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'held', 'reported'),
 )
-def _sample(
+def sampler(
   params, prompts, grid, noise, times, numbers, run,
   *, config, branches, limited, rescaled, solver, held, reported,
 ):  # fmt: skip

@@ -31,7 +31,8 @@ def open_generator(
   mesh: jax.sharding.Mesh | None = None,
   **options,
 ) -> Generator:
-  """Loads what training or `tuna-jax convert` wrote.
+  """Loads what training or `tuna-jax convert` wrote: 4 bytes per parameter, 2 in bfloat16, about 1
+  in int8.
 
   Args:
     checkpoint: a run directory, a weights directory, or the name of a published model that

@@ -3,6 +3,8 @@ memory and in their files."""
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import json
 import os
@@ -33,7 +35,7 @@ class Picture:
     return np.array(self.pixels, dtype) if copy or dtype is not None else self.pixels
 
   def pil(self) -> Image.Image:
-    """The picture for Pillow."""
+    """The picture for Pillow, RGB of as many pixels."""
     return Image.fromarray(self.pixels)
 
   def save(self, path: str | os.PathLike) -> None:
@@ -95,6 +97,11 @@ class Clip:
         file.mux(stream.encode())
       with open(path, 'rb') as written:
         return written.read()
+
+  def _repr_html_(self) -> str:
+    """The clip for a notebook: a GIF, which moves wherever a page is shown."""
+    data = base64.b64encode(self._gif('')).decode()
+    return f'<img src="data:image/gif;base64,{data}" alt="{html.escape(repr(self))}">'
 
   def __repr__(self):
     frames, height, width, _ = self.pixels.shape

@@ -3,6 +3,7 @@ as paths, PIL images or arrays."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from tuna_jax.config import UserError, nearest
 from tuna_jax.data import media
 from tuna_jax.data.media import MediaConfig, Size
 from tuna_jax.data.tasks import PLACEHOLDER
+from tuna_jax.sample import familiar
 
 FILMS = ('.mp4', '.webm', '.mkv', '.mov', '.avi', '.m4v')  # paths read as clips, as folders are
 MAX_SEED = 2**32
@@ -24,9 +26,11 @@ ROLES = ('user', 'assistant', 'system')
 Turns = list[tuple[str, str]]
 
 
-def strings(value, what: str) -> tuple[list[str], bool]:
-  """(texts, whether a list was given)."""
+def strings(value, what: str, hint: str = '') -> tuple[list[str], bool]:
+  """(texts, whether a list was given). hint: the end of the message for another type."""
   many = not isinstance(value, str)
+  if many and not isinstance(value, (list, tuple)):
+    raise UserError(f'{what}: expected text or a list of texts, found {type(value).__name__}{hint}')
   texts = list(value) if many else [value]
   for n, text in enumerate(texts):
     if not isinstance(text, str):
@@ -40,6 +44,9 @@ def conversations(value) -> tuple[list, bool]:
     isinstance(value, Sequence) and len(value) > 0 and all(map(_is_turn, value))
   ):
     return [value], False
+  if not isinstance(value, (list, tuple)) or not value:
+    found = 'an empty list' if isinstance(value, (list, tuple)) else type(value).__name__
+    raise UserError(f'expected text, a conversation, or a list of them; found {found}')
   requests = list(value)
   for n, request in enumerate(requests):
     if not isinstance(request, (str, list)):
@@ -69,7 +76,8 @@ def turns_of(request, visuals) -> tuple[Turns, list, tuple[str, ...]]:
     role, content = (turn.get('role'), turn.get('content')) if isinstance(turn, Mapping) else turn
     if role not in ROLES:
       raise UserError(f'role {role!r}: expected one of {", ".join(ROLES)}{nearest(role, ROLES)}')
-    pieces = list(content) if isinstance(content, (list, tuple)) else [content]
+    pieces = list(content) if isinstance(content, (list, tuple)) else [content or '']
+    pieces = [familiar.piece_of(piece) if isinstance(piece, Mapping) else piece for piece in pieces]
     pictures = [piece for piece in pieces if not isinstance(piece, str)]
     if pictures and role == 'system':
       raise UserError('a system turn holds text; put its pictures into a user turn')
@@ -103,6 +111,16 @@ def without_pictures(turns: Turns) -> Turns:
 def transcript(request) -> str:
   """A conversation as one line per turn."""
   return '\n'.join(f'{role}: {text}' for role, text in turns_of(request, ())[0])
+
+
+def infos(prompts, negative, seeds, how) -> list[dict[str, Any]]:
+  """What the file of each picture remembers. how: the `Drawing`."""
+  texts = [p if isinstance(p, str) else transcript(p) for p in prompts]
+  negatives = each(negative, len(prompts), 'negative')
+  return [
+    {'prompt': p, 'negative': n, 'seed': s, **dataclasses.asdict(how)}
+    for p, n, s in zip(texts, negatives, seeds)
+  ]
 
 
 def per_request(images, count: int, many: bool) -> list[list]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -186,6 +186,17 @@ def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filte
     return State(out.cache, logits, tokens, state.count + 1, done, state.position + 1)
 
   return jax.lax.while_loop(lambda s: (s.count < until) & ~s.done.all(), step, state)
+
+
+def pieces(texts: Iterable[str]) -> Iterator[str]:
+  """What each text adds to the one before it; a letter waits for all of its bytes."""
+  shown = now = ''
+  for now in texts:
+    if len(now) > len(shown) and not now.endswith('\N{REPLACEMENT CHARACTER}'):
+      yield now[len(shown) :]
+      shown = now
+  if len(now) > len(shown):
+    yield now[len(shown) :]
 
 
 def _one_token(token, state):

@@ -111,7 +111,8 @@ def fit(
   same call continues there. minutes: what everything together should take. test: records that are
   held out, a mixture or folder; otherwise the share `held_out` of the pictures. most: pictures that
   are used. vae: a weights directory to use instead of training one. n: items to judge per row of
-  the report. SIGTERM or Ctrl-C saves and raises Stopped.
+  the report. Raises UserError for data that cannot be used, and Stopped once SIGTERM or Ctrl-C has
+  saved.
   """
   root = files.absolute(out)
   root.mkdir(parents=True, exist_ok=True)

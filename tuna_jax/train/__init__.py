@@ -11,7 +11,13 @@ import types
 
 class _Train(types.ModuleType):
   def __call__(self, config, workdir: str, devices=None):
-    """Trains one stage to its last step and returns its TrainState: `tuna_jax.train.loop.train`."""
+    """Trains one stage to its last step and returns its TrainState; the same call continues.
+
+    config: a `train.config.TrainConfig`. workdir: the run's directory. devices: all by default.
+    Raises UserError for what does not fit the config, loop.Stopped once a run that was asked to
+    stop has saved, and FloatingPointError for a loss that is no longer finite. The whole is said in
+    `tuna_jax.train.loop.train`.
+    """
     from tuna_jax.train import loop  # imports jax
 
     return loop.train(config, workdir, devices)

@@ -1,0 +1,101 @@
+"""What people know from other libraries: names of arguments, and messages as chat services take
+them. A name that no method takes is refused with the nearest that it does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tuna_jax import files
+from tuna_jax.config import UserError, nearest
+
+# What diffusers, transformers and OpenAI's client call our arguments.
+NAMES = {
+  'guidance_scale': 'guidance',
+  'negative_prompt': 'negative',
+  'num_frames': 'frames',
+  'max_tokens': 'max_new_tokens',
+  'max_completion_tokens': 'max_new_tokens',
+}
+
+
+def familiar(method: Callable) -> Callable:
+  """The method, which also takes the familiar names of its arguments: those of NAMES, `height` and
+  `width` for `size`, and `num_inference_steps` for `points` - 1. Raises UserError for an unknown or
+  doubled name."""
+  known = list(inspect.signature(method).parameters)[1:]
+  parameters = inspect.signature(method).parameters
+  needed = [name for name in known if parameters[name].default is inspect.Parameter.empty]
+  theirs = [name for name, ours in NAMES.items() if ours in known]
+  theirs += ['height', 'width'] if 'size' in known else []
+  theirs += ['num_inference_steps'] if 'points' in known else []
+
+  @functools.wraps(method)
+  def call(self, *given, **named):
+    if len(given) > len(known):
+      raise UserError(f'{method.__name__}: {len(given)} arguments; it takes {", ".join(known)}')
+    taken = known[: len(given)]
+    for name in list(named):
+      if name in known and name not in taken:
+        continue
+      if name not in theirs:
+        what = 'is given twice' if name in taken else f'is unknown{nearest(name, known + theirs)}'
+        raise UserError(f'{method.__name__}: the argument {name!r} {what}')
+      if name in NAMES:
+        _put(method, named, taken, NAMES[name], named.pop(name))
+      elif name == 'num_inference_steps':
+        _put(method, named, taken, 'points', named.pop(name) + 1)
+    if {'height', 'width'} & named.keys():
+      if not {'height', 'width'} <= named.keys():
+        raise UserError(f'{method.__name__}: height and width go together; size=N is a square')
+      _put(method, named, taken, 'size', (named.pop('height'), named.pop('width')))
+    if missing := [name for name in needed if name not in named and name not in taken]:
+      raise UserError(f'{method.__name__}: no {" and no ".join(missing)} given')
+    return method(self, *given, **named)
+
+  return call
+
+
+def _put(method, named: dict, taken, name: str, value) -> None:
+  if name in named or name in taken:
+    raise UserError(f'{method.__name__}: {name} is given twice, by two names')
+  named[name] = value
+
+
+def piece_of(part: Mapping[str, Any]):
+  """The text or picture of a part of a message: {'type': 'text', 'text': ...}, {'type':
+  'image_url', 'image_url': {'url': 'data:image/png;base64,...'}}, or {'type': 'image', 'image': a
+  path, bytes, a PIL picture or an array}. Raises UserError for any other.
+  """
+  kind = part.get('type')
+  if kind in ('text', 'input_text') and isinstance(part.get('text'), str):
+    return part['text']
+  if kind == 'image' and 'image' in part:
+    given = part['image']
+    return files.path(given) if isinstance(given, str) else given  # a str would be text
+  if kind in ('image_url', 'input_image') and 'image_url' in part:
+    url = part['image_url']
+    return data_of(url.get('url') if isinstance(url, Mapping) else url)
+  raise UserError(
+    f"a part of a message of type {kind!r} with {sorted(part)}: expected 'text' with text, 'image' "
+    "with image, or 'image_url' with a data: URL"
+  )
+
+
+def data_of(url) -> bytes:
+  """The bytes of a base64 data: URL. Other addresses are neither opened nor fetched."""
+  head, comma, data = str(url).partition(',')
+  if not (head.startswith('data:') and head.endswith(';base64') and comma):
+    raise UserError(
+      f'image_url {str(url)[:40]!r}: expected data:image/...;base64,...; for a file, '
+      "{'type': 'image', 'image': PATH}"
+    )
+  try:
+    return base64.b64decode(data, validate=True)
+  except binascii.Error as error:
+    raise UserError(f'image_url: damaged base64: {error}') from None
