@@ -328,7 +328,8 @@ class Generator:
     return self.decode(drawn), requests.infos(prompts, negative, seeds, how)
 
   def target(self, kind, size, frames: int):
-    """A target to draw: its shape in latent cells, without values."""
+    """A target to draw: float32 [T, h, w, 0], its shape in latent cells without values. Raises
+    UserError for a size or a number of `frames` that the model does not draw."""
     height, width = media_lib.buckets(requests.size_name(size))[0]
     temporal, spatial = strides(self.config)
     if frames < 1 or (frames - 1) % temporal:
@@ -340,7 +341,8 @@ class Generator:
     return kind(np.zeros((*grid, 0), np.float32), True)
 
   def read(self, visuals) -> list[Image | Video]:
-    """Pictures and clips in their nearest buckets, as clean latents."""
+    """Pictures and clips in their nearest buckets, as clean latents float32 [T, h, w, C]. Raises
+    MediaError, a UserError, for what cannot be read."""
     temporal, _ = strides(self.config)
     latents = self.encode([requests.read(v, self.media, temporal) for v in visuals])
     return [(Video if len(x) > 1 else Image)(x) for x in latents]
