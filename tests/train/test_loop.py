@@ -23,7 +23,7 @@ from tests.train.test_metrics import metrics, opened
 from tuna_jax import stopping, tree
 from tuna_jax.config import UserError
 from tuna_jax.sample.open import open_generator
-from tuna_jax.train import checkpoint, loop, state
+from tuna_jax.train import checkpoint, guard, loop, state
 from tuna_jax.train.goodput import Goodput
 from tuna_jax.weights import store
 
@@ -186,30 +186,25 @@ def test_metrics_of_a_step_are_read_while_the_next_one_runs(tmp_path):
   log = opened(tmp_path, steps=9)
   run = types.SimpleNamespace(
     workdir='RUN', log=log, goodput=Goodput(str(tmp_path)),
-    checkpoints=types.SimpleNamespace(latest=lambda: 1),
+    guard=types.SimpleNamespace(judge=lambda step, *_: judged.append(step), refused=0),
   )  # fmt: skip
-  arrivals = loop._Arrivals(run)
-  arrivals.put(1, metrics())
+  arrivals, judged = loop._Arrivals(run), []
+  arrivals.put(1, {**metrics(), 'kept': True}, None)
   assert not records(tmp_path)
-  arrivals.put(2, metrics(loss=float('nan')))
-  assert [step for step, _ in records(tmp_path)] == [1]
-  with pytest.raises(FloatingPointError, match='RUN: step 2 has loss nan .* is of step 1'):
-    arrivals.put(3, metrics())
+  arrivals.put(2, {**metrics(loss=float('nan')), 'kept': False}, None)
+  assert [step for step, _ in records(tmp_path)] == judged == [1]
+  arrivals.fetch()
+  assert judged == [1, 2]
   log.close()
 
 
-@pytest.mark.parametrize('checkpoint_every', [1, 2])
-def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
-  chain, tmp_path, checkpoint_every
-):
+def test_weights_that_are_no_numbers_are_named_before_the_first_step(chain, tmp_path):
   _, before = chain.run('stage1')
   params = jax.tree.map(np.asarray, before.params)
   params['connector']['fc2']['bias'] = params['connector']['fc2']['bias'] * np.float32('nan')
-  config = dataclasses.replace(chain.config('stage2'), checkpoint_every=checkpoint_every)
+  config = chain.config('stage2')
   store.save(str(tmp_path / 'bad'), config.model, params)
-  with pytest.raises(
-    FloatingPointError, match='step 1 has loss nan .* newest checkpoint is of step 0'
-  ):
+  with pytest.raises(guard.Diverged, match='params/connector/fc2/bias is not finite after step 0'):
     train(dataclasses.replace(config, init_from=str(tmp_path / 'bad')), tmp_path / 'run')
   assert not [p for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.name.isdigit()]
 

@@ -36,11 +36,16 @@ def start():
 
 
 @functools.cache
+def program(config):
+  return jax.jit(functools.partial(step.train_step, config=config))
+
+
+@functools.cache
 def one(accumulate):
   config = dataclasses.replace(
     CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, accumulate=accumulate)
   )
-  return jax.jit(functools.partial(step.train_step, config=config))(start(), BATCH, KEY)
+  return program(config)(start(), BATCH, KEY)
 
 
 def test_accumulating_equals_one_batch():
@@ -49,6 +54,22 @@ def test_accumulating_equals_one_batch():
     lambda x, y: np.testing.assert_allclose(x, y, atol=ROUNDING), whole.params, parts.params
   )
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize('what', ['latents', 'parameters'])
+def test_an_update_that_is_not_finite_leaves_all_but_the_step_as_it_was(what):
+  before, batch = start(), BATCH
+  if what == 'latents':
+    latents = np.where(np.asarray(batch.image > 0)[..., None], np.float32('nan'), batch.latents)
+    batch = batch._replace(latents=latents.astype(np.float32))
+  else:
+    leaf = before.params['connector']['fc2']['bias']
+    bias = {**before.params['connector']['fc2'], 'bias': leaf * np.float32('inf')}
+    connector = {**before.params['connector'], 'fc2': bias}
+    before = before._replace(params={**before.params, 'connector': connector})
+  after, metrics = program(CONFIG)(before, batch, KEY)
+  assert not metrics['kept'] and metrics['sane'] == (what == 'parameters')
+  jax.tree.map(np.testing.assert_array_equal, after, before._replace(step=before.step + 1))
 
 
 def test_frozen_leaves_stay_and_all_others_move():
@@ -161,4 +182,5 @@ def test_the_real_step_of_a_published_size_traces(stage, size):
   assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
     lambda a: (a.shape, a.dtype), abstract
   )
-  assert set(metrics) == {'loss', 'grad_norm', 'lr', 'filled', 'ntp', 'flow', 'flow_t'}
+  told = {'loss', 'grad_norm', 'lr', 'filled', 'kept', 'sane', 'ntp', 'flow', 'flow_t'}
+  assert set(metrics) == told

@@ -8,6 +8,7 @@
   tuna-jax data encode MIXTURE.json --vae=DIR --out=DIR [--config=configs/stage2.py:2b]
   tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--vae=DIR] [--count=N]
   tuna-jax data pack MIXTURE.json --out=DIR [--processes=N] [--encode=webp --side=1024]
+  tuna-jax data replay RUN/bad/STEP-PROCESS.npz
 
 A mixture file is a JSON list of {"path", "root", "task", "weight"}; a task is t2i, caption, vqa,
 text, edit, t2v, video_caption or video_vqa; a path names files: JSONL, a .json list, .parquet,
@@ -36,6 +37,7 @@ ACTIONS = {
   'fill': 'Packs the mixture of a config without training, and prints how full its rows are.',
   'encode': 'Makes the latents of a mixture, so that training on them needs no VAE; it can go on.',
   'preview': 'Writes a page of what the model sees: tokens, spans, what is learned, pictures.',
+  'replay': 'Shows the loss of each record of a batch that a run could not train on.',
   'pack': 'Writes ArrayRecord shards with the media inside; run again, it makes what is missing.',
 }
 
@@ -102,6 +104,8 @@ ONLY = {
 
 def main(argv):
   action, *paths = argv[1:]
+  if action == 'replay':
+    return replay(*paths)
   configured = _CONFIG.value is not None
   if action in READERS and not paths and (action in ('encode', 'pack') or not configured):
     raise UserError(f'data {action}: missing argument MIXTURE.json')
@@ -263,6 +267,17 @@ def encode(path):
     f'{out / "mixture.json"}: train with --config.data.mixture and --config.encoder.online=False'
   )
   return 0
+
+
+def replay(path=None):
+  from tuna_jax.train import replay as replaying
+
+  if path is None:
+    raise UserError('data replay: missing argument RUN/bad/STEP-PROCESS.npz')
+  for found in replaying.replay(path):
+    print(
+      f'loss {found.loss:.4f}  {found.place}' + ('' if found.finite else ': latents not finite')
+    )
 
 
 def preview(path):

@@ -47,6 +47,8 @@ class _Report:
   too_large: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   first: list[str] = dataclasses.field(default_factory=list)  # of the reasons of both
   used: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, np.int64))  # L, V, M
+  phase: int = 0
+  items: list[list[int]] = dataclasses.field(default_factory=list)  # of the stream, by row
 
 
 class Pipeline:
@@ -103,7 +105,7 @@ class Pipeline:
     self._queue: collections.deque[concurrent.futures.Future] = collections.deque()
     self._step, self._next = 0, self._fresh()
     self._head = (self._step, self._next)
-    self._totals, self._batches = _Report(), 0
+    self._totals, self._batches, self._last = _Report(), 0, _Report()
 
   # ---- iteration
 
@@ -121,7 +123,8 @@ class Pipeline:
         self._submit()
       result = self._queue.popleft().result()
       self._submit()
-    batch, (self._step, self._next), report = result
+    batch, (self._step, self._next), self._last = result
+    report = self._last
     self._totals.examples.update(report.examples)
     self._totals.used += report.used
     self._totals.skipped.update(report.skipped)
@@ -158,6 +161,13 @@ class Pipeline:
     self._step, self._next = state['step'], rows[[at[row] for row in self._rows]]
     self._head = (self._step, self._next)
     self._forget()
+
+  def drawn(self) -> Callable[[], list[list[str]]]:
+    """What gives the places (file:line) of the records of the last batch, by row of this host."""
+    return functools.partial(self._places, self._last.phase, self._last.items)
+
+  def _places(self, phase: int, items: list[list[int]]) -> list[list[str]]:
+    return [[self._records.place(phase, index) for index in row] for row in items]
 
   def counts(self) -> dict[str, Any]:
     """What was read since the start of this process: batches, examples by task, skipped and too
@@ -215,8 +225,9 @@ class Pipeline:
       self._forget()
     fill = functools.partial(self._fill_row, phase)
     rows = list((self._threads.map if self._threads else map)(fill, self._rows, state))
-    report, names = _Report(), tuple(TASKS)
-    for chosen, _, skipped in rows:
+    report, names = _Report(phase=phase), tuple(TASKS)
+    for chosen, _, skipped, items in rows:
+      report.items.append(items)
       report.examples.update(names[e.task] for e in chosen)
       report.used += sum((np.array(e.needs) for e in chosen), np.zeros(3, np.int64))
       for name, why, large in skipped:
@@ -241,10 +252,10 @@ class Pipeline:
     return (self._put(batch) if self._put else batch), head, report
 
   def _fill_row(self, phase: int, row: int, state: np.ndarray):
-    """The examples of one row, its next state, and (source, reason, whether it is only too large)
-    of the records it skipped.
+    """The examples of one row, its next state, (source, reason, whether it is only too large) of
+    the records it skipped, and the stream index of each example.
     """
-    chosen, skipped, room = [], [], np.array(self._sizes[1:4])
+    chosen, skipped, items, room = [], [], [], np.array(self._sizes[1:4])
     following, waiting = int(state[0]), [int(k) for k in state[1:] if k >= 0]
     waiting = [k for k in waiting if self._measure(phase, row, k, skipped)]
     while True:
@@ -264,16 +275,21 @@ class Pipeline:
         if example is not None:
           room = room - needs[i]
           chosen.append(example)
+          items.append(self._item(row, waiting[i]))
       waiting = [k for i, k in enumerate(waiting) if i not in taken]
     new = np.full_like(state, -1)
     new[0] = following
     new[1 : 1 + len(waiting)] = waiting
-    return chosen, new, skipped
+    return chosen, new, skipped, items
+
+  def _item(self, row: int, k: int) -> int:
+    """The stream index of item k of a row."""
+    batch = self._sizes[0]
+    return batch * k + (row + _mix64(self._seed, k)) % batch
 
   def _example(self, phase: int, row: int, k: int, skipped) -> segments.Example | None:
     """Item k of a row, or None if its record cannot be used."""
-    batch = self._sizes[0]
-    return self._records.example(phase, batch * k + (row + _mix64(self._seed, k)) % batch, skipped)
+    return self._records.example(phase, self._item(row, k), skipped)
 
   def _measure(self, phase: int, row: int, k: int, skipped) -> bool:
     """Whether item k of a row can be used; then its needs are known, and it is kept if it may."""

@@ -71,6 +71,11 @@ class Records:
           self._check_budget(number, str(e))
       return None
 
+  def place(self, phase: int, index: int) -> str:
+    """Where the record at `index` of the stream of a phase stands."""
+    number, record = self.phases[phase].locate(index)
+    return self.sources[number].where(record)
+
   def _check_budget(self, number: int, why: str):
     source, bad, read = self.sources[number], len(self._bad[number]), self._read[number]
     share, total, large = self._config.max_skip_share, len(source), len(self._large[number])

@@ -103,14 +103,24 @@ class Checkpoints:
       return None
     attempt = lambda step: (step, *self.restore(step, abstract))
     step, state, data = steps.newest_good(self._root, attempt)
-    if damaged := [n for n in steps.committed(self._root) if n > step]:
+    self.set_aside(step + 1)
+    return step, state, data
+
+  def set_aside(self, first: int) -> list[int]:
+    """Takes the checkpoints from step `first` on out of the way, if there are older ones; which."""
+    self._manager.wait_until_finished()
+    complete = steps.committed(self._root)
+    found = [n for n in complete if n >= first] if complete and complete[0] < first else []
+    if found:
+      if jax.process_count() > 1:  # until all have listed them
+        multihost_utils.sync_global_devices('checkpoints to be set aside')
       if jax.process_index() == 0:
-        for number in damaged:
+        for number in found:
           _set_aside(self._root, number)
       if jax.process_count() > 1:
-        multihost_utils.sync_global_devices('damaged checkpoints are set aside')
+        multihost_utils.sync_global_devices('checkpoints are set aside')
       self._manager.reload()
-    return step, state, data
+    return found
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """(state, data position) of `step`; `abstract` gives shapes, types and shardings. The state's
@@ -168,7 +178,7 @@ def read_config(workdir) -> TrainConfig:
 
 
 def _set_aside(root, step: int) -> None:
-  """Takes a damaged checkpoint out of the way of those to come."""
+  """Takes a checkpoint out of the way of those to come."""
   folder = steps.at(root, step)
   if files.is_remote(root):
     (folder / 'commit_success.txt').unlink()

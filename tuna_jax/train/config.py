@@ -135,6 +135,19 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuardConfig:
+  """What ends a run, and what it notices (docs/reliability.md).
+
+  updates: in a row that are not finite, and therefore not kept, after which the run stops. spike: a
+  loss above this multiple of the median of the last `window` losses is logged with its records.
+  """
+
+  updates: Few = 10
+  spike: Annotated[float, Range(1, above=True)] = 3.0
+  window: Annotated[int, Range(10, 10_000)] = 100
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """One stage of one size.
 
@@ -162,6 +175,7 @@ class TrainConfig:
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   optimizer: OptimizerConfig = OptimizerConfig()
   encoder: EncoderConfig = EncoderConfig()
+  guard: GuardConfig = GuardConfig()
   mesh: MeshConfig = MeshConfig()
   report: ReportConfig = ReportConfig()
   ntp_coeff: NotNegative = 0.2

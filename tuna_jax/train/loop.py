@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from tuna_jax import files, sharding
 from tuna_jax.data.pipeline import Pipeline
@@ -21,6 +20,7 @@ from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.feed import Feed
 from tuna_jax.train.goodput import Goodput
+from tuna_jax.train.guard import Diverged, Drawn, Guard
 from tuna_jax.train.held_out import HeldOut
 from tuna_jax.train.report import Log, summary
 from tuna_jax.train.samples import Samples
@@ -39,8 +39,8 @@ def train(
   SIGTERM or Ctrl-C saves after the running step and raises Stopped; the next call goes on with the
   identical batch. A second Ctrl-C is a KeyboardInterrupt, which waits only for a save that is being
   written. Raises lock.Held if another run works in `workdir`, UserError if a checkpoint, the VAE or
-  the tokenizer does not fit the config, FloatingPointError if the loss or its gradient is no longer
-  finite (the newest checkpoint is from before that), and the error of a save that failed.
+  the tokenizer does not fit the config, guard.Diverged if the numbers of the run mean nothing any
+  more (the newest checkpoint is from before that), and the error of a save that failed.
   """
   m, devices = config.mesh, devices or jax.devices()
   mesh = sharding.make_mesh(
@@ -66,8 +66,16 @@ def train(
       log.say(line)
     closing.callback(checkpoints.wait)  # which the report counts
     evaluations = _evaluations(config, feed, mesh, state, log)
-    run = _Run(config, workdir, pipeline, checkpoints, log, goodput, stop, held, evaluations)
-    return _steps(run, state)
+    guard = Guard(config, workdir, int(state.step))
+    guard.check(state)
+    run = _Run(config, workdir, pipeline, checkpoints, log, goodput, stop, held, guard, evaluations)
+    try:
+      return _steps(run, state)
+    except Diverged:
+      if guard.suspect is not None and checkpoints.set_aside(guard.suspect):
+        said = '%s: no loss was finite with the checkpoint of step %d: it is set aside'
+        _log.warning(said, workdir, guard.suspect)
+      raise
 
 
 def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> tuple[TrainState, str]:
@@ -115,6 +123,7 @@ class _Run(NamedTuple):
   goodput: Goodput
   stop: Signals
   held: lock.Lock
+  guard: Guard
   evaluations: list[tuple[int, Callable[[int, Any], None]]]
 
 
@@ -124,7 +133,7 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
   config, goodput, step = run.config, run.goodput, int(state.step)
   key, step_fn, arrivals = jax.random.key(config.seed), None, _Arrivals(run)
   stopped = '{}: stopped at step {} of {}; the same command continues'.format
-  first = step
+  first, due = step, False
   if step == 0:
     _evaluate(run, state, step)
   run.stop.hold()
@@ -155,12 +164,13 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
       if profiled:
         jax.block_until_ready(metrics)
     step += 1
-    arrivals.put(step, metrics)
+    arrivals.put(step, metrics, Drawn(batch, run.pipeline.drawn()))
     run.checkpoints.check()
     run.held.check()
     asked = run.stop.asked or run.checkpoints.reached_preemption(step)
-    if asked or step % config.checkpoint_every == 0 or step == config.steps:
-      _save(run, arrivals, state, run.pipeline.state())
+    due |= step % config.checkpoint_every == 0
+    if asked or due or step == config.steps:
+      due = not _save(run, arrivals, state, run.pipeline.state())
     if asked:
       raise Stopped(stopped(run.workdir, step, config.steps))
     if any(step % every == 0 for every, _ in run.evaluations) or step == config.steps:
@@ -170,12 +180,17 @@ def _steps(run: _Run, state: TrainState) -> TrainState:
   return state
 
 
-def _save(run: _Run, arrivals: _Arrivals, state: TrainState, position) -> None:
-  """Saves the state of the newest step, once its own loss is known to be finite."""
+def _save(run: _Run, arrivals: _Arrivals, state: TrainState, position) -> bool:
+  """Saves once the losses up to the state's step are known; whether it did. While updates are not
+  kept it waits for the next that is, except at the end of the run."""
   arrivals.fetch()
+  if run.guard.suspect is not None and int(state.step) < run.config.steps:
+    return False
   run.goodput('save')
   run.log.flush()  # no later start reports these steps again
+  run.guard.check(state)
   run.checkpoints.save(state, position)
+  return True
 
 
 def _evaluate(run: _Run, state: TrainState, step: int) -> None:
@@ -207,31 +222,29 @@ class _Arrivals:
 
   def __init__(self, run: _Run):
     self._run, self._before = run, run.goodput.seconds()
-    self._running: tuple[int, Any] | None = None
+    self._running: tuple[int, Any, Drawn] | None = None
 
   def compiled(self) -> None:
     """Tells how long the step took to compile."""
     before, self._before = self._before, self._run.goodput.seconds()
     self._run.log.say(f'compiled in {self._before["compile"] - before["compile"]:.1f} s')
 
-  def put(self, step: int, metrics) -> None:
+  def put(self, step: int, metrics, drawn: Drawn) -> None:
     """Reports the step before, as soon as it is finished; `step` runs meanwhile."""
     self.fetch()
-    self._running = step, metrics
+    self._running = step, metrics, drawn
 
   def fetch(self) -> None:
-    """Waits for the newest step and reports it. FloatingPointError where it is not finite."""
+    """Waits for the newest step and reports it; then `Guard.judge`."""
     if self._running is None:
       return
-    step, metrics = self._running
+    step, metrics, drawn = self._running
     self._running, metrics = None, jax.device_get(metrics)
     seconds = self._run.goodput.seconds()
     data, busy = (seconds[kind] - self._before[kind] for kind in ('data', 'step'))
     self._before, self._run.goodput.step = seconds, step
-    self._run.log.step(step, metrics, data + busy, data)
-    if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
-      raise FloatingPointError(
-        f'{self._run.workdir}: step {step} has loss {metrics["loss"]} and gradient norm '
-        f'{metrics["grad_norm"]}; the newest checkpoint is of step '
-        f'{self._run.checkpoints.latest() or 0}'
-      )
+    shown = {name: value for name, value in metrics.items() if name not in ('kept', 'sane')}
+    self._run.log.step(step, shown, data + busy, data)
+    if not metrics['kept']:
+      self._run.log.record(step, {'refused': self._run.guard.refused + 1})
+    self._run.guard.judge(step, metrics, drawn)

@@ -115,6 +115,17 @@ def merge(params, leaves: dict):
   )
 
 
+def not_finite(state: TrainState) -> list[str]:
+  """The names of the leaves that hold a number that is not finite, in order."""
+  found = jax.device_get(_finite(state))
+  return [name for name, fine in tree.flatten(found).items() if not fine]
+
+
+@jax.jit
+def _finite(state: TrainState):
+  return jax.tree.map(lambda a: jnp.all(jnp.isfinite(a)), state)
+
+
 def weights(state: TrainState):
   """What one evaluates: averaged where averaged, frozen elsewhere."""
   return merge(state.params, state.ema)

@@ -148,7 +148,12 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   """One optimizer step -> (state, metrics).
 
   key: of the run; the step folds its own number in. metrics: 'loss', 'grad_norm', 'lr', 'filled'
-  (share of the positions that hold an example), and the sums of `loss_sums`.
+  (share of the positions that hold an example), 'kept', 'sane', and the sums of `loss_sums`.
+
+  Where loss, gradient or rate are no finite numbers the state stays as it was, except for its step,
+  and 'kept' is false. 'sane' tells whether the latents of the batch are finite. The new parameters
+  are not read once more, which would cost the memory of another copy of them: `state.not_finite`
+  looks at them before they are saved.
   """
   transformation, multiples = state_lib.make_optimizer(config)
   draws = draw(batch, jax.random.fold_in(key, state.step), config)
@@ -174,15 +179,23 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
     ((loss, sums), grads), _ = jax.lax.scan(add, zeros, pieces)
   with jax.named_scope('optimizer'):
     updates, opt_state = transformation.update(grads, state.opt_state, leaves)
-    leaves = optax.apply_updates(leaves, updates)
+    new = optax.apply_updates(leaves, updates)
   step = state.step + 1
   with jax.named_scope('average'):
-    ema = optimizer_lib.update_ema(state.ema, leaves, step, config.optimizer.ema)
-  metrics = {
+    ema = optimizer_lib.update_ema(state.ema, new, step, config.optimizer.ema)
+  found = {
     'loss': loss,
     'grad_norm': optax.tree.norm(grads),
     'lr': jnp.asarray(optimizer_lib.schedule(config.optimizer, config.steps)(state.step)),
+  }
+  kept = jnp.all(jnp.isfinite(jnp.stack([*found.values()])))
+  new, ema, opt_state = jax.tree.map(
+    functools.partial(jnp.where, kept), (new, ema, opt_state), (leaves, state.ema, state.opt_state)
+  )
+  metrics = found | {
     'filled': jnp.mean((batch.segment > 0).astype(jnp.float32)),
+    'kept': kept,
+    'sane': jnp.all(jnp.isfinite(batch.latents)),
     **sums,
   }
-  return TrainState(step, state_lib.merge(state.params, leaves), ema, opt_state), metrics
+  return TrainState(step, state_lib.merge(state.params, new), ema, opt_state), metrics
