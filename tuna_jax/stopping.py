@@ -46,6 +46,10 @@ class Signals:
     self._outer, Signals._innermost = Signals._innermost, self
     return self
 
+  def __bool__(self):
+    """Whether it handles signals."""
+    return bool(self._old)
+
   def hold(self) -> None:
     """From now on signals are noted. Raises Stopped if one has come before."""
     self._holds = True

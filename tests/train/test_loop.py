@@ -22,10 +22,11 @@ from tests import shrink
 from tests.train.test_metrics import metrics, opened
 from tuna_jax import stopping, tree
 from tuna_jax.config import UserError
+from tuna_jax.data import pipeline
 from tuna_jax.sample.open import open_generator
-from tuna_jax.train import checkpoint, guard, loop, state
+from tuna_jax.train import checkpoint, guard, loop, state, watch
 from tuna_jax.train.goodput import Goodput
-from tuna_jax.weights import store
+from tuna_jax.weights import steps, store
 
 
 def train(config, workdir):
@@ -277,3 +278,28 @@ def test_a_signal_in_a_save_or_between_steps_leaves_a_run_that_continues(chain, 
   assert (
     max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()) == step < 40
   )
+
+
+@pytest.mark.parametrize('how', ['signal', pytest.param('watch', marks=pytest.mark.slow)])
+def test_a_run_whose_data_never_answer_saves_its_last_whole_step(chain, tmp_path, monkeypatch, how):
+  config, build, until = stoppable(chain), pipeline.Pipeline._build, threading.Event()
+  if how == 'watch':
+    config = dataclasses.replace(config, guard=dataclasses.replace(config.guard, wait=5.0))
+    monkeypatch.setattr(watch, 'LONGER', {'start': 99, 'compile': 99})
+
+  def hang(self):
+    if self._head[0] == 3:
+      until.wait(300)
+    return build(self)
+
+  monkeypatch.setattr(pipeline.Pipeline, '_build', hang)
+  monkeypatch.setattr(pipeline, 'PATIENCE_S', 0.1)
+  two_steps = lambda: len(records(tmp_path)) == 2 if lines(tmp_path)() else False
+  sender = Sender((signal.SIGTERM, two_steps)) if how == 'signal' else None
+  with pytest.raises(stopping.Stopped, match='stopped at step 3 of 40; the same command continues'):
+    train(config, tmp_path)
+  until.set()
+  assert steps.committed(tmp_path) == [3]
+  assert (tmp_path / 'stacks-0.txt').exists() == (how == 'watch')
+  if sender:
+    sender.join()

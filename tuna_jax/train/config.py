@@ -140,9 +140,13 @@ class GuardConfig:
 
   updates: in a row that are not finite, and therefore not kept, after which the run stops. spike: a
   loss above this multiple of the median of the last `window` losses is logged with its records.
+  wait: seconds without a step, a batch or a save, after which all stacks are logged and the run
+  saves what it can and ends with code 75; a start, a compilation or an evaluation may take four
+  times as long.
   """
 
   updates: Few = 10
+  wait: Annotated[float, Range(1, 10**6)] = 900.0
   spike: Annotated[float, Range(1, above=True)] = 3.0
   window: Annotated[int, Range(10, 10_000)] = 100
 

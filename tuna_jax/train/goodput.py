@@ -40,8 +40,15 @@ class Goodput:
 
   def seconds(self) -> dict[str, float]:
     """Seconds by kind until now."""
-    self(self._kind)
-    return dict(self._seconds)
+    with self._lock:
+      found = dict(self._seconds)
+      found[self._kind] += time.perf_counter() - self._since
+    return found
+
+  def running(self) -> tuple[str, float]:
+    """The kind of now, and since when, on the clock of `time.perf_counter`."""
+    with self._lock:
+      return self._kind, self._since
 
   def restored(self, step: int) -> None:
     """This start goes on after `step`: later steps of the start before are lost."""

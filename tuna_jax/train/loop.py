@@ -26,6 +26,7 @@ from tuna_jax.train.report import Log, summary
 from tuna_jax.train.samples import Samples
 from tuna_jax.train.state import TrainState
 from tuna_jax.train.step import jit_step
+from tuna_jax.train.watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +52,15 @@ def train(
     stop = closing.enter_context(Signals(together=jax.process_count() > 1))
     held = closing.enter_context(lock.hold(workdir))
     goodput = Goodput(workdir)
+    watch = Watch(workdir, config.guard.wait, goodput, bool(stop))
+    closing.callback(watch.close)
     closing.enter_context(jax.set_mesh(mesh))
     checkpoints = checkpoint.Checkpoints(workdir, config)
     closing.callback(checkpoints.close)
     feed = Feed(config, workdir, mesh)
     pipeline = feed.pipeline(config.data, config.seed)
     closing.callback(pipeline.close)
+    watch.waiting = pipeline.reading
     state, start = _start(config, mesh, checkpoints, pipeline)
     checkpoints.write_config()
     goodput.restored(int(state.step))
@@ -66,6 +70,7 @@ def train(
       log.say(line)
     closing.callback(checkpoints.wait)  # which the report counts
     evaluations = _evaluations(config, feed, mesh, state, log)
+    closing.callback(goodput, 'save')
     guard = Guard(config, workdir, int(state.step))
     guard.check(state)
     run = _Run(config, workdir, pipeline, checkpoints, log, goodput, stop, held, guard, evaluations)
