@@ -16,14 +16,14 @@ A longer explanation.
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import app
+from tuna_jax.cli import app, options
 from tuna_jax.config import UserError
 
 _TIMES = flags.DEFINE_integer('times', 3, 'How often, in greetings.')
 _LOUD = flags.DEFINE_bool('loud', False, 'Whether to shout.')
 _COLOUR = flags.DEFINE_enum('colour', 'red', ['red', 'green'], 'The ink.')
 _NAME = flags.DEFINE_string('name', None, 'Whom to greet.', required=True)
-join = app.define_distributed()
+join = options.define_distributed()
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A config file.')
 
 

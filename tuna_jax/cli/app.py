@@ -26,8 +26,6 @@ from tuna_jax import stopping
 from tuna_jax.cli import config_files
 from tuna_jax.config import UserError, nearest
 
-flags.disclaim_key_flags()  # flags that a function of this module defines are the calling verb's
-
 EXIT_USAGE = 2  # the person must change something: never worth a retry
 EXIT_RETRY = 75  # EX_TEMPFAIL: saved after a preemption; the launch scripts run the command again
 TRACEBACK = 'TUNA_JAX_TRACEBACK'  # set to 1, errors of the user's making keep their traceback
@@ -130,120 +128,6 @@ def _leave(code: int):
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
-
-
-# (flag, how it is defined, default, lower bound, help) of `define_distributed`.
-_DISTRIBUTED = (
-  ('coordinator', flags.DEFINE_string, None, None,
-   'The host:port of process 0. Cloud TPU, GKE and Slurm know their processes and need none.'),
-  ('num_processes', flags.DEFINE_integer, None, 1,
-   'How many processes the run has; it goes with --coordinator.'),
-  ('process_id', flags.DEFINE_integer, None, 0,
-   'The number of this process, from 0; it goes with --coordinator.'),
-  ('init_timeout_s', flags.DEFINE_float, '1800', 0,
-   'How many seconds to wait for the other processes.'),
-  ('expect_processes', flags.DEFINE_integer, None, 1,
-   'The run refuses to start with another number of processes, and names the missing ones.'),
-)  # fmt: skip
-DISTRIBUTED = tuple(name for name, *_ in _DISTRIBUTED)
-
-
-def define_distributed():
-  """Defines the flags by which a verb joins the other processes of its run, and returns the
-  function that joins it, which `main` calls first.
-
-  Each flag may also come from the environment (TUNA_COORDINATOR, ...), which is how the launch
-  scripts give every host one command line. The flag wins.
-  """
-  for name, define, default, low, text in _DISTRIBUTED:
-    variable = f'TUNA_{name.upper()}'
-    text = f'{text} It may also come from the environment variable {variable}.'
-    bound = {} if low is None else {'lower_bound': low}
-    define(name, os.environ.get(variable, default), text, **bound)
-  return _join
-
-
-def define_generator(batch_size: int):
-  """Defines the flags by which a verb opens a generator, and returns the function that gives their
-  values, as options of `open_generator`."""
-  found = (
-    flags.DEFINE_string(
-      'vae', '', 'The directory of the VAE, if the checkpoint does not say where it is.'
-    ),
-    flags.DEFINE_string(
-      'tokenizer', '', 'The directory of the tokenizer, if the checkpoint does not say where it is.'
-    ),
-    flags.DEFINE_integer('step', None, 'The step of the run to use; the latest by default.'),
-    flags.DEFINE_bool('ema', True, 'Whether to use the averaged weights of a run.'),
-    flags.DEFINE_enum(
-      'dtype',
-      'float32',
-      ['float32', 'bfloat16', 'int8'],
-      'How the parameters are held; int8 takes a quarter of the memory of float32.',
-    ),
-    flags.DEFINE_string('lora', '', 'A folder with an adapter of PEFT, which is merged.'),
-    flags.DEFINE_integer(
-      'batch_size', batch_size, 'How many results are made at once.', lower_bound=1
-    ),
-  )
-  return lambda: {flag.name: flag.value for flag in found}
-
-
-def define_drawing():
-  """Defines the flags of what is drawn and of guidance by text, and returns {name: its flag}."""
-  found = (
-    flags.DEFINE_string(
-      'size', None,
-      "The size of the result: 'HxW' or 'N', multiples of 16, or a class such as '512'. By default "
-      'it is that of training. Edits have by default that of the last source, rounded to 16 and no '
-      "larger, and in bench-samples that of training, where 'own' means the source's.",
-    ),
-    flags.DEFINE_integer('frames', None, 'The number of frames of a clip, 4k + 1.'),
-    flags.DEFINE_integer('fps', 16, 'How many frames of a clip are shown per second.', 1),
-    flags.DEFINE_string('negative', '', 'The text that guidance moves away from.'),
-    flags.DEFINE_float(
-      'guidance', None,
-      'The scale of guidance by the text; 1 is none. It is as published for the design of the '
-      'model by default: 7.5, and 6 for clips, of a Tuna.',
-    ),
-  )  # fmt: skip
-  return {flag.name: flag for flag in found}
-
-
-def define_sampler(points: int | None = None):
-  """Defines the flags of the sampler, and returns the function that gives their values; None is as
-  published for the design of the model."""
-  usual = 'It is as published for the design of the model by default.'
-  found = (
-    flags.DEFINE_integer(
-      'points', points,
-      'The points of the time grid; the sampler takes one step fewer.'
-      + ('' if points else ' It is 50 by default, and 51 for models in pixel space.'),
-    ),
-    flags.DEFINE_float(
-      'shift', None,
-      'How far the time grid is shifted towards noise; 1 leaves it as it is. ' + usual,
-    ),
-    flags.DEFINE_enum(
-      'solver', None, ['euler', 'heun'],
-      'The ODE solver; heun evaluates the model twice per step. ' + usual,
-    ),
-  )  # fmt: skip
-  return lambda: {flag.name: flag.value for flag in found}
-
-
-def _join():
-  """Joins the run that the flags describe; names missing processes and exits with EXIT_RETRY."""
-  from tuna_jax.train import distributed  # imports jax
-
-  f = flags.FLAGS
-  try:
-    distributed.initialize(
-      f.coordinator, f.num_processes, f.process_id, f.init_timeout_s, f.expect_processes
-    )
-  except distributed.MissingProcesses as error:
-    print(f'tuna-jax: {error}', file=sys.stderr)
-    sys.exit(EXIT_RETRY)
 
 
 # ---- flags

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tuna_jax import files
-from tuna_jax.cli import app
+from tuna_jax.cli import app, options
 from tuna_jax.config import UserError
 
 ACTIONS = {
@@ -50,14 +50,14 @@ _PEAK = flags.DEFINE_float(
   'peak_tflops', None, 'The bf16 TFLOP/s of one device; those of its data sheet by default.'
 )
 _JSON = flags.DEFINE_string('json', None, 'All numbers are also written to this file.')
-_join = app.define_distributed()
+_join = options.define_distributed()
 
 ONLY = {
   **dict.fromkeys(('task', 'side', 'points', 'padded', 'run'), ('sample',)),
   **dict.fromkeys(('new_tokens', 'rows'), ('decode',)),
   **dict.fromkeys(('size', 'prompt_tokens'), ('sample', 'decode')),
   **dict.fromkeys(('steps', 'peak_tflops', 'config'), ('train',)),
-  **dict.fromkeys(app.DISTRIBUTED, ('train',)),
+  **dict.fromkeys(options.DISTRIBUTED, ('train',)),
 }
 
 

@@ -11,7 +11,7 @@ each given their --shard.
 
 from absl import flags
 
-from tuna_jax.cli import app
+from tuna_jax.cli import app, options
 from tuna_jax.config import UserError
 
 ACTIONS = {
@@ -36,7 +36,7 @@ _OUT = flags.DEFINE_string('out', None, 'The folder to write or to continue.', r
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run or a weights directory.', required=True
 )
-_model_options = app.define_generator(batch_size=16)
+_model_options = options.define_generator(batch_size=16)
 _SOURCES = flags.DEFINE_string(
   'sources', '', 'The folder of the pictures to edit. By default it is that of the prompts.'
 )
@@ -54,9 +54,9 @@ _RULE = flags.DEFINE_enum(
 _SAMPLES = flags.DEFINE_integer(
   'samples', None, 'Samples per prompt. By default it is the official number.', 1
 )
-_drawing = app.define_drawing()
-_sampler = app.define_sampler()
-join = app.define_distributed()
+_drawing = options.define_drawing()
+_sampler = options.define_sampler()
+join = options.define_distributed()
 
 
 def main(argv):

@@ -16,7 +16,7 @@ import time
 from absl import flags
 
 from tuna_jax import files
-from tuna_jax.cli import app
+from tuna_jax.cli import app, options
 from tuna_jax.config import UserError, nearest
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the runs, or of one run.')
@@ -38,8 +38,8 @@ _TEST = flags.DEFINE_string(
 )
 flags.DEFINE_alias('data', 'test_mixture')
 _GUIDANCE = flags.DEFINE_float('guidance', 1.5, 'The scale of guidance by the text; 1 is none.')
-_sampler = app.define_sampler(points=16)
-_model_options = app.define_generator(batch_size=50)
+_sampler = options.define_sampler(points=16)
+_model_options = options.define_generator(batch_size=50)
 
 STAGES = ('stage3', 'stage2', 'stage1')
 

@@ -21,7 +21,7 @@ import tqdm
 from absl import flags
 
 from tuna_jax import files
-from tuna_jax.cli import app
+from tuna_jax.cli import app, options
 from tuna_jax.config import UserError
 
 ACTIONS = {
@@ -41,7 +41,7 @@ _PUBLISHED = flags.DEFINE_string(
   'A published model, such as showo2-1.5b, instead of --checkpoint; `tuna-jax get` lists them. It '
   'is downloaded and converted if it is not there, once what it needs has been printed.',
 )  # fmt: skip
-_model_options = app.define_generator(batch_size=16)
+_model_options = options.define_generator(batch_size=16)
 _COUNT = flags.DEFINE_integer(
   'count', 1, 'How many results to make per prompt; result i uses the seed --seed + i.', 1
 )
@@ -56,7 +56,7 @@ _IMAGE = flags.DEFINE_multi_string(
   'image', [], 'A picture (or clip, for ask) that the prompt is about; repeat it for several.'
 )
 _PICTURES = flags.DEFINE_integer('pictures', 4, 'How many pictures a story has at most.', 1)
-_drawing = app.define_drawing()
+_drawing = options.define_drawing()
 _IMAGE_GUIDANCE = flags.DEFINE_float(
   'image_guidance', None, 'The scale of guidance by the source pictures, which adds a branch.'
 )
@@ -66,7 +66,7 @@ _INTERVAL = flags.DEFINE_list(
 _RESCALE = flags.DEFINE_float(
   'guidance_rescale', 0.0, 'How far, from 0 to 1, guidance is held back from over-saturation.'
 )
-_sampler = app.define_sampler()
+_sampler = options.define_sampler()
 _MAX_NEW = flags.DEFINE_integer(
   'max_new_tokens', 512, 'An answer ends after this many tokens at the latest.'
 )

@@ -11,7 +11,13 @@ import tuna_jax.cli
 from tuna_jax.cli import app
 from tuna_jax.config import nearest
 
-FRAME = ('app', 'config_files', 'main', 'packing')  # modules of this package that are not verbs
+FRAME = (
+  'app',
+  'config_files',
+  'main',
+  'options',
+  'packing',
+)  # modules of this package that are not verbs
 
 
 def verbs() -> dict[str, str]:

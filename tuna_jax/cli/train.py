@@ -11,7 +11,7 @@ scripts take as "run me again".
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import app
+from tuna_jax.cli import app, options
 from tuna_jax.config import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -20,7 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'The run directory for checkpoints and logs, a local path or gs://.'
 )
-_join = app.define_distributed()
+_join = options.define_distributed()
 
 
 def main(argv):

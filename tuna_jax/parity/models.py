@@ -52,10 +52,8 @@ def pixel_weights(case: Case) -> Outputs:
   for variant in case.config['only']:
     config, params = sizes.load_pixel(case, variant)
     back |= export(designs.official(config), params)
-  equal = [
-    name in back and np.array_equal(np.asarray(back[name]), np.asarray(tensor))
-    for name, tensor in case.weights.items()
-  ]
+  same = lambda name, w: name in back and np.array_equal(np.asarray(back[name]), np.asarray(w))
+  equal = [same(name, tensor) for name, tensor in case.weights.items()]
   said = f'{sum(equal)} of {len(equal)} tensors come back bit-equal'
   return {'': Row(case.name, said, all(equal))}
 
