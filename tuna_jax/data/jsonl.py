@@ -74,13 +74,15 @@ _PACKED = ('.gz', '.tgz', '.bz2', '.xz', '.zst', '.zip')
 
 def lines(path: str) -> shards.Index:
   """The index of the lines of a file; blank ones are left out."""
-  found = [np.zeros(1, np.int64)]
-  for start, data in shards.chunks(path):
-    found.append(np.flatnonzero(data == ord('\n')) + (start + 1))
-    end = start + len(data)
-  if len(found) > 1 and found[-1][-1:].tolist() != [end]:
-    found.append(np.array([end + 1]))  # the last line does not end
-  starts = np.concatenate(found)
+
+  def ends(start, data):
+    found = np.flatnonzero(data == ord('\n')) + (start + 1)
+    return found, start + len(data)
+
+  found = shards.map_chunks(path, ends)
+  starts = np.concatenate([np.zeros(1, np.int64), *(after for after, _ in found)])
+  if found and starts[-1] != found[-1][1]:
+    starts = np.append(starts, found[-1][1] + 1)  # the last line does not end
   full = np.diff(starts) > 2  # a record has at least '{}'
   return {'starts': starts} if full.all() else {'starts': starts, 'keep': np.flatnonzero(full)}
 
