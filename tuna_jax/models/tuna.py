@@ -179,7 +179,9 @@ class Tuna(nn.Module):
       rows = len(latents)
       if features is None:
         where = (batch.coords[:rows], batch.image[:rows], batch.grid[:rows])
-        drawn = _take(batch.target[:rows, :, None], batch.image[:rows] - 1)[..., 0]
+        drawn = None
+        if DESIGNS[c.design].apart:
+          drawn = _take(batch.target[:rows, :, None], batch.image[:rows] - 1)[..., 0]
         features = self.features(latents, *where, masked, drawn)
       if rows < len(batch.tokens):
         features = jnp.tile(features, (len(batch.tokens) // rows, 1, 1))
