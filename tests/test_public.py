@@ -37,18 +37,20 @@ def test_an_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize('first', ['pass', 'import tuna_jax.train.loop', 'tuna_jax.Generator'])
 def test_train_is_called_and_is_the_package_whatever_was_imported_before(first):
-  # A config that is none gets as far as the loop, which asks for its mesh.
   code = f"""
 import tuna_jax
 {first}
 try:
   tuna_jax.train(None, 'nowhere')
-except AttributeError as error:
+except tuna_jax.UserError as error:
   print(error)
 import tuna_jax.train.config
 print(tuna_jax.train.config.TrainConfig.__name__)
 """
-  assert python(code).split('\n') == ["'NoneType' object has no attribute 'mesh'", 'TrainConfig']
+  assert python(code).split('\n') == [
+    'train: expected a TrainConfig, found NoneType',
+    'TrainConfig',
+  ]
 
 
 def test_help_shows_what_people_call():

@@ -5,6 +5,8 @@ names its stage.
 import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tuna_jax.parity import sizes
 from tuna_jax.parity.case import GoldenError
 from tuna_jax.parity.certificate import certify, stage, write
 from tuna_jax.tools.xla_cpu import quick_jit
-from tuna_jax.weights import safetensors, store
+from tuna_jax.weights import parts, safetensors, store
 from tuna_jax.weights.convert import plan
 from tuna_jax.weights.tables import tuna_official, wan_vae
 from tuna_jax.weights.tensors import CheckpointError, lazy
@@ -203,3 +205,21 @@ def test_a_set_without_certificate_cases_is_refused(stored):
 def test_a_vae_alone_has_nothing_to_certify(stored, golden):
   with pytest.raises(CheckpointError, match='nothing but a VAE'):
     certify(dataclasses.replace(stored, params=None), golden())
+
+
+@pytest.mark.parity
+def test_the_script_for_pytorch_writes_a_set_that_our_exports_pass(stored, tmp_path):
+  for part, name in (('decoder', 'decoder'), ('vision', 'vision'), ('vae', 'vae-diffusers')):
+    tensors, about, stem = parts.export_part(name, stored)
+    (tmp_path / part).mkdir()
+    safetensors.write_folder(tmp_path / part, tensors, stem=stem)
+    (tmp_path / part / 'config.json').write_text(json.dumps(about))
+  script = GOLDEN.parents[1] / 'docs' / 'torch_reference.py'
+  given = [f'--{part}={tmp_path}/{part}' for part in ('decoder', 'vision', 'vae')]
+  said = subprocess.run(
+    [sys.executable, script, *given, f'--output={tmp_path}/set'], capture_output=True, text=True
+  )
+  assert said.returncode == 0, said.stderr
+  rows = certify(stored, tmp_path / 'set')
+  found = {stage(row) for row in rows}
+  assert {'VAE encode', 'vision features', 'decoder', 'logits'} <= found and not faults(rows)

@@ -8,8 +8,10 @@ import pytest
 
 from tests import shrink
 from tuna_jax import sharding, tree
+from tuna_jax.config import UserError
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import state
+from tuna_jax.weights import store
 
 
 @pytest.mark.parametrize('size', ['tiny', '2b'])
@@ -64,3 +66,19 @@ def test_every_leaf_of_either_optimizers_state_has_a_place_on_the_mesh():
     abstract = state.abstract_state(config)
     placed = sharding.shardings(abstract, sharding.make_mesh())
     assert jax.tree.structure(placed) == jax.tree.structure(abstract)
+
+
+def test_a_run_has_the_sizes_of_what_it_starts_from_and_says_so(tmp_path, caplog):
+  config = shrink.shrink(shrink.real('stage2', '2b'))
+  own = dataclasses.replace(
+    config.model, decoder=dataclasses.replace(config.model.decoder, mlp_dim=64), dtype='bfloat16'
+  )
+  store.save(tmp_path / 'w', own, {'x': np.zeros(1)})
+  config = dataclasses.replace(config, init_from=str(tmp_path / 'w'))
+  found = state.sized(config, tmp_path / 'run').model
+  assert found.decoder.mlp_dim == 64 and found.dtype == config.model.dtype == 'float32'
+  assert 'decoder.mlp_dim 64 (config: 48)' in caplog.text
+  late = dataclasses.replace(config.model, design='late_fusion')
+  store.save(tmp_path / 'w', late, {'x': np.zeros(1)})
+  with pytest.raises(UserError, match="holds a model of design 'late_fusion'; the config is of"):
+    state.sized(config, tmp_path / 'run')

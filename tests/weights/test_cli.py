@@ -282,3 +282,22 @@ def test_an_adapter_is_merged_on_request(convert, imported, tmp_path):
   np.testing.assert_allclose(merged.params[changed][()], before.params[changed][()] + added, 1e-5)
   said = convert('export', f'--input={imported}', '--part=lora', f'--output={tmp_path}/x', code=2)
   assert 'holds no adapters' in said
+
+
+def test_a_part_of_another_size_is_one_line(convert, files):
+  parts_of = [f'--{name}={files}/{name}' for name in ('decoder', 'vision')]
+  output = f'--output={files}/none'
+  said = convert('assemble', '--size=2b', *parts_of, output, code=2)
+  assert 'your decoder is 64 wide with 3 layers; the model' in said and 'wants 1536 and 28' in said
+  assert said.count('\n') == 1
+  said = convert('assemble', *parts_of, output, code=2)
+  assert 'which no size has (2b 1536 and 28, 7b 3584 and 28)' in said
+
+
+def test_what_is_elsewhere_or_something_else_is_told_where_to_go(convert, files, tmp_path):
+  asked = ('assemble', '--size=2b', f'--output={tmp_path}/x')
+  said = convert(*asked, '--decoder=Qwen/Qwen2.5-1.5B-Instruct', code=2)
+  assert '`tuna-jax get qwen2.5-1.5b` downloads it' in said
+  (tmp_path / 'adapter_config.json').write_text('{}')
+  said = convert('import', f'--input={tmp_path}', f'--output={tmp_path}/x', code=2)
+  assert 'is an adapter of PEFT; `tuna-jax convert merge' in said

@@ -34,15 +34,15 @@ def test_a_missing_field_is_named():
 def test_a_part_of_another_size_is_told_its_sizes(tmp_path):
   written = hf.qwen2_json(CONFIG.decoder)
   files.write_json(tmp_path / 'config.json', {**written, 'vocab_size': 999})
-  hf.check_sizes(tmp_path, CONFIG.decoder)
+  hf.check_sizes(tmp_path, CONFIG.decoder, {})
   files.write_json(tmp_path / 'config.json', {**written, 'hidden_size': 96})
   wanted = f'hidden_size is 96; the model .* has {CONFIG.decoder.dim}'
   with pytest.raises(CheckpointError, match=wanted):
-    hf.check_sizes(tmp_path, CONFIG.decoder)
+    hf.check_sizes(tmp_path, CONFIG.decoder, {})
 
 
 def test_a_vision_tower_may_have_layers_that_are_not_read(tmp_path):
   written = hf.siglip_json(CONFIG)
   longer = {**written, 'num_hidden_layers': written['num_hidden_layers'] + 1}
   files.write_json(tmp_path / 'config.json', {'vision_config': longer})
-  hf.check_sizes(tmp_path, CONFIG.vision)
+  hf.check_sizes(tmp_path, CONFIG.vision, {})

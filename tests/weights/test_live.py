@@ -11,7 +11,7 @@ from tests.weights.small import small_config
 from tuna_jax import files, tree
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.weights import parts, safetensors, store
-from tuna_jax.weights.open import open_checkpoint
+from tuna_jax.weights.open import ignored, open_checkpoint
 
 pytestmark = pytest.mark.parity
 CONFIG = small_config()
@@ -150,3 +150,18 @@ def test_a_wan_pth_goes_in_and_comes_out_equal(tmp_path):
   planned = parts.read_vae(CONFIG, tmp_path / 'Wan2.2_VAE.pth')
   for name, value in leaves.items():
     np.testing.assert_array_equal(planned.leaves[name][()], value, err_msg=name)
+
+
+def test_a_torch_file_with_averages_gives_either_and_says_what_it_leaves(tmp_path):
+  import torch
+
+  model, ema = ({'w': torch.full((2, 3), x)} for x in (1.0, 2.0))
+  torch.save({'model': model, 'ema': ema, 'step': 5}, tmp_path / 'x.pt')
+  for weights, value, other in (('model', 1, 'ema'), ('ema', 2, 'model')):
+    assert (open_checkpoint(tmp_path / 'x.pt', weights)['w'][()] == value).all()
+    assert ignored(tmp_path / 'x.pt', weights) == {
+      other: f'1 tensors, which --weights={other} takes', 'step': 'a int'
+    }  # fmt: skip
+  torch.save({'weights': model}, tmp_path / 'x.pt')
+  with pytest.raises(ValueError, match='at ema, model_ema.*; the file holds weights'):
+    open_checkpoint(tmp_path / 'x.pt', 'ema')

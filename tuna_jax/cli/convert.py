@@ -1,16 +1,18 @@
 """Moves weights between public files, official checkpoints and ours, and compares them.
 
-  tuna-jax convert assemble --size=2b --decoder=DIR --vision=DIR --vae=PATH --output=DIR
+  tuna-jax convert assemble --decoder=DIR --vision=DIR --vae=PATH --output=DIR
   tuna-jax convert import [--source=showo2] --input=PATH [--vae=PATH] --output=DIR [--recover]
   tuna-jax convert export --input=DIR --part=tuna --output=DIR [--dtype=bfloat16]
   tuna-jax convert merge --input=RUN [--lora=FOLDER] --output=DIR
   tuna-jax convert inspect PATH
   tuna-jax convert diff A B
 
-assemble  puts Qwen2.5, SigLIP-2 and the Wan 2.2 VAE together, and lists what is fresh.
+assemble  puts Qwen2.5, SigLIP-2 and the Wan 2.2 VAE together, and lists what is fresh. The decoder
+          tells the size, without --size or --model.
 import    reads a released checkpoint (.safetensors, .pt, .pth, .bin or a folder) of Tuna or, with
           --source, of Show-o2, Tuna-R or Tuna-2. Its tensors tell the size; --size or --model is
-          for sizes that were not published.
+          for sizes that were not published. --weights=ema takes the averages of a .pt file; what
+          else is in it is listed as ignored.
 export    writes the official names, or one part (--part) under its own; --part=lora writes the
           adapters that a run trained, as PEFT has them.
 merge     writes a run, or weights with an adapter of PEFT (--lora), as weights without adapters.
@@ -40,11 +42,12 @@ from tuna_jax.weights import (
   lora,
   parts,
   peft,
+  published,
   safetensors,
   store,
   torchfile,
 )
-from tuna_jax.weights.open import open_checkpoint, verify
+from tuna_jax.weights.open import ignored, open_checkpoint, verify
 from tuna_jax.weights.tensors import Lazy, cast
 
 PICKLE_BYTES = 10_000_000_000  # of a file of the published Show-o2 checkpoints
@@ -69,6 +72,9 @@ _SOURCE = flags.DEFINE_enum(
   'source', 'tuna', list(designs.SOURCES), 'import: whose released checkpoint the input is.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to write; it must not exist yet.')
+_WEIGHTS = flags.DEFINE_enum(
+  'weights', 'model', ['model', 'ema'], 'import: which weights of a torch file that holds both.'
+)
 _LORA = flags.DEFINE_string('lora', None, 'merge: a folder with an adapter of PEFT.')
 _PART = flags.DEFINE_enum(
   'part', 'tuna', parts.PARTS, 'export: the part to write, under its own names.'
@@ -103,6 +109,9 @@ def main(argv):
     from tuna_jax.parity import certificate
 
     certificate.check(_VERIFY.value)
+  for flag in (_DECODER, _VISION, _VAE, _INPUT):
+    if flag.value:
+      published.check_fetched(flag.value)
   actions = {'assemble': assemble, 'import': import_, 'export': export, 'merge': merge}
   return {**actions, 'inspect': inspect, 'diff': diff}[action](*paths)
 
@@ -110,7 +119,8 @@ def main(argv):
 def assemble():
   """Parts to a checkpoint of ours."""
   _need('assemble', output=_OUTPUT)
-  config = _config()
+  own = _DECODER.value and not (_SIZE.value or _MODEL.value)
+  config = parts.named_size(_DECODER.value) if own else _config()
   sources = {'decoder': _DECODER.value, 'vision': _VISION.value, 'vae': _VAE.value}
   if not any(sources.values()):
     raise UserError('convert assemble: give at least one of --decoder, --vision, --vae')
@@ -123,7 +133,12 @@ def assemble():
 def import_():
   """An official checkpoint to one of ours."""
   _need('import', input=_INPUT, output=_OUTPUT)
-  reader = open_checkpoint(_INPUT.value)
+  if peft.is_adapter(_INPUT.value):
+    raise UserError(
+      f'{_INPUT.value}: is an adapter of PEFT; `tuna-jax convert merge --input=MODEL '
+      f'--lora={_INPUT.value} --output=DIR` adds it to a model'
+    )
+  reader = open_checkpoint(_INPUT.value, _WEIGHTS.value)
   found = designs.identify(_INPUT.value, reader)
   if found.source != _SOURCE.value:
     raise UserError(f'{_INPUT.value}: this is {found.title}; --source={found.source}')
@@ -140,7 +155,8 @@ def import_():
     config = dataclasses.replace(config, vae=vae)
   planned = parts.official(config, _INPUT.value, reader)
   fresh = recover.reinitialised(planned.leaves) if _RECOVER.value else None
-  return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, {}, fresh)
+  record = {'ignored': ignored(_INPUT.value, _WEIGHTS.value)}
+  return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, record, fresh)
 
 
 def export():
@@ -216,7 +232,9 @@ def _write(config, planned, sources, record, found=None):
     record['dropped'] |= {f'vae: {name}': why for name, why in vae.dropped.items()}
   if found is not None:
     record['reinitialised'] = found
-  for kind in ('fresh', 'adapted', 'dropped'):
+  for kind in ('fresh', 'adapted', 'dropped', 'ignored'):
+    if kind not in record:
+      continue
     print(f'{kind}: {len(record[kind])}')
     for name, why in record[kind].items():
       print(f'  {name}: {why}')
@@ -264,7 +282,7 @@ def _certify(stored) -> int:
 
 def _config():
   if bool(_SIZE.value) == bool(_MODEL.value):
-    raise UserError('give the model as --size or as --model, and not both')
+    raise UserError('give the model as --size or as --model=FILE.json, and not both')
   if _SIZE.value:
     return sizes.size(_SIZE.value)
   text = files.read_json(_MODEL.value)

@@ -61,6 +61,10 @@ def plan(
   mesh = sharding.make_mesh(devices=devices_of(topology)[:1])
   how = Drawing.of(config.design, 't2i', None, None, None, None)
   cells, branches = (side // config.strides[1]) ** 2, how.guidance.branches
+  vae = {}
+  if config.vae is not None:
+    held = storage.held(vae_shapes(config.vae), dtype if dtype == 'float32' else 'bfloat16')
+    vae = jax.tree.map(_spread(mesh), held)
   params = _placed(storage.held(tuna_shapes(config), dtype), mesh)
   prompts = batch_lib.empty(branches * rows, PROMPT, 0, 0, config.token_dim)
   numbers = (np.zeros((rows, 3), np.int32), np.zeros((rows, cells, config.token_dim), np.float32))
@@ -74,10 +78,8 @@ def plan(
       ),
       params,
     )  # fmt: skip
-    vae, decoder = {}, 0
+    decoder = 0
     if config.vae is not None:
-      held = storage.held(vae_shapes(config.vae), dtype if dtype == 'float32' else 'bfloat16')
-      vae = jax.tree.map(_spread(mesh), held)
       side_of = side // config.vae.spatial_stride
       latents = np.zeros((rows, 1, side_of, side_of, config.vae.latent_channels), np.float32)
       run = jax.jit(decode_pixels, static_argnums=0)

@@ -18,8 +18,12 @@ class _Train(types.ModuleType):
     stop has saved, and FloatingPointError for a loss that is no longer finite. The whole is said in
     `tuna_jax.train.loop.train`.
     """
+    from tuna_jax.config import UserError
     from tuna_jax.train import loop  # imports jax
+    from tuna_jax.train.config import TrainConfig
 
+    if not isinstance(config, TrainConfig):
+      raise UserError(f'train: expected a TrainConfig, found {type(config).__name__}')
     return loop.train(config, workdir, devices)
 
 

@@ -43,6 +43,7 @@ def train(
   the tokenizer does not fit the config, guard.Diverged if the numbers of the run mean nothing any
   more (the newest checkpoint is from before that), and the error of a save that failed.
   """
+  config = state_lib.sized(config, workdir)
   m, devices = config.mesh, devices or jax.devices()
   mesh = sharding.make_mesh(
     m.data, m.fsdp, m.context, m.tensor, devices=devices, num_slices=m.slices

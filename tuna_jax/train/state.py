@@ -5,7 +5,9 @@ The VAE is not in it. Frozen leaves stand in `params` only: no gradient, no mome
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 import pkgutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,12 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from tuna_jax import tree
+from tuna_jax.config import TunaConfig, UserError, from_dict, to_dict
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.weights import fresh, lora, storage, store
 from tuna_jax.weights.convert import place
 from tuna_jax.weights.tensors import Lazy
+
+_log = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
@@ -31,6 +36,45 @@ class TrainState(NamedTuple):
   params: Any
   ema: dict[str, jax.Array]
   opt_state: Any
+
+
+COMPUTED = ('dtype', 'remat', 'attention', 'compat')  # of TunaConfig: how, and not what
+
+
+def sized(config: TrainConfig, workdir) -> TrainConfig:
+  """`config` with the model that the run in `workdir` has, or else `init_from`; what differs is
+  logged.
+
+  How it is computed stays as asked. Raises UserError where the designs differ.
+  """
+  source = workdir if store.is_stored(workdir) else config.init_from
+  if not source:
+    return config
+  about = store.read_config(source)
+  found = about['config'] if about['kind'] == 'tuna' else about['config'].get('model')
+  if found is None:
+    return config  # a VAE alone, which loading will name
+  model = from_dict(TunaConfig, found)
+  if model.design != config.model.design:
+    raise UserError(
+      f'{source}: holds a model of design {model.design!r}; the config is of '
+      f'{config.model.design!r}'
+    )
+  model = dataclasses.replace(model, **{name: getattr(config.model, name) for name in COMPUTED})
+  theirs, ours = _flat(to_dict(model)), _flat(to_dict(config.model))
+  differ = [f'{k} {v!r} (config: {ours.get(k)!r})' for k, v in theirs.items() if v != ours.get(k)]
+  if differ:
+    more = f' and {len(differ) - 4} more' if len(differ) > 4 else ''
+    _log.warning('the model is that of %s: %s%s', source, ', '.join(differ[:4]), more)
+  return dataclasses.replace(config, model=model)
+
+
+def _flat(value, name: str = '') -> dict:
+  if not isinstance(value, dict):
+    return {name: value}
+  return {
+    k: v for key, item in value.items() for k, v in _flat(item, f'{name}.{key}'.lstrip('.')).items()
+  }
 
 
 def shapes(config: TrainConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from tuna_jax import files
@@ -36,11 +37,20 @@ def vision_config(found: Mapping, *, grid: int, feature_layer: int = -1) -> Visi
   return VisionConfig(**values, num_kv_heads=heads, head_dim=values['dim'] // heads, grid=grid)
 
 
-def check_sizes(folder, config: DecoderConfig | VisionConfig):
-  """Raises CheckpointError if `folder` has a config.json of another size than `config`.
+def check_sizes(folder, config: DecoderConfig | VisionConfig, reader: Mapping):
+  """Raises CheckpointError if a part is of another size than `config`: in one line by its width and
+  layers, which `reader`'s tensors tell; then by the config.json of `folder`, if there is one.
 
   The number of vocabulary rows may differ, and a vision tower may have more layers.
   """
+  what = 'vision tower' if isinstance(config, VisionConfig) else 'decoder'
+  width, layers = size_of(reader)
+  more = layers >= config.num_layers if what == 'vision tower' else layers == config.num_layers
+  if layers and not (width == config.dim and more):
+    raise CheckpointError(
+      f'{folder}: your {what} is {width} wide with {layers} layers; the model (--size or --model) '
+      f'wants {config.dim} and {config.num_layers}'
+    )
   path = files.path(folder) / 'config.json'
   if not path.exists():
     return
@@ -55,6 +65,13 @@ def check_sizes(folder, config: DecoderConfig | VisionConfig):
     if ours not in free and theirs in found and found[theirs] != getattr(config, ours)
   ]
   raise_faults(f'{path}: another size', faults)
+
+
+def size_of(reader: Mapping) -> tuple[int, int]:
+  """(width, layers) of a transformer, by its tensors; (0, 0) where they are called otherwise."""
+  layer = re.compile(r'(?:^|\.)layers\.(\d+)\..*norm\w*\.weight$')
+  found = {int(m[1]): value.shape[0] for name, value in reader.items() if (m := layer.search(name))}
+  return (found[0], max(found) + 1) if 0 in found else (0, 0)
 
 
 def qwen2_json(config: DecoderConfig) -> dict:

@@ -19,7 +19,7 @@ def find(path) -> epath.Path:
   path = files.path(path)
   if not path.exists():
     raise CheckpointError(
-      f'{path}: no such file or folder (a Hugging Face id must be downloaded first)'
+      f'{path}: no such file or folder (`hf download REPO` gets a repository of Hugging Face)'
     )
   if not path.is_dir():
     return path
@@ -34,9 +34,9 @@ def find(path) -> epath.Path:
   )
 
 
-def open_checkpoint(path) -> dict[str, Lazy]:
+def open_checkpoint(path, weights: str = 'model') -> dict[str, Lazy]:
   """{name: Lazy} of a .safetensors, .pt, .pth or .bin file, of an index of shards, or of a folder
-  that holds one.
+  that holds one. weights: 'model' or 'ema', of a torch file that holds both.
 
   Nothing but headers is read, and nothing in the file is executed. Raises CheckpointError for
   damaged files.
@@ -48,10 +48,16 @@ def open_checkpoint(path) -> dict[str, Lazy]:
     read = safetensors.read_index if file.suffix == '.json' else safetensors.read_file
     return digest.attached(read(file), _digests(file.parent), file.parent)
   if file.suffix in TORCH:
-    return torchfile.read_file(file)
+    return torchfile.read_file(file, weights)
   raise CheckpointError(
     f'{file}: unknown kind of file: expected .safetensors, {", ".join(TORCH)} or a folder'
   )
+
+
+def ignored(path, weights: str = 'model') -> dict[str, str]:
+  """{entry: what it is} of what `open_checkpoint` leaves in a torch file."""
+  file = find(path)
+  return torchfile.ignored(file, weights) if file.suffix in TORCH else {}
 
 
 def verify(path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuna_jax import tree
+from tuna_jax import sizes, tree
 from tuna_jax.config import TunaConfig, to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights import designs, hf, peft, tables
@@ -27,8 +27,8 @@ def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Pla
     if path is not None:
       if name not in shapes:
         raise CheckpointError(f'--{name}={path}: the design {config.design!r} has no such part')
-      hf.check_sizes(path, getattr(config, name))
       reader = open_checkpoint(path)
+      hf.check_sizes(path, getattr(config, name), reader)
       if name == 'decoder':
         table = tables.qwen2(config.decoder)
       elif any(tensor.startswith('und_trans.') for tensor in reader):
@@ -45,6 +45,20 @@ def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Pla
       result.fresh.setdefault(leaf, 'no source: initial values')
       result.leaves[leaf] = fresh(leaf, aval, seed)
   return result
+
+
+def named_size(decoder) -> TunaConfig:
+  """The named size of Tuna that has a decoder of this size. CheckpointError if none does."""
+  width, layers = hf.size_of(open_checkpoint(decoder))
+  known = {name: sizes.SIZES[name].decoder for name in ('2b', '7b')}
+  for name, tower in known.items():
+    if (tower.dim, tower.num_layers) == (width, layers):
+      return sizes.SIZES[name]
+  said = ', '.join(f'{name} {t.dim} and {t.num_layers}' for name, t in known.items())
+  raise CheckpointError(
+    f'{decoder}: your decoder is {width} wide with {layers} layers, which no size has ({said}); '
+    '--model=FILE.json gives one, as the config.json of a weights directory does'
+  )
 
 
 def official(config: TunaConfig, path, reader=None) -> Plan:

@@ -124,10 +124,25 @@ def folder(name: str) -> epath.Path:
   return files.path(os.environ.get(CACHE) or '~/.cache/tuna_jax') / name
 
 
+def check_fetched(path: str) -> None:
+  """Raises UserError where `path` is no path but a repository, or a part, that `tuna-jax get` knows
+  by a name."""
+  if files.path(path).exists():
+    return
+  repos = {source.repo: name for name, source in PARTS.items()}
+  repos |= {model.weights.repo: name for name, model in MODELS.items()}
+  if name := repos.get(path) or (path if path in PARTS else ''):
+    says = ', and prints the folder' if name in PARTS else f'; it is called {name!r} here'
+    raise UserError(f'{path}: no such file or folder; `tuna-jax get {name}` downloads it{says}')
+
+
 def locate(checkpoint: str | os.PathLike) -> epath.Path:
   """The path, or where the model of that name was written. Raises UserError if it was not yet."""
   path = files.path(checkpoint)
-  if str(checkpoint) not in MODELS or path.exists():
+  if path.exists():
+    return path
+  check_fetched(str(checkpoint))
+  if str(checkpoint) not in MODELS:
     return path
   if not store.is_stored(folder(str(checkpoint))):
     raise UserError(

@@ -22,12 +22,16 @@ PICKLE_LIMIT = 16 << 20  # bytes: names and shapes of a 7B checkpoint are under 
 ENTRY_LIMIT = 100_000
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 ZIP_MAGIC = b'PK\x03\x04'
-NESTS = ('', 'model', 'state_dict', 'module', 'model/state_dict', 'state_dict/model')
+# Where a state dict lies in a file, by what is asked for; '' is the top.
+NESTS = {
+  'model': ('', 'model', 'state_dict', 'module', 'model/state_dict', 'state_dict/model'),
+  'ema': ('ema', 'model_ema', 'ema_model', 'ema_state_dict', 'state_dict_ema', 'ema/state_dict'),
+}
 MISSING = (0, -1)  # the place of a storage that is not in the file
 
 
-def read_file(path) -> dict[str, Lazy]:
-  """{name: Lazy} of the state dict in a torch file: flat, or nested as in NESTS.
+def read_file(path, weights: str = 'model') -> dict[str, Lazy]:
+  """{name: Lazy} of the state dict in a torch file: flat, or nested as in NESTS[weights].
 
   Raises CheckpointError for anything but tensors: a pickle that would import or call something is
   refused by name.
@@ -36,8 +40,23 @@ def read_file(path) -> dict[str, Lazy]:
   payload, places = (_read_zip if _is_zip(data) else _read_legacy)(path, data)
   return {
     name: _tensor(f'{path}: {name}', tensor, data, *places.get(tensor.storage.key, MISSING))
-    for name, tensor in _state_dict(path, payload).items()
+    for name, tensor in _state_dict(path, payload, weights)[1].items()
   }
+
+
+def ignored(path, weights: str = 'model') -> dict[str, str]:
+  """{entry: what it is} of all that `read_file` leaves in a file."""
+  data = Bytes(path)
+  payload, _ = (_read_zip if _is_zip(data) else _read_legacy)(path, data)
+  nest, _ = _state_dict(path, payload, weights)
+  found = {}
+  for name, value in payload.items() if nest else ():
+    if name != nest.partition('/')[0]:
+      tensors = len(value) if isinstance(value, dict) and _has_tensors(value) else 0
+      which = next((w for w, nests in NESTS.items() if name in nests), '')
+      by = f', which --weights={which} takes' if which and tensors else ''
+      found[str(name)] = f'{tensors} tensors{by}' if tensors else f'a {type(value).__name__}'
+  return found
 
 
 def verify(path):
@@ -134,16 +153,23 @@ def _read_legacy(path, data):
   return payload, places
 
 
-def _state_dict(path, payload) -> dict[str, Tensor]:
-  for nest in NESTS:
+def _has_tensors(value) -> bool:
+  return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def _state_dict(path, payload, weights: str) -> tuple[str, dict[str, Tensor]]:
+  """(where it lies, it)."""
+  for nest in NESTS[weights]:
     found = payload
     for key in filter(None, nest.split('/')):
       found = found.get(key) if isinstance(found, dict) else None
-    if isinstance(found, dict) and any(isinstance(value, Tensor) for value in found.values()):
+    if _has_tensors(found):
       break
   else:
+    there = ', '.join(map(str, payload))[:200] if isinstance(payload, dict) else 'no mapping'
+    places = ', '.join(nest or 'the top' for nest in NESTS[weights])
     raise CheckpointError(
-      f'{path}: no state dict: tensors are looked for at the top, under `model` and `state_dict`'
+      f'{path}: no state dict: tensors are looked for at {places}; the file holds {there}'
     )
   others = [
     repr(name)
@@ -152,7 +178,7 @@ def _state_dict(path, payload) -> dict[str, Tensor]:
   ]
   if others:
     raise CheckpointError(f'{path}: not tensors: {", ".join(others[:20])}')
-  return found
+  return nest, found
 
 
 def _tensor(name: str, tensor: Tensor, data: Bytes, start: int, size: int) -> Lazy:
