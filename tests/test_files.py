@@ -75,3 +75,12 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
   assert (tmp_path / 'deep' / 'out' / 'a').read_text() == 'x'
   with pytest.raises(UserError, match='exists already'), files.new_folder(tmp_path / 'deep'):
     pass
+
+
+@pytest.mark.parametrize(
+  'url, words',
+  [('https://example.com/a.json', 'download it'), ('ftp://example.com/a', 'expected a local path')],
+)
+def test_an_address_that_is_no_path_is_refused_by_name(url, words):
+  with pytest.raises(UserError, match=f'{url}: .*{words}'):
+    files.absolute(url)

@@ -21,6 +21,7 @@ from etils import epath
 from tuna_jax.config import UserError
 
 _log = logging.getLogger(__name__)
+WEB = 'nothing is downloaded from the web: download it and give its path'
 PART = 4 << 20  # bytes at which a part of a growing file ends on object storage
 
 # What lies in a bucket is asked for each time: other processes and TensorStore write there too.
@@ -45,8 +46,16 @@ _IMPOSTORS = (
 
 
 def path(text: str | os.PathLike) -> epath.Path:
-  """The path that `text` names: `~` is the home folder, every other character stands for itself."""
-  return epath.Path(text).expanduser()
+  """The path that `text` names: `~` is the home folder, every other character stands for itself.
+  Raises UserError for an address that is neither local nor on object storage.
+  """
+  try:
+    return epath.Path(text).expanduser()
+  except KeyError:  # epath knows no such scheme
+    web = str(text).startswith(('http://', 'https://'))
+    raise UserError(
+      f'{text}: {WEB if web else "expected a local path or gs://BUCKET/PATH"}'
+    ) from None
 
 
 def is_remote(where: str | os.PathLike) -> bool:

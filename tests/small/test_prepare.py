@@ -73,6 +73,16 @@ def test_pictures_of_a_given_test_are_not_trained_on(album, tmp_path):
   assert any('30 records' in line for line in said)  # 5 pictures, 2 names, 3 tasks
 
 
+def test_records_that_cannot_be_used_are_counted_and_named(tmp_path):
+  record = {'image': 'https://example.com/a.png', 'caption': 'x'}
+  (tmp_path / 'a.jsonl').write_text(json.dumps(record))
+  (tmp_path / 'm.json').write_text(json.dumps([{'path': 'a.jsonl', 'task': 't2i'}]))
+  said = []
+  with pytest.raises(UserError, match=r'no record to train on; .*a\.jsonl:1: .*download it'):
+    prepare(str(tmp_path / 'm.json'), str(tmp_path / 'out'), say=said.append)
+  assert said[0].startswith('1 records cannot be used')
+
+
 def test_at_most_so_many_pictures_are_used_and_it_is_said(album, tmp_path):
   said = []
   train, _ = prepare(str(album / 'my.json'), str(tmp_path / 'out'), most=7, say=said.append)

@@ -109,7 +109,7 @@ def is_url(path: str) -> bool:
 
 def _remedy(url: str) -> str:
   if url.startswith(('http://', 'https://')):
-    return 'nothing is downloaded from the web: download it and give its path'
+    return files.WEB
   return 'make the bucket the root of the row'
 
 

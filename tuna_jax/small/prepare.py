@@ -51,7 +51,12 @@ def prepare(
   root.mkdir(parents=True, exist_ok=True)
   rows = {'train': _rows(data, root / 'folder')}
   rows['test'] = _rows(test, root / 'folder_test') if test else rows['train']
-  found = {split: _read(rows[split]) for split in ({'train', 'test'} if test else {'train'})}
+  faults: list[str] = []
+  found = {
+    split: _read(rows[split], faults) for split in ({'train', 'test'} if test else {'train'})
+  }
+  if faults:
+    say(f'{len(faults)} records cannot be used, the first: {faults[0]}')
   if test:
     held = {key for keys in found['test'] for k in keys.values() for key in k}
     chosen = {
@@ -77,7 +82,9 @@ def prepare(
           np.save(file, np.array(sorted(numbers), np.int64))
         written.append(dataclasses.asdict(row) | {'records': f'{split}.{n}.npy'})
     if not written:
-      raise UserError(f'{data}: no record {"to train on" if split == "train" else "to hold out"}')
+      why = f'; the first of {len(faults)} unusable ones: {faults[0]}' if faults else ''
+      what = 'to train on' if split == 'train' else 'to hold out'
+      raise UserError(f'{data}: no record {what}{why}')
     counts = ', '.join(f'{len(c)} {r.task}' for r, c in zip(rows[split], chosen[split]) if c)
     say(f'{"training" if split == "train" else "held out"}: {counts or rows[split][0].path}')
     files.write_json(root / name, written)
@@ -151,9 +158,9 @@ def _of_metadata(where: str, line) -> dict:
   raise UserError(f'{where}: expected {wanted}, found {str(line)[:80]}')
 
 
-def _read(rows: list[SourceConfig]) -> list[dict[int, list[str]]]:
-  """For each row {record number: what it shows, by content}; unusable records are left out, since
-  the pipeline and `data check` name them."""
+def _read(rows: list[SourceConfig], faults: list[str]) -> list[dict[int, list[str]]]:
+  """For each row {record number: what it shows, by content}; why others cannot be used is added to
+  `faults`."""
   digests: dict[str, str] = {}
   found = []
   for row in rows:
@@ -163,8 +170,8 @@ def _read(rows: list[SourceConfig]) -> list[dict[int, list[str]]]:
       try:
         with guard(source, i):
           keys[i] = list(_contents(source, source.raw(i), digests))
-      except BadRecord:
-        continue
+      except BadRecord as e:
+        faults.append(str(e))
     found.append(keys)
   return found
 
