@@ -1,6 +1,7 @@
 """One command from own data to a report; a stopped or killed one continues."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -85,3 +86,35 @@ def test_other_data_are_refused(tmp_path):
   Progress.open(path, 'my.json', 1.0).save()
   with pytest.raises(UserError, match=r'begun with my.json, not with other.json'):
     Progress.open(path, 'other.json', 1.0)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'fault'),
+  [
+    ({'minutes': float('nan')}, 'fit.minutes=nan: expected at least 0.1'),
+    ({'minutes': -1.0}, 'fit.minutes=-1.0: expected at least 0.1'),
+    ({'minutes': 'abc'}, "fit.minutes: expected float, found str 'abc'"),
+    ({'most': 1}, 'fit.most=1: expected at least 2'),
+    ({'image_size': 33}, "size '33': both sides must be multiples of 16"),
+    ({'data': 'gone'}, 'data: gone: no such file or folder'),
+    ({'test': 'gone'}, 'test: gone: no such file or folder'),
+    ({'data': ['a']}, 'fit.data: expected str, found list'),
+    ({'out': None}, 'fit.out: expected str, found NoneType'),
+  ],
+)
+def test_a_wrong_argument_is_named_and_nothing_is_written(album, tmp_path, changes, fault):
+  arguments = {'data': str(album), 'out': str(tmp_path / 'run')} | changes
+  with pytest.raises(UserError, match=re.escape(fault)):
+    fit(**arguments)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_folder_for_results_is_no_file_and_may_have_failed_before(tmp_path):
+  (tmp_path / 'file').write_text('')
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'other').mkdir()
+  with pytest.raises(UserError, match='file: is a file; expected a folder'):
+    fit(str(tmp_path / 'empty'), str(tmp_path / 'file'))
+  for data in ('empty', 'other'):  # nothing was done with the first, so the second may begin there
+    with pytest.raises(UserError, match=f'{data}: no pictures with texts'):
+      fit(str(tmp_path / data), str(tmp_path / 'run'), say=str)

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Annotated
 
 from tuna_jax import files
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, from_dict
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import texts
 from tuna_jax.data.sources import read_mixture
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evals import curves
+from tuna_jax.ranges import Count, Range, Whole
 from tuna_jax.small import prepare, recipe, watch
 from tuna_jax.toy import train_vae
 from tuna_jax.train import loop
@@ -54,7 +57,7 @@ class Progress:
     if not files.path(path).exists():
       return cls(path, data, minutes)
     known = files.read_json(path)
-    if known['data'] != data:
+    if known['done'] and known['data'] != data:
       raise UserError(f'{path}: begun with {known["data"]}, not with {data}; choose another --out')
     return cls(path, **known | {'minutes': minutes})
 
@@ -100,6 +103,22 @@ class Progress:
     return self.steps[name]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+  """The arguments of `fit`, by type and range."""
+
+  data: str
+  out: str
+  test: str
+  vae: str
+  minutes: Annotated[float, Range(0.1, 1e6)]
+  held_out: Annotated[float, Range(0, 0.9)]
+  most: Annotated[int, Range(2, 2**31 - 1)]
+  frames: Count
+  seed: Whole
+  n: Count
+
+
 def fit(
   data: str, out: str, *, minutes: float = 15.0, test: str = '', vae: str = '',
   held_out: float = 0.1, most: int = 10_000, image_size: str = '64', frames: int = 9,
@@ -114,10 +133,19 @@ def fit(
   the report. Raises UserError for data that cannot be used, and Stopped once SIGTERM or Ctrl-C has
   saved.
   """
+  plain = lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value
+  data, out, test, vae = map(plain, (data, out, test, vae))
+  asked = dict(minutes=minutes, held_out=held_out, most=most, frames=frames, seed=seed, n=n)
+  from_dict(_Asked, dict(data=data, out=out, test=test, vae=vae, **asked), 'fit')
+  media = MediaConfig(image_size=str(image_size), video_size=str(image_size), frames=frames)
   root = files.absolute(out)
+  for what, given in (('data', data), ('test', test)):
+    if given and not files.absolute(given).exists():
+      raise UserError(f'{what}: {given}: no such file or folder')
+  if root.exists() and not root.is_dir():
+    raise UserError(f'out: {out}: is a file; expected a folder to write or to continue')
   root.mkdir(parents=True, exist_ok=True)
   progress = Progress.open(str(root / 'fit.json'), str(files.absolute(data)), minutes)
-  media = MediaConfig(image_size=image_size, video_size=image_size, frames=frames)
   with progress.part('data', say):
     mixtures = [str(root / 'data' / name) for name in prepare.NAMES.values()]
     if 'data' not in progress.done:

@@ -65,6 +65,9 @@ def hold(folder: str | os.PathLike):
   if name in _held.get():
     yield _held.get()[name]
     return
+  where = files.path(folder)
+  if where.exists() and not where.is_dir():
+    raise UserError(f'{folder}: is a file; expected a folder')
   lock = Lock(folder)
   with contextlib.ExitStack() as closing:
     if jax.process_index() == 0:
