@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 
+AGAIN = 75  # EX_TEMPFAIL, the exit code of what may be run again: launch scripts do so
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests import shrink
-from tuna_jax.train import distributed
+from tuna_jax.train import distributed, peers
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -81,6 +81,92 @@ def test_two_processes_join_and_add_up_over_both():
   for code, out, err in finish(start(TOGETHER, address, 2, 0, expect=2), second):
     assert code == 0, err
     assert out == ['[10.0, 11.0]', '6.0']
+
+
+GOING = (
+  JOIN
+  + """\
+from jax.experimental import multihost_utils
+import numpy as np, time
+print('going')
+try:
+  while True:
+    multihost_utils.process_allgather(np.float32(1))
+    time.sleep(0.05)
+except Exception:
+  distributed.blame()
+"""
+)
+
+
+def bound(port) -> set[str]:
+  """The addresses at which somebody listens on a port, as Linux writes them."""
+  rows = [row.split() for kind in ('tcp', 'tcp6') for row in open(f'/proc/net/{kind}')]
+  return {
+    row[1].partition(':')[0] for row in rows if row[1].endswith(f':{port:04X}') and row[3] == '0A'
+  }
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_process_that_is_killed_is_named_by_the_others_which_end_to_be_run_again(victim):
+  port = free_port()
+  processes = [start(GOING, f'127.0.0.1:{port}', 2, number) for number in (0, 1)]
+  for process in processes:
+    assert process.stdout.readline() == 'going\n'
+  assert bound(port) <= {'0100007F', '0000000000000000FFFF00000100007F'}  # 127.0.0.1 alone
+  began = time.monotonic()
+  processes[victim].kill()
+  (code, _, err), _ = finish(processes[1 - victim], processes[victim])
+  assert code == 75 and f'tuna-jax: process {victim} on ' in err and ' is lost, so process ' in err
+  assert time.monotonic() - began < 30
+
+
+def test_strangers_at_the_port_of_the_coordinator_are_passed_over():
+  port = free_port()
+  first = start(TOGETHER, f'127.0.0.1:{port}', 2, 0)
+  for words in (
+    b'GET / HTTP/1.1\r\nHost: x\r\n\r\n', os.urandom(5000) + b'\n', b'tuna_jax roll 1 x y\n',
+    b'tuna_jax roll 99999999999 2 h\n', b'',
+  ):  # fmt: skip
+    while True:
+      try:
+        with socket.create_connection(('127.0.0.1', port), timeout=10) as line:
+          line.sendall(words)
+          break
+      except ConnectionRefusedError:
+        time.sleep(0.1)
+  for code, out, err in finish(first, start(TOGETHER, f'127.0.0.1:{port}', 2, 1)):
+    assert code == 0, err
+    assert out == ['[10.0, 11.0]', '6.0']
+
+
+def test_strangers_at_the_watch_are_passed_over_and_silence_within_it_is_noticed():
+  watch, door = peers.Peers(0), socket.create_server(('127.0.0.1', 0))
+  ended = []
+  watch._end = lambda *how: ended.append(how)
+  watch.listen(door, 'secret', {1: 'a', 2: 'b'})
+  address = door.getsockname()
+  for words in (b'GET / HTTP/1.1\n', b'tuna_jax peer 1 wrong h\n', b'tuna_jax peer 7 secret h\n'):
+    with socket.create_connection(address) as line:
+      line.sendall(words)
+      assert line.recv(10) == b''
+  lines = [socket.create_connection(address) for _ in (1, 2)]
+  for number, line in enumerate(lines, 1):
+    line.sendall(f'tuna_jax peer {number} secret h\n'.encode())
+  lines[0].sendall(b'bye\n')
+  lines[0].close()
+  lines[1].sendall(b'ends 2 b\n')
+  until = time.monotonic() + 20
+  while not ended and time.monotonic() < until:
+    time.sleep(0.01)
+  assert ended[0] == ('ends', 2, 'b')
+  watch.leave(well=True)
+
+
+def test_an_address_that_is_not_of_this_host_is_listened_for_at_all(caplog):
+  server, address = distributed._listen(f'192.0.2.1:{free_port()}', time.monotonic() + 5)
+  server.close()
+  assert address == '' and '192.0.2.1 is no address of ' in caplog.text
 
 
 def test_an_absent_process_is_named_by_all_others():

@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import app as absl_app
@@ -27,7 +28,7 @@ from tuna_jax.cli import config_files
 from tuna_jax.config import UserError, nearest
 
 EXIT_USAGE = 2  # the person must change something: never worth a retry
-EXIT_RETRY = 75  # EX_TEMPFAIL: saved after a preemption; the launch scripts run the command again
+EXIT_RETRY = stopping.AGAIN  # saved after a preemption; the launch scripts run the command again
 TRACEBACK = 'TUNA_JAX_TRACEBACK'  # set to 1, errors of the user's making keep their traceback
 # Mistakes of the person at the keyboard: one line. All else is a fault of ours, with a traceback.
 USERS = (
@@ -104,9 +105,22 @@ def run(
     if not flags.FLAGS['verbosity'].present:
       # absl.app says INFO by default, and libraries log a page about every checkpoint.
       absl_logging.set_verbosity(absl_logging.WARNING)
-    code = main(argv)
+    try:
+      code = main(argv)
+    except USERS:
+      if distributed := _several():
+        distributed.leave(well=False)
+      raise
+    except Exception:
+      if distributed := _several():
+        traceback.print_exc()
+        distributed.blame()
+        distributed.leave(well=False)
+      raise
     sys.stdout.flush()
     stopping.ignore()
+    if distributed := _several():
+      distributed.leave(well=True)
     return code
 
   stopping.install()
@@ -122,12 +136,19 @@ def _leave(code: int):
   """Exits. A process that works alone does not wait for its threads, of which one may hang in
   reading; several processes of one run part from each other first."""
   stopping.ignore()
-  jax = sys.modules.get('jax')
-  if jax is not None and jax.distributed.is_initialized():
+  if distributed := _several():
+    distributed.leave(well=True)
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
+
+
+def _several():
+  """The module that knows the other processes of the run, if there are any."""
+  jax = sys.modules.get('jax')
+  several = jax is not None and jax.distributed.is_initialized()
+  return sys.modules.get('tuna_jax.train.distributed') if several else None
 
 
 # ---- flags

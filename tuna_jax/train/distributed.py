@@ -4,21 +4,26 @@ jax ends a process with a stack trace from C++ if another is missing, without na
 0 first calls the roll, over a plain socket at the address where jax's own coordinator listens next:
 
     process i  --'tuna_jax roll i n host'-->  process 0
-    process i  <--'all here' | 'missing: ...'--  process 0
+    process i  <--'all here PORT TOKEN' | 'missing: ...'--  process 0
 
-All get the same verdict; only after 'all here' does jax.distributed.initialize run.
+All get the same verdict; only after 'all here' does jax.distributed.initialize run. From then on
+the processes watch each other through PORT (peers.py).
 """
 
+import errno
 import glob
 import itertools
 import logging
 import os
+import re
+import secrets
 import socket
 import time
 
 import jax
 
 from tuna_jax.config import UserError
+from tuna_jax.train import peers
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +32,8 @@ ALL_HERE = 'all here'
 POLL_S = 0.2
 REPORT_S = 60.0  # how often process 0 logs which processes it waits for
 GRACE_S = 10.0  # how long after the deadline a process waits for the verdict
+
+_peers: peers.Peers | None = None  # of this process, once it has joined others
 
 
 class MissingProcesses(RuntimeError):
@@ -71,18 +78,39 @@ def initialize(
   _check_count(num_processes, process_id, expect)
   if num_processes == 1:
     return
-  deadline = time.monotonic() + timeout_s
+  global _peers
+  deadline, bind = time.monotonic() + timeout_s, None
   if process_id == 0:
-    _call_roll(coordinator, num_processes, deadline, timeout_s)
+    _peers, address = _call_roll(coordinator, num_processes, deadline, timeout_s)
+    if address:  # otherwise jax binds to all addresses of the host
+      bind = (
+        f'[{address}]:{_port(coordinator)}' if ':' in address else f'{address}:{_port(coordinator)}'
+      )
   else:
-    _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s)
+    _peers = _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s)
+  peers.outlast_abort()
   jax.distributed.initialize(
     coordinator,
     num_processes,
     process_id,
     local_device_ids=local_device_ids,
     initialization_timeout=max(int(timeout_s), 1),
+    coordinator_bind_address=bind,
   )
+
+
+def leave(well: bool) -> None:
+  """Tells the other processes of the run, if there are any, that this one ends: well, or with an
+  error."""
+  if _peers is not None:
+    _peers.leave(well)
+
+
+def blame() -> None:
+  """After an error that another process may have caused: waits until it is known to be lost, which
+  ends this one as well."""
+  if _peers is not None:
+    time.sleep(peers.SILENT_S)
 
 
 def _in_a_cluster(expect) -> bool:
@@ -124,12 +152,14 @@ def _check_count(num_processes, process_id, expect):
 
 
 def _call_roll(coordinator, num_processes, deadline, timeout_s):
-  """Process 0: gathers a line from each of the others, then tells them all the same verdict."""
+  """Process 0: gathers a line from each of the others, then tells them all the same verdict.
+  Returns the watch over them, and the address that it listens at; '' for all of the host."""
   hosts = {0: socket.gethostname()}
   lines = {}  # process id -> its open connection, the latest one
   callers = []  # every connection that is owed the verdict
   fault, reported = '', time.monotonic()
-  with _listen(_port(coordinator), deadline) as server:
+  server, address = _listen(coordinator, deadline)
+  with server:
     server.settimeout(POLL_S)
     while len(hosts) < num_processes and not fault and time.monotonic() < deadline:
       if time.monotonic() - reported > REPORT_S:
@@ -140,11 +170,11 @@ def _call_roll(coordinator, num_processes, deadline, timeout_s):
         line, _ = server.accept()
       except TimeoutError:
         continue
-      hello = _read_line(line, 5.0).removeprefix(HELLO).split(maxsplit=2)
-      if len(hello) != 3:
-        line.close()  # a stranger: a port scan, or a process of an earlier run
+      hello = re.fullmatch(rf'{HELLO} (\d{{1,9}}) (\d{{1,9}}) (\S+)', _read_line(line, 5.0))
+      if not hello:
+        line.close()  # a stranger: a port scan, a web browser, a process of an earlier run
         continue
-      number, count, host = int(hello[0]), int(hello[1]), hello[2]
+      number, count, host = int(hello[1]), int(hello[2]), hello[3]
       if count != num_processes:
         fault = (
           f'process {number} on {host} was started with num_processes={count}, process 0 with '
@@ -161,16 +191,24 @@ def _call_roll(coordinator, num_processes, deadline, timeout_s):
       f'{len(hosts)} of {num_processes} processes came within {timeout_s:g} s; '
       f'missing: {spans(absent)}; here: {here}{more}'
     )
+    verdict = fault or (missing if absent else '')
+    if not verdict:
+      door, token = _open(address, 0), secrets.token_hex(16)
+      verdict = f'{ALL_HERE} {door.getsockname()[1]} {token}'
+      watch = peers.Peers(0)
+      watch.listen(door, token, {n: host for n, host in hosts.items() if n})
     for line in callers:
-      _say(line, fault or (missing if absent else ALL_HERE))
+      _say(line, verdict)
   if fault:
     raise UserError(fault)
   if absent:
     raise MissingProcesses(missing, absent)
+  return watch, address
 
 
 def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
-  """Any other process: says that it is here, and waits for the verdict."""
+  """Any other process: says that it is here, and waits for the verdict. Returns the watch over
+  process 0."""
   host = coordinator.rpartition(':')[0].strip('[]')
   hello = f'{HELLO} {process_id} {num_processes} {socket.gethostname()}\n'.encode()
   while time.monotonic() < deadline:
@@ -180,8 +218,11 @@ def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
         verdict = _read_line(line, deadline - time.monotonic() + GRACE_S)
     except OSError:
       verdict = ''
-    if verdict == ALL_HERE:
-      return
+    if verdict.startswith(ALL_HERE):
+      port, token = verdict.removeprefix(ALL_HERE).split()
+      watch = peers.Peers(process_id)
+      watch.connect((host, int(port)), token)
+      return watch
     if 'missing: ' in verdict:
       raise MissingProcesses(f'{verdict} (this is process {process_id})')
     if 'process' in verdict:
@@ -194,18 +235,34 @@ def _answer_roll(coordinator, num_processes, process_id, deadline, timeout_s):
   )
 
 
-def _listen(port, deadline):
-  """A server on every address of this host, as soon as an earlier run has let go of the port."""
-  both = socket.has_dualstack_ipv6()
-  family = socket.AF_INET6 if both else socket.AF_INET
+def _listen(coordinator, deadline):
+  """(server at the address given, that address), as soon as an earlier run has let go of the port.
+
+  The address is '' where it is none of this host, as that of a service before it: then the server
+  is at all addresses.
+  """
+  host, port = coordinator.rpartition(':')[0].strip('[]'), _port(coordinator)
   while True:
     try:
-      return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=1024)
+      return _open(host, port), host and socket.getaddrinfo(host, port)[0][4][0]
     except OSError as error:
-      if time.monotonic() > deadline:
+      if error.errno == errno.EADDRNOTAVAIL and host:
+        logger.warning('%s is no address of %s: all of them are used', host, socket.gethostname())
+        host = ''
+      elif time.monotonic() > deadline:
         where = f'port {port} of the coordinator on {socket.gethostname()}'
         raise OSError(error.errno, f'{where}: {error.strerror}') from None
     time.sleep(POLL_S)
+
+
+def _open(host: str, port: int) -> socket.socket:
+  """A server at one address of this host, or at all of them."""
+  if host:
+    family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(where, family=family, backlog=1024)
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=1024)
 
 
 def _is_open(line) -> bool:

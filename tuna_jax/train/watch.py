@@ -16,14 +16,13 @@ from collections.abc import Callable
 
 import jax
 
-from tuna_jax import files
+from tuna_jax import files, stopping
 from tuna_jax.train.goodput import Goodput
 
 _log = logging.getLogger(__name__)
 GRACE_S = 60.0  # for a stop that was asked for to begin
 SLOW_S = 30.0  # after which the run says what it waits for
 LONGER = {'start': 4, 'compile': 4, 'evaluate': 4}  # how much longer these may take
-EXIT = 75  # run me again
 
 
 class Watch:
@@ -80,7 +79,7 @@ class Watch:
         since, until = begun, now + max(self._wait, GRACE_S)
       if now > until:
         _log.error('%s; it does not stop, so the process is ended', said)
-        os._exit(EXIT)
+        os._exit(stopping.AGAIN)
 
 
 def _stacks() -> str:
