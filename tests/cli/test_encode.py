@@ -53,7 +53,7 @@ def config(folder, online, **changes):
 def first_batch(config, workdir):
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
-    pipeline = feed.Feed(config, str(workdir), mesh).pipeline(config.data, config.seed)
+    pipeline = feed.Feed(config, mesh).pipeline(config.data, config.seed)
     batch = next(pipeline)
     pipeline.close()
   return batch

@@ -131,6 +131,22 @@ def test_a_position_of_another_run_is_refused(change, words):
     make(**change).restore(make().state())
 
 
+@pytest.mark.parametrize(
+  'change', [{'seed': 6}, {'look_ahead': 1}, {'sizes': (8, *SIZES[1:])}, {'sizes': (1, *SIZES[1:])}]
+)
+def test_a_position_of_another_run_that_is_allowed_passes_over_what_was_drawn(change):
+  before, after = make(), make(**change)
+  take(before, 3)
+  state = before.state()
+  after.restore(state, moved=True)
+  found = after.state()
+  drawn = 4 * max(row[0] for row in state['next'])
+  assert found['step'] == 3
+  assert {-(-drawn // found['batch'])} == {row[0] for row in found['next']}
+  assert {-1} == {k for row in found['next'] for k in row[1:]}
+  batch_lib.check(next(after))
+
+
 def test_positions_join_where_hosts_hold_rows_by_turns_and_name_one_that_is_missing():
   states = [make(rows=rows).state() for rows in ([0, 2], [1, 2])]
   with pytest.raises(ValueError, match='none holds row 3'):

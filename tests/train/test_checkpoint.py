@@ -175,6 +175,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_a_failed_save_surfaces(tmp_path):
   saver = Checkpoints(str(tmp_path), CONFIG)
+  saver.check()  # opens the folder
   shutil.rmtree(tmp_path / 'checkpoints')
   (tmp_path / 'checkpoints').write_text('in the way')
   with pytest.raises(OSError):

@@ -55,7 +55,7 @@ def test_held_out_losses_are_the_same_on_any_mesh_and_at_any_time(tmp_path):
         lambda: shrink.randomise(tuna_shapes(config.model), 0),
         out_shardings=sharding.shardings(tuna_shapes(config.model), mesh),
       )()
-      held_out = HeldOut(config, Feed(config, str(tmp_path), mesh), mesh, params)
+      held_out = HeldOut(config, Feed(config, mesh), mesh, params)
       found += [held_out(params), held_out(params)]
   assert found[0] == found[1] and found[2] == found[3] == pytest.approx(found[0], rel=1e-5)
   assert {'held_loss', 'held_ntp/vqa', 'held_flow/t2i'} < set(found[0])

@@ -40,6 +40,16 @@ def define_distributed():
   return _join
 
 
+def define_allow_change():
+  """Defines the flag of what may differ when a run is continued, and returns what gives it."""
+  found = flags.DEFINE_list(
+    'allow-change', None,
+    'What may differ from what the run began with, such as mixture,tokenizer,vae,tasks,media,rows '
+    'or seed; otherwise a run is not continued with another one.',
+  )  # fmt: skip
+  return lambda: found.value or ()
+
+
 def define_generator(batch_size: int):
   """Defines the flags by which a verb opens a generator, and returns the function that gives their
   values, as options of `open_generator`."""

@@ -13,7 +13,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from tuna_jax.cli import app, config_files
+from tuna_jax.cli import app, config_files, options
 from tuna_jax.config import UserError
 
 _COMPONENT = flags.DEFINE_enum('component', None, ['vae', 'decoder'], 'The part to train.')
@@ -25,6 +25,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   None,
   'The config, FILE:SIZE; configs/vae.py:tiny or configs/decoder.py:tiny by default.',
 )
+_allowed = options.define_allow_change()
 
 
 def main(argv):
@@ -41,7 +42,8 @@ def main(argv):
     return
   config = common.from_config_dict(_CONFIG.value)
   with lock.hold(_WORKDIR.value):
-    loop.train(train_tokenizer.ensure(config, _WORKDIR.value), _WORKDIR.value)
+    config = train_tokenizer.ensure(config, _WORKDIR.value)
+    loop.train(config, _WORKDIR.value, allow_change=_allowed())
 
 
 if __name__ == '__main__':

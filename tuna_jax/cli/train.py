@@ -20,6 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'The run directory for checkpoints and logs, a local path or gs://.'
 )
+_allowed = options.define_allow_change()
 _join = options.define_distributed()
 
 
@@ -31,7 +32,8 @@ def main(argv):
   from tuna_jax.configs import common
   from tuna_jax.train import loop
 
-  loop.train(common.from_config_dict(_CONFIG.value), _WORKDIR.value)
+  config = common.from_config_dict(_CONFIG.value)
+  loop.train(config, _WORKDIR.value, allow_change=_allowed())
 
 
 if __name__ == '__main__':

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import grain
 import numpy as np
@@ -31,6 +32,7 @@ from tuna_jax.ranges import Count, Few, NotNegative, Range, Share, Whole
 Phases = tuple[tuple[NotNegative, tuple[tuple[str, NotNegative], ...]], ...]
 
 _log = logging.getLogger(__name__)
+SAMPLED = 32  # records of a source that its fingerprint reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,30 @@ def open_sources(config: DataConfig) -> list[Source]:
   for source, row in zip(sources, rows):
     source.weight = row.weight
   return sources
+
+
+def fingerprint(source: Source) -> dict[str, Any]:
+  """What tells a source from another one of the same name: its task and length, and a digest of
+  SAMPLED of its records as they are stored."""
+  count = len(source)
+  found = hashlib.blake2b(digest_size=16)
+  for index in sorted({count * k // SAMPLED for k in range(SAMPLED)} | {count - 1}):
+    try:
+      found.update(_bytes(source.raw(index)))
+    except UserError:  # a bad record, whose message has paths in it
+      found.update(b'bad')
+  return {'task': source.task, 'records': count, 'digest': found.hexdigest()}
+
+
+def _bytes(value) -> bytes:
+  """A value of a record, nested as it may be."""
+  if isinstance(value, Mapping):
+    return b'{%s}' % b','.join(_bytes(k) + _bytes(v) for k, v in value.items())
+  if isinstance(value, (list, tuple)):
+    return b'[%s]' % b','.join(map(_bytes, value))
+  if isinstance(value, np.ndarray):
+    return f'{value.dtype}{value.shape}'.encode() + value.tobytes()
+  return value if isinstance(value, bytes) else repr(value).encode()
 
 
 def texts(config: DataConfig, limit: int = 2000) -> list[str]:

@@ -140,12 +140,21 @@ class Pipeline:
     place = {'step': self._step, 'seed': self._seed, 'batch': self._sizes[0]}
     return place | {'rows': self._rows, 'next': self._next.tolist()}
 
-  def restore(self, state: Mapping[str, Any]) -> None:
+  def restore(self, state: Mapping[str, Any], moved: bool = False) -> None:
     """Continues after `state` with the identical next batch.
 
-    The state may be of this host's rows or of more (`merge_states`). Raises UserError where it
-    belongs to another seed, batch size or look-ahead.
+    The state may be of this host's rows or of more (`merge_states`). moved: it may belong to
+    another seed, batch size or look-ahead; then as many examples are passed over as it has drawn.
+    Raises UserError where it does so otherwise.
     """
+    if moved:
+      drawn = state['batch'] * max(row[0] for row in state['next'])
+      self._drain()
+      self._step, self._next = state['step'], self._fresh()
+      self._next[:, 0] = -(-drawn // self._sizes[0])
+      self._head = (self._step, self._next)
+      self._forget()
+      return
     for name, have in (('seed', self._seed), ('batch', self._sizes[0])):
       if state[name] != have:
         raise UserError(f'data state: saved with {name}={state[name]}, this run has {have}')

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import collections
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -94,6 +95,12 @@ class Tokenizer:
       elif not skip_special:
         pieces += [self._names[i] for i in run]
     return ''.join(pieces)
+
+  @property
+  def digest(self) -> str:
+    """Of all that decides how a text becomes tokens."""
+    about = self._core.to_str() + json.dumps(sorted(self._names.items()))
+    return hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
 
   def save(self, directory: str | os.PathLike) -> None:
     """Writes `directory/tokenizer.json`, which `from_dir` reads back and Hugging Face libraries

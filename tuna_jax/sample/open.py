@@ -68,6 +68,12 @@ def open_generator(
       'media': from_dict(MediaConfig, data['media']),
     }
     vae_of_run = stored.run['vae'] and store.located(stored.run['vae'], root)
+    learned = stored.notes.get('ground', {}).get('vae')
+    if vae_of_run and not vae and learned and store.identity(vae_of_run) != learned:
+      raise UserError(
+        f'{root}: the VAE in {vae_of_run} is not the one that the run was trained with; --vae=DIR '
+        'says which to take'
+      )
     found = {'vae': vae_of_run, 'tokenizer': root / 'tokenizer'}
   vae_config = vae_params = None
   if stored.config.vae is not None:

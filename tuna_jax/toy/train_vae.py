@@ -18,14 +18,14 @@ import numpy as np
 import optax
 
 from tuna_jax import files, stopping
-from tuna_jax.config import UserError, VaeConfig
-from tuna_jax.data.mixture import DataConfig, open_sources
+from tuna_jax.config import UserError, VaeConfig, to_dict
+from tuna_jax.data.mixture import DataConfig, fingerprint, open_sources
 from tuna_jax.data.records import PICTURES, media_of
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.ranges import Count, Decay, Few, Finite, NotNegative, Positive, Rate, Share, Whole
-from tuna_jax.train import lock
+from tuna_jax.train import lock, provenance
 from tuna_jax.train.optimizer import scale_by
 from tuna_jax.weights import fresh, store
 
@@ -65,7 +65,7 @@ class Media:
 
   def __init__(self, config: DataConfig, seed: int):
     self._seed = seed
-    sources = open_sources(config)
+    self.sources = sources = open_sources(config)
     shows = lambda source, kinds: set(kinds) & set(TASKS[source.task].fields.values())
     self._stills = [s for s in sources if shows(s, PICTURES)]
     self._clips = [s for s in sources if shows(s, ('clip',))]
@@ -162,7 +162,11 @@ def _train(config: VaeTrainConfig, root):
   rate = jax.jit(optax.join_schedules([first, then], [late]))
   start, update = _program(dataclasses.replace(config, steps=1))
   key = jax.random.key(config.seed)
-  stopped = root / 'stopped.safetensors'
+  stopped, began_with = root / 'stopped.safetensors', root / 'stopped.json'
+  ground = {**to_dict(config), 'records': [fingerprint(source) for source in media.sources]}
+  ground = json.loads(json.dumps(ground))
+  if stopped.exists() and (told := provenance.told(files.read_json(began_with), ground)):
+    raise UserError(f'{root}: this training began otherwise ({told}); take another --workdir')
   params = fresh.init(vae_shapes(config.model), config.seed)
   done, state = store.restore_tree(stopped, (0, start(params)))
   began = time.perf_counter()
@@ -189,12 +193,14 @@ def _train(config: VaeTrainConfig, root):
       with stop.raising():
         model = measure(config, state[1], media)
     except stopping.Stopped:
+      files.write_json(began_with, ground)
       store.save_tree(stopped, (done, state))
       where = f'stopped at step {done} of {config.steps}'
       raise stopping.Stopped(f'{root}: {where}; the same command continues') from None
     note = {'trained_steps': config.steps, 'seed': config.seed}
     store.save(root, model, state[1], note)
     stopped.unlink(missing_ok=True)
+    began_with.unlink(missing_ok=True)
 
 
 def step_seconds(config: VaeTrainConfig, steps: int = 8) -> float:

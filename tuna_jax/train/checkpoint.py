@@ -16,6 +16,7 @@ checkpoints without knowing training.
 
 from __future__ import annotations
 
+import functools
 import json
 import uuid
 from typing import Any
@@ -26,8 +27,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from tuna_jax import files, tree
-from tuna_jax.config import UserError, from_dict, to_dict
+from tuna_jax.config import UserError, from_dict
 from tuna_jax.data.pipeline import merge_states
+from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.train import provenance
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState, own
 from tuna_jax.weights import steps, store
@@ -35,14 +38,21 @@ from tuna_jax.weights.convert import place
 
 
 class Checkpoints:
-  """The checkpoints of one run. A failure of saving surfaces at `check`, `save` or `close`."""
+  """The checkpoints of one run. A failure of saving surfaces at `check`, `save` or `close`.
+
+  Nothing is written, apart from what `set_aside` moves, before `begin` or the first save.
+  """
 
   def __init__(self, workdir: str, config: TrainConfig):
     self._root, self._config = files.absolute(workdir), config
     if (self._root / 'config.json').exists():
       read_config(self._root)  # refuses a weights directory, which a run would overwrite
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
+    config = self._config
     self._root.mkdir(parents=True, exist_ok=True)
-    self._manager = ocp.CheckpointManager(
+    return ocp.CheckpointManager(
       self._root / 'checkpoints',
       options=ocp.CheckpointManagerOptions(
         max_to_keep=config.keep,
@@ -53,20 +63,35 @@ class Checkpoints:
       item_names=(*steps.ARRAYS, 'data', 'digests'),
     )
 
-  def write_config(self) -> None:
-    """Writes RUN/config.json; once the config is known to fit what the run holds."""
+  @property
+  def _begun(self) -> bool:
+    return '_manager' in self.__dict__
+
+  def begin(self, tokenizer: Tokenizer, ground: dict[str, Any]) -> None:
+    """Makes the folder that of a run, with its config, its tokenizer and what it stands on; once
+    they are known to fit what the run holds."""
     if jax.process_index() == 0:
-      notes = {}
+      own = self._root / 'tokenizer'
+      known = (own / 'tokenizer.json').exists() and Tokenizer.from_dir(own).digest
+      if known != tokenizer.digest:
+        if (self._root / 'config.json').exists():
+          self.write_config(ground, tokenizer=False)  # without the digest of the old one
+        tokenizer.save(own)
+    self.write_config(ground)
+    self._manager.all_steps()
+
+  def write_config(self, ground: dict[str, Any] | None = None, tokenizer: bool = True) -> None:
+    """Writes RUN/config.json, with the digests of the tokenizer's files."""
+    if jax.process_index() == 0:
+      notes = {'ground': ground} if ground else {}
       if self._config.apart:
         if not (base := self._config.init_from):
           raise UserError('init_from: needed where frozen leaves are in no checkpoint of the run')
         notes['base'] = store.identity(base)
-      parts = ('vae', 'tokenizer', 'init_from')  # are found from any folder, then
-      whole = {name: getattr(self._config, name) for name in parts}
-      whole = {name: str(files.absolute(path)) for name, path in whole.items() if path}
-      about = {'kind': 'run', 'config': to_dict(self._config) | whole, 'notes': notes}
+      about = {'kind': 'run', 'config': provenance.as_kept(self._config), 'notes': notes}
+      self._root.mkdir(parents=True, exist_ok=True)
       beside = [self._root / 'tokenizer' / name for name in store.TOKENIZER_FILES]
-      store.write_config(self._root, about, beside)
+      store.write_config(self._root, about, beside if tokenizer else ())
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -108,7 +133,7 @@ class Checkpoints:
 
   def set_aside(self, first: int) -> list[int]:
     """Takes the checkpoints from step `first` on out of the way, if there are older ones; which."""
-    self._manager.wait_until_finished()
+    self.wait()
     complete = steps.committed(self._root)
     found = [n for n in complete if n >= first] if complete and complete[0] < first else []
     if found:
@@ -119,7 +144,8 @@ class Checkpoints:
           _set_aside(self._root, number)
       if jax.process_count() > 1:
         multihost_utils.sync_global_devices('checkpoints are set aside')
-      self._manager.reload()
+      if self._begun:
+        self._manager.reload()
     return found
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -159,12 +185,14 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits for what is being saved; raises what went wrong with it."""
-    self._manager.wait_until_finished()
+    if self._begun:
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """As `wait`, and ends the threads that save."""
-    self.wait()
-    self._manager.close()
+    if self._begun:
+      self.wait()
+      self._manager.close()
 
 
 def read_config(workdir) -> TrainConfig:

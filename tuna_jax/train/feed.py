@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from tuna_jax import files, sharding
+from tuna_jax import sharding
 from tuna_jax.batch import Batch
 from tuna_jax.config import UserError
 from tuna_jax.data.mixture import DataConfig
@@ -17,10 +17,10 @@ from tuna_jax.train.config import TrainConfig
 class Feed:
   """Makes batches of a run, placed on the mesh; each process builds the rows that its devices hold.
 
-  tokenizer: of the run, which is kept in its folder too.
+  tokenizer: of the run.
   """
 
-  def __init__(self, config: TrainConfig, workdir: str, mesh):
+  def __init__(self, config: TrainConfig, mesh):
     """Raises UserError where the tokenizer or the VAE is missing or does not fit the model."""
     if not config.tokenizer:
       raise UserError('tokenizer: no directory given; --config.tokenizer=DIR')
@@ -31,9 +31,6 @@ class Feed:
         f'{config.tokenizer}: {self.tokenizer.vocab_size} tokens, the model has '
         f'{config.model.decoder.vocab_size} (model.decoder.vocab_size)'
       )
-    own = files.path(workdir) / 'tokenizer'
-    if jax.process_index() == 0 and not (own / 'tokenizer.json').exists():
-      self.tokenizer.save(own)
     self._encode = None
     if config.visual and (config.encoder.online or config.model.vae is None):
       self._encode = encoder.of_run(config, list(mesh.local_devices))

@@ -7,7 +7,7 @@ import functools
 import logging
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import jax
 from tuna_jax import files, sharding
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.stopping import Signals, Stopped
-from tuna_jax.train import checkpoint, lock
+from tuna_jax.train import checkpoint, lock, provenance
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.feed import Feed
@@ -32,10 +32,14 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-  config: TrainConfig, workdir: str, devices: Sequence[jax.Device] | None = None
+  config: TrainConfig,
+  workdir: str,
+  devices: Sequence[jax.Device] | None = None,
+  allow_change: Collection[str] = (),
 ) -> TrainState:
   """Trains to `config.steps` on `devices` (default: all), from the newest checkpoint in `workdir`
-  if there is one.
+  if there is one. A start that fails, or finds all steps done, leaves `workdir` as it was.
+  allow_change: what may differ from what the run began with (provenance.FIELDS).
 
   SIGTERM or Ctrl-C saves after the running step and raises Stopped; the next call goes on with the
   identical batch. A second Ctrl-C is a KeyboardInterrupt, which waits only for a save that is being
@@ -58,12 +62,19 @@ def train(
     closing.enter_context(jax.set_mesh(mesh))
     checkpoints = checkpoint.Checkpoints(workdir, config)
     closing.callback(checkpoints.close)
-    feed = Feed(config, workdir, mesh)
+    feed = Feed(config, mesh)
     pipeline = feed.pipeline(config.data, config.seed)
     closing.callback(pipeline.close)
     watch.waiting = pipeline.reading
-    state, start = _start(config, mesh, checkpoints, pipeline)
-    checkpoints.write_config()
+    ground = provenance.ground(config, feed, pipeline)
+    changed = provenance.check(workdir, config, ground, allow_change)
+    state, start = _start(config, mesh, checkpoints, pipeline, changed)
+    if int(state.step) >= config.steps:
+      print(f'{workdir}: all {config.steps} steps are done', flush=True)
+      return state
+    guard = Guard(config, workdir, int(state.step))
+    guard.check(state)
+    checkpoints.begin(feed.tokenizer, ground)
     goodput.restored(int(state.step))
     log = Log(workdir, config, mesh.devices.flat, goodput)
     closing.callback(log.close)
@@ -72,8 +83,6 @@ def train(
     closing.callback(checkpoints.wait)  # which the report counts
     evaluations = _evaluations(config, feed, mesh, state, log)
     closing.callback(goodput, 'save')
-    guard = Guard(config, workdir, int(state.step))
-    guard.check(state)
     run = _Run(config, workdir, pipeline, checkpoints, log, goodput, stop, held, guard, evaluations)
     try:
       return _steps(run, state)
@@ -84,7 +93,7 @@ def train(
       raise
 
 
-def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> tuple[TrainState, str]:
+def _start(config: TrainConfig, mesh, checkpoints, pipeline, changed) -> tuple[TrainState, str]:
   """The newest checkpoint's state, with `pipeline` at its place; or the state at step 0, fresh or
   around the weights of `init_from`. And what it comes from, in words."""
   abstract = state_lib.abstract_state(config)
@@ -95,7 +104,7 @@ def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> tuple[TrainState
   found = checkpoints.restore_newest(abstract)
   if found is not None:
     step, state, position = found
-    pipeline.restore(position)
+    pipeline.restore(position, moved=bool(changed & provenance.MOVING))
     state = state_lib.with_base(state, config, abstract.params)
     return state, f'continued from the checkpoint of step {step}'
   params = state_lib.first_params(config, abstract.params)
@@ -107,8 +116,6 @@ def _start(config: TrainConfig, mesh, checkpoints, pipeline) -> tuple[TrainState
 def _evaluations(config: TrainConfig, feed: Feed, mesh, state: TrainState, log: Log):
   """What `config` asks for: [(steps between two calls, function of step and averages)]."""
   report, found = config.report, []
-  if int(state.step) == config.steps:
-    return found
   if report.held_out_every:
     held_out = HeldOut(config, feed, mesh, state_lib.weights(state))
     found.append((report.held_out_every, lambda n, params: log.held_out(n, held_out(params))))
