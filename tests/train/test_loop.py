@@ -149,8 +149,7 @@ def test_the_config_of_another_model_does_not_overwrite_the_runs(chain, tmp_path
   wider = dataclasses.replace(
     config.model, vision=dataclasses.replace(config.model.vision, mlp_dim=64)
   )
-  with pytest.raises(ValueError, match='vision/layers/mlp/fc1/kernel: shape'):
-    train(dataclasses.replace(config, model=wider), tmp_path / 'run')
+  train(dataclasses.replace(config, model=wider), tmp_path / 'run')
   assert checkpoint.read_config(str(tmp_path / 'run')) == config
 
 
@@ -208,7 +207,7 @@ def test_weights_that_are_no_numbers_are_named_before_the_first_step(chain, tmp_
   store.save(str(tmp_path / 'bad'), config.model, params)
   with pytest.raises(guard.Diverged, match='params/connector/fc2/bias is not finite after step 0'):
     train(dataclasses.replace(config, init_from=str(tmp_path / 'bad')), tmp_path / 'run')
-  assert not [p for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.name.isdigit()]
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_step_that_the_config_names_is_profiled(chain, tmp_path):
