@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ CACHE = 'TUNA_TEST_CACHE'  # set by the run's first process; workers and subproc
 # Before anything imports jax.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu may be here for ahead-of-time compiles
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a runner under nohup ignores it, and so would tests
 sys.path.insert(0, str(ROOT))  # `configs` and `tuna_jax` of this checkout
 from tuna_jax.tools.xla_cpu import CPU_OPTIONS  # noqa: E402
 
