@@ -5,12 +5,10 @@
     row     -> one row of each batch: the oldest of `look_ahead` + 1 waiting examples, then those
                that fill the row best (L, V, M), until none that waits fits
 
-The state is a few integers per row: the next item, and the items that wait. The oldest is always
-taken, so none waits for more than `look_ahead` batches. The batch at step n is a pure function of
-(config, seed, n); a host builds only its own rows, so the number of hosts changes nothing. A
-background thread reads, packs and encodes ahead; what it produces does not depend on when it runs.
-To choose needs the sizes of examples only: pictures beyond `pool_mb` are read again when used.
-numpy only.
+The state is a few integers per row: the next item, and the items that wait, none for more than
+`look_ahead` batches. The batch at step n is a pure function of (config, seed, n); a host builds
+only its own rows, so the number of hosts changes nothing. A background thread reads, packs and
+encodes ahead. Pictures beyond `pool_mb` are read again when used. numpy only.
 """
 
 from __future__ import annotations
@@ -36,19 +34,20 @@ from tuna_jax.data.tasks import TASKS
 from tuna_jax.data.tokenizer import Tokenizer
 
 PATIENCE_S = 5.0
+_made = lambda make: dataclasses.field(default_factory=make)
 
 
 @dataclasses.dataclass
 class _Report:
   """What one batch took: merged into `counts()` when the batch is handed out."""
 
-  examples: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  too_large: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  first: list[str] = dataclasses.field(default_factory=list)  # of the reasons of both
-  used: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, np.int64))  # L, V, M
+  examples: collections.Counter = _made(collections.Counter)
+  skipped: collections.Counter = _made(collections.Counter)
+  too_large: collections.Counter = _made(collections.Counter)
+  first: list[str] = _made(list)  # of the reasons of both
+  used: np.ndarray = _made(lambda: np.zeros(3, np.int64))  # L, V, M
   phase: int = 0
-  items: list[list[int]] = dataclasses.field(default_factory=list)  # of the stream, by row
+  items: list[list[int]] = _made(list)  # of the stream, by row
 
 
 class Pipeline:
@@ -90,8 +89,7 @@ class Pipeline:
     self._records = Records(config, tokenizer, strides, self._sizes[1:4], seed, steps)
     self.sources, self._phases = self._records.sources, self._records.phases
     self._lock = threading.Lock()  # of the memory that is kept, which several threads count
-    # Of the examples that wait, (phase, row, item) -> their needs, and as many examples as may stay
-    # in memory.
+    # (phase, row, item) of an example that waits -> its needs; and those that stay in memory.
     self._needs: dict[tuple[int, int, int], tuple[int, int, int]] = {}
     self._kept: dict[tuple[int, int, int], segments.Example] = {}
     self._kept_bytes = 0
@@ -113,9 +111,7 @@ class Pipeline:
     return self
 
   def __next__(self) -> batch_lib.Batch:
-    """The next batch (what `put` returned, where given). Raises UserError when too many records
-    are unusable.
-    """
+    """The next batch, as `put` returns it. Raises UserError if too many records are unusable."""
     if not self._workers:
       result = self._encoded(self._build())
     else:
