@@ -83,7 +83,9 @@ def test_seconds_and_steps_are_those_of_all_starts(tmp_path):
 
 def test_other_data_are_refused(tmp_path):
   path = str(tmp_path / 'fit.json')
-  Progress.open(path, 'my.json', 1.0).save()
+  begun = Progress.open(path, 'my.json', 1.0)
+  begun.done.append('data')
+  begun.save()
   with pytest.raises(UserError, match=r'begun with my.json, not with other.json'):
     Progress.open(path, 'other.json', 1.0)
 
