@@ -87,6 +87,15 @@ def test_a_step_that_fits_alone_is_refused_beside_an_encoder_without_room():
   assert measure(row).fits
 
 
+@pytest.mark.slow
+def test_show_o2_draws_on_one_v5e_chip_in_bfloat16():
+  from tuna_jax import sizes
+  from tuna_jax.tools import plan_sample
+
+  found = plan_sample.plan(sizes.SHOWO2_1_5B, 'v5e:1x1', side=432)
+  assert found.fits and found.parameters < 6e9, str(found)
+
+
 def test_what_does_not_fit_exits_3_and_says_what_to_change(tmp_path):
   done = subprocess.run(
     [

@@ -232,7 +232,7 @@ def _memory(config: TrainConfig, mesh, arguments, peak) -> dict[str, int]:
       (config.model.decoder, config.length),
       (config.model.flow_head, config.length * (config.flow_coeff > 0)),
     ):
-      kept += tower.num_layers * tower.dim * tokens
+      kept += tower.num_layers * tower.dim * tokens if tower else 0
   memory = {
     'parameters': held(state.params),
     'ema': held(state.ema),

@@ -47,7 +47,7 @@ class DrawingPlan:
 
   def __str__(self):
     lines = [(name, getattr(self, name)) for name in ('parameters', 'vae', 'sampler', 'decoder')]
-    lines += [('peak', self.peak), ('available', self.limit)]
+    lines += [('peak', self.peak), ('available', self.limit), ('left', self.limit - self.peak)]
     said = ['FITS' if self.fits else 'DOES NOT FIT', '', 'memory of one device']
     return '\n'.join([*said, *(f'  {name:<12}{n / GIB:9.2f} GiB' for name, n in lines)])
 
@@ -67,14 +67,14 @@ def plan(
     vae = jax.tree.map(_spread(mesh), held)
   params = _placed(storage.held(tuna_shapes(config), dtype), mesh)
   prompts = batch_lib.empty(branches * rows, PROMPT, 0, 0, config.token_dim)
-  numbers = (np.zeros((rows, 3), np.int32), np.zeros((rows, cells, config.token_dim), np.float32))
+  numbers = (np.zeros((rows, 3), np.int32), np.zeros((rows, cells, config.drawn_dim), np.float32))
   arguments = (prompts, *numbers, flow.times(how.points, how.shift), how.guidance.numbers)
   with jax.set_mesh(mesh):
     sampler = _beside(
       image.sampler.lower(
         params, *jax.tree.map(_spread(mesh), (*arguments, np.int32(0))), config=config,
         branches=branches, limited=how.guidance.limited, rescaled=how.guidance.rescale > 0,
-        solver=how.solver, reported=False,
+        solver=how.solver, held=False, reported=False,
       ),
       params,
     )  # fmt: skip
