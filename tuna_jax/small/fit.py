@@ -184,9 +184,11 @@ def _vae(root, config, given: str, seed: int, progress: Progress):
   if given:
     return given, store.load_vae(given)[0]
   train = recipe.vae(config, seed)
-  time_of_vae = 60 * progress.minutes * recipe.SHARES['vae']
-  steps = progress.choose('vae', lambda: time_of_vae / train_vae.step_seconds(train))
-  train = dataclasses.replace(train, steps=steps)
+  def steps():
+    each = train_vae.step_seconds(train)
+    return (60 * progress.minutes * recipe.SHARES['vae'] - progress.spent['vae']) / each
+
+  train = dataclasses.replace(train, steps=progress.choose('vae', steps))
   return str(root / 'vae'), train_vae.train_vae(train, str(root / 'vae'))[0]
 
 

@@ -42,7 +42,7 @@ LONGEST = 512  # tokens of a text; records with longer ones are passed over
 def model(tokenizer: Tokenizer, vae_config: VaeConfig) -> TunaConfig:
   """The tiny model, for these words and these latents."""
   decoder = dataclasses.replace(TINY.decoder, vocab_size=tokenizer.vocab_size)
-  return dataclasses.replace(TINY, vae=vae_config, decoder=decoder)
+  return dataclasses.replace(TINY, vae=vae_config, decoder=decoder, remat='none')
 
 
 def data_config(mixture: str, media: MediaConfig, tasks: Sequence[str], latents: str) -> DataConfig:
