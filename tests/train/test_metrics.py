@@ -123,6 +123,7 @@ def test_a_continued_run_appends(log):
   again.step(3, metrics(), 0.5, 0.0)
   again.close()
   assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 3
+  assert len(list((folder / 'tensorboard').iterdir())) == 2  # also within one second
 
 
 def test_a_line_is_printed_at_an_interval_and_for_the_first_and_last_step(tmp_path, capsys):
