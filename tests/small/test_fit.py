@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.sample import small
 from tuna_jax.config import UserError
 from tuna_jax.small.fit import Progress, fit
+from tuna_jax.weights import store
 
 
 @pytest.fixture
@@ -38,7 +40,8 @@ def test_a_folder_becomes_a_model_and_a_report_within_its_steps(album, tmp_path)
   assert 'taken for their caption' in open(page).read()
   assert any('DOES NOT FIT' in line for line in said)  # of so few steps
   before = json.loads((tmp_path / 'run' / 'fit.json').read_text())['steps']
-  assert fit(str(album), str(tmp_path / 'run'), minutes=0.2, n=4, say=str) == page
+  again = dict(minutes=0.2, image_size='32', n=4, say=str)
+  assert fit(str(album), str(tmp_path / 'run'), **again) == page
   assert json.loads((tmp_path / 'run' / 'fit.json').read_text())['steps'] == before
 
 
@@ -63,6 +66,26 @@ def test_a_killed_fit_goes_on_to_its_report(album, tmp_path):
   found = json.loads((run / 'fit.json').read_text())
   assert {k: found['steps'][k] for k in known['steps']} == known['steps']
   assert found['done'][-1] == 'report' and 'captions_test' in (run / 'report.json').read_text()
+
+
+@pytest.mark.slow
+def test_adapters_of_a_model_are_fitted_and_the_model_stays(album, tmp_path):
+  base = tmp_path / 'base'
+  store.save(base, small.CONFIG, small.params())
+  store.save(base / 'vae', small.VAE, small.vae_params())
+  small.tokenizer().save(base)
+  before, said = store.read_config(base)['digest'], []
+  page = fit(
+    str(album), str(tmp_path / 'run'), minutes=0.2, held_out=0.3, image_size='32', n=4,
+    lora=str(base), say=said.append,
+  )  # fmt: skip
+  report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+  assert {'captions_test', 'pictures_test'} <= set(report['scores']) and page.endswith('index.html')
+  adapted, plain = store.open_stored(tmp_path / 'run' / 'lora'), store.open_stored(base)
+  changed = {k for k, v in plain.params.items() if (v[()] != adapted.params[k][()]).any()}
+  kernels = {leaf.replace('lora_a', 'kernel') for leaf in adapted.adapters if 'lora_a' in leaf}
+  assert changed == kernels
+  assert store.checked(plain) and store.read_config(base)['digest'] == before
 
 
 def test_seconds_and_steps_are_those_of_all_starts(tmp_path):

@@ -1,6 +1,7 @@
 """Trains a small model on your own data and reports what it has learned.
 
   tuna-jax fit my.json --out=RUN [--minutes=15] [--test=my_test.json] [--vae=DIR]
+  tuna-jax fit my.json --out=RUN --lora=MODEL
 
 The data are a mixture file, or a folder of pictures with texts: NAME.txt beside NAME.jpg,
 metadata.jsonl, or folders whose names say what their pictures show. RUN/index.html grows while the
@@ -31,8 +32,13 @@ _MOST = flags.DEFINE_integer(
 _VAE = flags.DEFINE_string(
   'vae', '', 'The directory of a VAE to use; by default one is trained on the pictures.'
 )
+_LORA = flags.DEFINE_string(
+  'lora', '', 'A run or weights whose adapters are trained, instead of a small model.'
+)
 _SIZE = flags.DEFINE_string(
-  'image_size', '64', "The size that pictures and clips are brought to: 'N' or 'HxW'."
+  'image_size',
+  '',
+  "The size of pictures and clips: 'N' or 'HxW'; by default 64, or what --lora was trained on.",
 )
 _FRAMES = flags.DEFINE_integer('frames', 9, 'How many frames of a clip are read, 4k + 1.')
 _N = flags.DEFINE_integer('n', 200, 'How many items to judge per row of the table.', lower_bound=1)
@@ -52,6 +58,7 @@ def main(argv):
   with lock.hold(_OUT.value):
     page = fit(
       argv[1], _OUT.value, minutes=_MINUTES.value, test=_TEST.value, vae=_VAE.value,
+      lora=_LORA.value,
       held_out=_HELD_OUT.value, most=_MOST.value, image_size=_SIZE.value, frames=_FRAMES.value,
       seed=_SEED.value, n=_N.value, say=lambda line: print(line, flush=True),
     )  # fmt: skip

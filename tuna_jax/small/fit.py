@@ -9,6 +9,8 @@
     stage3     the same at a low rate, while time is left     OUT/stage3
     report     scores and samples                             OUT/report
 
+With `lora`, the adapters of a model that is there are trained instead: data, lora, report.
+
 OUT/fit.json says what is done, how many seconds each part took, and the steps that were chosen.
 """
 
@@ -30,7 +32,7 @@ from tuna_jax.data.sources import read_mixture
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evals import curves
 from tuna_jax.ranges import Count, Range, Whole
-from tuna_jax.small import prepare, recipe, watch
+from tuna_jax.small import adapt, prepare, recipe, watch
 from tuna_jax.toy import train_vae
 from tuna_jax.train import loop
 from tuna_jax.train.config import ReportConfig
@@ -111,6 +113,7 @@ class _Asked:
   out: str
   test: str
   vae: str
+  lora: str
   minutes: Annotated[float, Range(0.1, 1e6)]
   held_out: Annotated[float, Range(0, 0.9)]
   most: Annotated[int, Range(2, 2**31 - 1)]
@@ -121,23 +124,26 @@ class _Asked:
 
 def fit(
   data: str, out: str, *, minutes: float = 15.0, test: str = '', vae: str = '',
-  held_out: float = 0.1, most: int = 10_000, image_size: str = '64', frames: int = 9,
+  lora: str = '', held_out: float = 0.1, most: int = 10_000, image_size: str = '', frames: int = 9,
   seed: int = 0, n: int = 200, say: Callable[[str], None] = print,
 ) -> str:  # fmt: skip
-  """Trains a small model on own data and returns the path of its report.
+  """Trains a small model on own data, or adapters of a model, and returns the path of its report.
 
   data: a mixture file or a folder (`prepare.py`). out: the directory of all that is written; the
   same call continues there. minutes: what everything together should take. test: records that are
   held out, a mixture or folder; otherwise the share `held_out` of the pictures. most: pictures that
-  are used. vae: a weights directory to use instead of training one. n: items to judge per row of
-  the report. Raises UserError for data that cannot be used, and Stopped once SIGTERM or Ctrl-C has
-  saved.
+  are used. vae: a weights directory to use instead of training one. lora: a run or weights whose
+  adapters are trained instead of a model. image_size: 'N' or 'HxW' in pixels; by default 64, or
+  what that model was trained on. n: items to judge per row of the report. Raises UserError for data
+  that cannot be used, and Stopped once SIGTERM or Ctrl-C has saved.
   """
   plain = lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value
-  data, out, test, vae = map(plain, (data, out, test, vae))
+  data, out, test, vae, lora = map(plain, (data, out, test, vae, lora))
   asked = dict(minutes=minutes, held_out=held_out, most=most, frames=frames, seed=seed, n=n)
-  from_dict(_Asked, dict(data=data, out=out, test=test, vae=vae, **asked), 'fit')
-  media = MediaConfig(image_size=str(image_size), video_size=str(image_size), frames=frames)
+  from_dict(_Asked, dict(data=data, out=out, test=test, vae=vae, lora=lora, **asked), 'fit')
+  base = adapt.Base.of(lora) if lora else None
+  size = str(image_size or (base.media.image_size if base else 64))
+  media = MediaConfig(image_size=size, video_size=size, frames=frames)
   root = files.absolute(out)
   for what, given in (('data', data), ('test', test)):
     if given and not files.absolute(given).exists():
@@ -152,24 +158,29 @@ def fit(
       prepare.prepare(data, str(root / 'data'), test, held_out, most, say)
   tasks = [row.task for row in read_mixture(mixtures[0])]
   config = recipe.data_config(mixtures[0], media, tasks, str(root / 'latents'))
-  with progress.part('tokenizer', say):
-    tokenizer = _tokenizer(root / 'tokenizer', config)
+  tokenizer = None
+  if not base:
+    with progress.part('tokenizer', say):
+      tokenizer = _tokenizer(root / 'tokenizer', config)
   with watch.Page(root, progress, mixtures[1], say) as page:
     visual = any(task != 'text' for task in tasks)
-    vae_config = recipe.TINY.vae
-    if visual:
+    where, vae_config = (vae or base.vae) if base else '', recipe.TINY.vae
+    if visual and not base:
       with progress.part('vae', say):
         where, vae_config = _vae(root, config, vae, seed, progress)
+    if visual and not (base and base.model.vae is None):
       page.check_vae(where, config)
-    model = recipe.model(tokenizer, vae_config)
-    parts = _stages(
-      root, progress, config, mixtures[1], model, tokenizer, where if visual else '', seed, say
-    )
+    if base:
+      rest = lambda: progress.choose('lora', lambda: _after(root, progress, 'lora', 0.9, say))
+      parts = adapt.parts(base, config, mixtures[1], vae, seed, rest)
+    else:
+      model = recipe.model(tokenizer, vae_config)
+      parts = _stages(root, progress, config, mixtures[1], model, tokenizer, where, seed, say)
     for name, part in parts:
       with progress.part(name, say):
-        loop.train(part(), str(root / name))
+        loop.train(part(), str(root / name.partition(',')[0]))
     with progress.part('report', say):
-      return page.report(str(root / 'stage3'), mixtures, n)
+      return page.report(str(root / ('lora' if base else 'stage3')), mixtures, n)
 
 
 def _tokenizer(folder, config) -> Tokenizer:
@@ -184,12 +195,23 @@ def _vae(root, config, given: str, seed: int, progress: Progress):
   if given:
     return given, store.load_vae(given)[0]
   train = recipe.vae(config, seed)
+
   def steps():
     each = train_vae.step_seconds(train)
     return (60 * progress.minutes * recipe.SHARES['vae'] - progress.spent['vae']) / each
 
   train = dataclasses.replace(train, steps=progress.choose('vae', steps))
   return str(root / 'vae'), train_vae.train_vae(train, str(root / 'vae'))[0]
+
+
+def _after(root, progress, before: str, share: float, say) -> float:
+  """Steps of a part that takes a share of what is left, at the speed of the one before it."""
+  records = curves.read(root / before / 'metrics.jsonl')
+  taken = [r['seconds'] for r in records if 'seconds' in r]
+  each = statistics.mean(taken[len(taken) // 2 :])
+  free = share * (progress.left - 60 * progress.minutes * recipe.SHARES['report'])
+  say(f'a step of {before} took {each:.3f} s: {free:.0f} s are for the next stage')
+  return free / each
 
 
 def _stages(root, progress, config, held_out, model, tokenizer, vae, seed, say):
@@ -217,14 +239,7 @@ def _stages(root, progress, config, held_out, model, tokenizer, vae, seed, say):
     steps = progress.choose('stage1', lambda: min(recipe.FIRST, 20 * progress.minutes))
     return stage('stage1', steps, 'decoder')
 
-  def after(before: str, share: float):
-    """Steps of a stage that takes a share of what is left, at the speed of the one before it."""
-    records = curves.read(root / before / 'metrics.jsonl')
-    taken = [r['seconds'] for r in records if 'seconds' in r]
-    each = statistics.mean(taken[len(taken) // 2 :])
-    free = share * (progress.left - budget('report'))
-    say(f'a step of {before} took {each:.3f} s: {free:.0f} s are for the next stage')
-    return free / each
+  after = lambda before, share: _after(root, progress, before, share, say)
 
   def second():
     return stage('stage2', progress.choose('stage2', lambda: after('stage1', 0.65)), 'stage1')

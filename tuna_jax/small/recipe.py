@@ -33,6 +33,7 @@ RATES = {
   'stage2': (1e-3, 0.4),
   'stage3': (4e-4, 0.02),
 }
+RANK = 16  # of adapters; their alpha is twice that
 FIRST = 200  # steps of stage 1 at most; they measure how long a step takes
 MEASURED = 200  # records per source that rows are sized for
 VOCABULARY = 4096  # at most
@@ -122,4 +123,25 @@ def stage(
     mesh=MeshConfig(data=-1, fsdp=1), encoder=EncoderConfig(group_mb=0.05), ntp_coeff=1.0,
     flow_coeff=flow, time_shift=3.0,
     initial='tuna_jax.toy.initial:previous_token_heads', keep=2, **changes,
+  )  # fmt: skip
+
+
+def adapters(
+  data: DataConfig, sizes: Rows, steps: int, model: TunaConfig, time_shift: float, **changes
+) -> TrainConfig:
+  """Adapters of the decoder and, where there is something to draw, of the flow head, beside a model
+  that stays. The learning rate is 1e-4 at a width of 2,000, and higher for a narrower one."""
+  draws = sizes.visual > 0 and any(task in DRAWN for task, _ in data.phases[0][1])
+  towers = '(decoder|flow_head)' if draws else 'decoder'
+  devices = jax.device_count()
+  return TrainConfig(
+    model=model, stage='lora', steps=steps, rows=-(-ROWS // devices) * devices,
+    **dataclasses.asdict(sizes), data=data, frozen='bfloat16',
+    optimizer=OptimizerConfig(
+      lr=min(2e-3, 0.2 / model.decoder.dim), warmup=40, schedule='linear', final_lr=0.1, ema=0.99,
+      groups=(('.*/lora_[ab]', 1.0), ('.*', 0.0)),
+      lora=((f'{towers}/layers/(attn|mlp)/.*/kernel', RANK, 2.0 * RANK),),
+    ),
+    encoder=EncoderConfig(dtype=model.dtype), ntp_coeff=1.0, flow_coeff=1.0 if draws else 0.0,
+    time_shift=time_shift, keep=2, **changes,
   )  # fmt: skip

@@ -81,7 +81,7 @@ class Page:
     """Samples of the newest checkpoint, if it is a new one."""
     found = {
       name: steps.committed(self._root / name)
-      for name in ('stage3', 'stage2', 'stage1')
+      for name in ('lora', 'stage3', 'stage2', 'stage1')
       if (self._root / name / 'checkpoints').exists()
       and (self._root / name / 'config.json').exists()
     }
