@@ -24,6 +24,7 @@ STAIRS = (
   ('parity', 'toy'),
   ('small',),
   ('configs',),
+  ('lab',),
   ('cli',),
 )
 SHARED = set(STAIRS[0])  # these may import each other

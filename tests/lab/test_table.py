@@ -1,0 +1,71 @@
+import json
+
+import pytest
+from tuna_jax.configs import compare
+
+from tuna_jax.config import UserError
+from tuna_jax.lab import recipe, table
+
+WITHIN = 0.03  # parameters of the rows at tiny size
+
+
+def test_rows_at_tiny_size_have_equal_numbers_of_parameters():
+  counts = [table.parameters(name) for name in compare.ROWS]
+  assert max(counts) / min(counts) <= 1 + WITHIN
+
+
+def test_rows_with_the_same_data_train_alike_but_for_the_model():
+  first, *others = (compare.config(name, 'tiny', 'stage2') for name in ('7', '8', '9', '12'))
+  for other in others:
+    assert compare.replace(other, model=first.model) == first
+
+
+def test_every_row_of_the_table_is_a_config_at_both_sizes():
+  for name in compare.ROWS:
+    for which in (name, f'{name}-stage1', f'{name}-tiny', f'{name}-tiny-stage1'):
+      config = compare.common.from_config_dict(compare.get_config(which))
+      assert config.model == compare.model(name, 'tiny' if 'tiny' in which else '1.5b')
+  with pytest.raises(UserError, match='expected one of 1, 2'):
+    compare.get_config('99-tiny')
+  with pytest.raises(UserError, match='expected ROW'):
+    compare.get_config('1-huge')
+
+
+def found(monkeypatch, tmp_path, rows=('12', '8'), **options):
+  """compare.json of rows whose training and scoring is counted and not done."""
+  trained = []
+
+  def row(lab, name, seed):
+    trained.append((name, seed))
+    return name
+
+  def score(run, data, n):
+    items = [int(run == '12' or i % 2) for i in range(n)]
+    return {t: {'items': items, 'floor': 0.0, 'ceiling': 1.0} for t in table.scores.tasks(data)}
+
+  monkeypatch.setattr(table.Lab, 'row', row)
+  monkeypatch.setattr(table.scores, 'score', score)
+  options = {'seeds': 2, 'recipe': recipe.Recipe(), 'n': 20, **options}
+  return table.run(rows, out=str(tmp_path), say=lambda line: None, **options), trained
+
+
+def test_runs_that_compare_json_has_are_not_made_again(monkeypatch, tmp_path):
+  _, trained = found(monkeypatch, tmp_path)
+  assert trained == [('12', 0), ('8', 0), ('12', 1), ('8', 1)]
+  again, trained = found(monkeypatch, tmp_path, rows=('12', '8', '9'))
+  assert trained == [('9', 0), ('9', 1)]
+  assert again == json.loads((tmp_path / 'compare.json').read_text())
+
+
+def test_another_recipe_does_not_go_on_with_these_runs(monkeypatch, tmp_path):
+  found(monkeypatch, tmp_path)
+  with pytest.raises(UserError, match="begun with recipe .*'steps': 2000.*take another --out"):
+    found(monkeypatch, tmp_path, recipe=recipe.Recipe(steps=10))
+
+
+def test_the_page_says_which_claims_hold(monkeypatch, tmp_path):
+  result, _ = found(monkeypatch, tmp_path, seeds=3)
+  verdict = {(c['better'], c['worse']): c['verdict'] for c in result['claims']}
+  assert verdict['12', '8'] == 'holds' and verdict['9', '7'] == 'not run'
+  page = (tmp_path / 'index.html').read_text()
+  assert '50.0 [' in page and '1361' in page and 'does not hold' not in page
