@@ -40,6 +40,7 @@ EXTRAS = {
   'gcs': GCS,
   'heic': ['pillow-heif>=0.18'],  # pictures of iPhones
   'tpu': ['jax[tpu]>=0.10', *GCS],
+  'wandb': ['wandb>=0.18'],
   'gpu': ['jax[cuda12]>=0.10', *GCS],
   'test': [
     *GCS,

@@ -1,5 +1,6 @@
 """The report: what its page and its numbers hold."""
 
+import dataclasses
 import io
 import json
 import re
@@ -80,6 +81,14 @@ def test_text_is_shown_as_text_and_never_as_markup(written):
 def test_right_and_wrong_are_told_apart(written):
   page, _ = written
   assert page.count('<figure class="right">') == page.count('<figure class="wrong">') == len(TITLES)
+
+
+def test_a_failed_drawing_says_what_the_judge_saw_and_a_right_one_does_not(evaluation, tmp_path):
+  results = {'one': a_result(answer='nothing')}
+  only = dataclasses.replace(evaluation, results=results, rows={})
+  page = open(report.write(str(tmp_path), only, str(tmp_path), title='x', facts={})).read()
+  assert page.count('the judge saw: nothing') == 1
+  assert re.search(r'tuna_jax \d+\.\d+\.\d+.*, jax \d', page)
 
 
 def test_a_step_that_ran_twice_is_counted_once_with_all_its_seconds(written):

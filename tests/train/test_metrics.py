@@ -1,6 +1,7 @@
 """What a run reports, in lines that scripts read and files that tools open."""
 
 import dataclasses
+import importlib.machinery
 import io
 import json
 import re
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from tests import shrink
+from tuna_jax.config import UserError
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.losses import Sum
-from tuna_jax.train import flops
+from tuna_jax.train import flops, report
 from tuna_jax.train.config import ReportConfig
 from tuna_jax.train.goodput import Goodput
 from tuna_jax.train.metrics import means, scalars
@@ -151,3 +153,52 @@ def test_on_a_terminal_the_lines_become_a_bar_that_counts_on_after_a_stop(tmp_pa
   log.close()
   shown = terminal.getvalue()
   assert '10/10' in shown and 'loss=1.5000' in shown and 'completed step' not in shown
+
+
+class FakeWandb(types.ModuleType):
+  """Keeps what the functions of wandb that are used were called with."""
+
+  def __init__(self):
+    super().__init__('wandb')
+    self.__spec__ = importlib.machinery.ModuleSpec('wandb', None)
+    self.begun, self.rows, self.finished = [], [], 0
+
+  def init(self, **settings):
+    self.begun.append(settings)
+    return self
+
+  def define_metric(self, name, step_metric):
+    assert (name, step_metric) == ('*', 'step')
+
+  def log(self, row):
+    self.rows.append(row)
+
+  def Image(self, pixels, caption):  # noqa: N802
+    return pixels.shape, caption
+
+  def finish(self):
+    self.finished += 1
+
+
+def test_wandb_is_told_numbers_and_pictures_of_one_run_over_all_starts(tmp_path, monkeypatch):
+  wandb = FakeWandb()
+  monkeypatch.setitem(sys.modules, 'wandb', wandb)
+  config = dataclasses.replace(CONFIG, report=ReportConfig(wandb='tuna'))
+  report.check(config)
+  for step in (1, 2):
+    log = opened(tmp_path, report=config.report)
+    log.step(step, metrics(), 0.5, 0.0)
+    log.pictures(step, {'a red circle': np.zeros((8, 8, 3), np.uint8)})
+    log.close()
+  first, second = wandb.begun
+  assert first == second and first['project'] == 'tuna' and first['resume'] == 'allow'
+  assert first['config']['optimizer']['lr'] == CONFIG.optimizer.lr and wandb.finished == 2
+  assert [(r['step'], r['loss']) for r in wandb.rows if 'loss' in r] == [(1, 1.5), (2, 1.5)]
+  assert wandb.rows[1] == {'step': 1, 'samples': [((8, 8, 3), 'a red circle')]}
+
+
+def test_a_run_that_asks_for_wandb_where_it_is_not_is_told_so(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  config = dataclasses.replace(CONFIG, report=ReportConfig(wandb='tuna'))
+  with pytest.raises(UserError, match=r"report\.wandb='tuna': no package wandb; pip install"):
+    report.check(config)

@@ -93,7 +93,6 @@ def main(argv):
       **({'vision tower': describe(model.vision)} if model.vision else {}),
       'flow head': describe(model.flow_head),
       'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}, {os.cpu_count()} cores',
-      'jax': jax.__version__,
     }
     command = ' '.join(['tuna-jax', 'evaluate', *sys.argv[1:]])
     page = report.write(

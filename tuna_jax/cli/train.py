@@ -5,7 +5,7 @@
 --config=FILE:SIZE takes tiny, 2b or 7b. Pictures need --config.vae=DIR and text needs
 --config.tokenizer=DIR; a stage starts from the one before with --config.init_from=RUN. Your own
 data: --config.data.mixture=FILE.json. SIGTERM or Ctrl-C saves and exits with 75, which launch
-scripts take as "run me again".
+scripts take as "run me again". RUN/index.html shows losses, samples and the time while it trains.
 """
 
 from absl import flags
@@ -30,10 +30,12 @@ def main(argv):
     raise UserError('train: --config=FILE:SIZE and --workdir=DIR are needed')
   _join()
   from tuna_jax.configs import common
+  from tuna_jax.evals.running import Running
   from tuna_jax.train import loop
 
   config = common.from_config_dict(_CONFIG.value)
-  loop.train(config, _WORKDIR.value, allow_change=_allowed())
+  with Running(config, _WORKDIR.value):
+    loop.train(config, _WORKDIR.value, allow_change=_allowed())
 
 
 if __name__ == '__main__':

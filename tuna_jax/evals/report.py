@@ -6,10 +6,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import json
+import pathlib
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from tuna_jax import files
@@ -18,7 +24,7 @@ from tuna_jax.evals.reconstruct import Rebuilt
 from tuna_jax.evals.results import Evaluation, Sample, by_answer
 
 SHOWN = 24  # samples per section: the first ones, never chosen
-RUNS = ('vae', 'decoder', 'stage1', 'stage2', 'stage3')
+RUNS = ('vae', 'decoder', 'stage1', 'stage2', 'stage3', 'lora')
 
 
 def write(
@@ -36,24 +42,27 @@ def write(
 ) -> str:
   """Writes `index.html` and `report.json` and returns the path of the page.
 
-  runs: the directory that holds the parts of RUNS (those that exist) and steps.jsonl, where a
-  launch script wrote {"step", "seconds", "command"} lines. facts: what else describes the run, name
-  -> value. command: what made this report, and how many seconds it took.
-  growing: samples of earlier checkpoints, (which one, samples). rebuilt: what the VAE makes of
+  runs: a run, or the directory that holds the parts of RUNS (those that exist) and steps.jsonl,
+  where a launch script wrote {"step", "seconds", "command"} lines. facts: what else describes it,
+  name -> value. command: what made this report, and how many seconds it took.
+  growing: samples of earlier checkpoints, (heading, samples). rebuilt: what the VAE makes of
   pictures of the data. refresh: seconds after which a browser loads the page again; 0 is never.
   """
   root, runs_path = files.path(directory), files.path(runs)
   root.mkdir(parents=True, exist_ok=True)
-  steps = read_steps(runs_path / 'steps.jsonl')
+  parts = [runs_path / name for name in RUNS]
+  steps, facts = read_steps(runs_path / 'steps.jsonl'), {**facts, 'versions': versions()}
+  if (runs_path / 'metrics.jsonl').exists():
+    parts, steps = [runs_path], _time_of(runs_path)
   if command:
     steps.append({'step': 'evaluation', 'seconds': round(seconds, 1), 'command': command})
-  history = {name: curves.read(runs_path / name / 'metrics.jsonl') for name in RUNS}
+  history = {part.name: curves.read(part / 'metrics.jsonl') for part in parts}
   text = page.render(
     'evals/report.html.j2',
     title=title,
     tiles=_tiles(evaluation, steps),
     evaluation=evaluation,
-    panels=[(name, panel) for name in RUNS for panel in curves.panels(history[name])],
+    panels=[(name, panel) for name, read in history.items() for panel in curves.panels(read)],
     curves=curves,
     steps=steps,
     facts=facts,
@@ -69,6 +78,25 @@ def write(
   described = {'title': title, 'steps': steps, 'facts': dict(facts), 'losses': losses}
   files.write_json(root / 'report.json', described | numbers)
   return str(root / 'index.html')
+
+
+@functools.cache
+def versions() -> str:
+  """'tuna_jax 0.1.0 (commit 83b96b9), jax 0.10.2'; the commit where this is a checkout of git."""
+  checkout = pathlib.Path(__file__).parents[2]
+  commit = ''
+  if (checkout / '.git').exists() and shutil.which('git'):
+    asked = ['git', '-C', str(checkout), 'describe', '--always', '--dirty', '--exclude=*']
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+  own = importlib.metadata.version('tuna_jax') + (f' (commit {commit})' if commit else '')
+  return f'tuna_jax {own}, jax {jax.__version__}'
+
+
+def _time_of(run) -> list[dict[str, Any]]:
+  """What the time of a run went to, over all its starts, as steps."""
+  path = run / 'goodput.json'
+  seconds = files.read_json(path)['seconds'] if path.exists() else {}
+  return [{'step': kind, 'seconds': taken} for kind, taken in seconds.items() if taken >= 0.05]
 
 
 def read_steps(path) -> list[dict[str, Any]]:

@@ -20,12 +20,13 @@ class Sample:
   """One item as a person judges it.
 
   text: the prompt, instruction or question. pictures: what belongs to it, in the order it is
-  shown. right: the verdict. answer, wanted: of questions and captions; of a picture, what the judge
-  took it for and the caption it should have. prior: the verdict on the floor's answer.
+  shown. right: the verdict, None where nobody judged. answer, wanted: of questions and captions; of
+  a picture, what the judge took it for and the caption it should have. prior: the verdict on the
+  floor's answer.
   """
 
   text: str
-  right: bool
+  right: bool | None
   pictures: Shown
   answer: str = ''
   wanted: str = ''
@@ -117,6 +118,9 @@ class Evaluation:
     """The judge's score of true pictures encoded and decoded by the VAE: no drawing scores more."""
     drawn = {name: r.rebuilt for name, r in self.results.items() if r.rebuilt is not None}
     return {name: _mean(verdicts) for name, verdicts in drawn.items()}
+
+
+NOTHING = Evaluation({}, {}, {}, {})
 
 
 def evaluate(

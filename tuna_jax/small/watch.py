@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import importlib.metadata
 import json
-import threading
 import time
 from collections.abc import Callable
-
-import jax
 
 from tuna_jax import files
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.evals import own_data, reconstruct, report
-from tuna_jax.evals.results import Evaluation, Sample
+from tuna_jax.evals.results import NOTHING, Evaluation, Sample
 from tuna_jax.sample.generate import Drawing
 from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.open import open_generator
 from tuna_jax.toy import train_vae
+from tuna_jax.train.report import Repeated
 from tuna_jax.weights import steps, store
 
 HOW = Drawing(Guidance(1.5), 16, 3.0)
 REFRESH = 15.0  # seconds between two writings of the page
 SHOWN = 6  # fixed held-out items of each task
-NOTHING = Evaluation({}, {}, {}, {})
 
 
 class Page:
@@ -35,20 +30,16 @@ class Page:
 
   def __init__(self, root, progress, held_out: str, say: Callable[[str], None]):
     self._root, self._progress, self._held_out, self._say = root, progress, held_out, say
-    self._stop = threading.Event()
-    self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='tuna-page')
-    self._drawing: concurrent.futures.Future | None = None
     self._rebuilt: reconstruct.Rebuilt | None = None
     self._samples: list[tuple[str, list[Sample]]] = []
-    self._seen = ''
+    self._seen: tuple[str, int] | None = None
 
   def __enter__(self) -> Page:
-    self._drawing = self._pool.submit(self._run)
+    self._repeated = Repeated(REFRESH, self._progress.save, self._look, self._grow)
     return self
 
   def __exit__(self, *_):
-    self._stop.set()
-    self._pool.shutdown()
+    self._repeated.close()
 
   def check_vae(self, where: str, config: DataConfig) -> None:
     """Rebuilds pictures of the data with the VAE; a bad one is a loud warning."""
@@ -64,18 +55,14 @@ class Page:
 
   def report(self, run: str, mixtures: list[str], n: int) -> str:
     """Scores the run on held-out and training items; the page becomes the report."""
-    self._stop.set()
-    self._drawing.result()  # raises what the thread raised
+    self._repeated.close()
     began = time.perf_counter()
     generator = open_generator(run, batch_size=50)
     found = own_data.evaluate(generator, *mixtures, n, HOW, self._say)
     return self._write(found, seconds=time.perf_counter() - began)
 
-  def _run(self):
-    while not self._stop.wait(REFRESH):
-      self._progress.save()
-      self._look()
-      self._write(NOTHING, refresh=int(REFRESH))
+  def _grow(self):
+    self._write(NOTHING, refresh=int(REFRESH))
 
   def _look(self):
     """Samples of the newest checkpoint, if it is a new one."""
@@ -85,17 +72,16 @@ class Page:
       if (self._root / name / 'checkpoints').exists()
       and (self._root / name / 'config.json').exists()
     }
-    newest = next((f'{name}, step {max(s)}' for name, s in found.items() if s), '')
+    newest = next(((name, max(s)) for name, s in found.items() if s), None)
     if not newest or newest == self._seen:
       return
-    self._seen = newest
-    run = self._root / newest.partition(', step ')[0]
-    generator = open_generator(str(run), batch_size=SHOWN)
+    self._seen = name, step = newest
+    generator = open_generator(str(self._root / name), batch_size=SHOWN)
     judged = own_data.evaluate(
       generator, self._held_out, self._held_out, SHOWN, HOW, lambda _: None, splits=('test',)
     )
     samples = [s for result in judged.results.values() for s in result.samples]
-    self._samples = [*self._samples, (newest, samples)]
+    self._samples = [*self._samples, (f'Held out, at {name}, step {step}', samples)]
 
   def _write(self, evaluation: Evaluation, seconds: float = 0.0, refresh: int = 0) -> str:
     lines = [
@@ -112,7 +98,6 @@ class Page:
         'minutes': f'{self._progress.minutes:g}',
         'steps': ', '.join(f'{name} {n}' for name, n in self._progress.steps.items()),
         'processor seconds of this start': round(time.process_time()),
-        'versions': f'tuna_jax {importlib.metadata.version("tuna_jax")}, jax {jax.__version__}',
       },
       command='tuna-jax fit' if seconds else '',
       seconds=seconds,

@@ -48,7 +48,10 @@ def _result(claims, found, true, rebuilt, samples) -> Result:
   """
   judged = lambda things, claims=claims: [c.true_of(t) for c, t in zip(claims, things)]
   score = judged(found)
-  samples = [Sample(text, ok, shown) for (text, shown), ok in zip(samples, score)]
+  samples = [
+    Sample(text, ok, shown, seen(things))
+    for (text, shown), ok, things in zip(samples, score, found)
+  ]
   return Result(score, judged(found, others(claims)), judged(true), judged(rebuilt), samples)
 
 
@@ -67,7 +70,8 @@ def edits(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
     for pictures in (made, before, wanted, rebuilt)
   )
   shown = [dict(before=b, after=x, wanted=w) for b, x, w in zip(before, made, wanted)]
-  return Result(score, floor, ceiling, again, list(map(Sample, asked, score, shown)))
+  seen_in = [seen(judge.detect(x)) for x in made]
+  return Result(score, floor, ceiling, again, list(map(Sample, asked, score, shown, seen_in)))
 
 
 def clips(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
@@ -83,6 +87,11 @@ def clips(generator: Generator, n: int, how: Drawing, seed: int = 0) -> Result:
   )
   samples = [(p, {'filmed': x, 'rendered': y}) for p, x, y in zip(prompts, filmed, real)]
   return _result(list(map(captions.parse_caption, prompts)), found, true, again, samples)
+
+
+def seen(things: Sequence[world.Thing]) -> str:
+  """What the judge saw, in words; 'nothing' where it found no thing."""
+  return captions.describe(world.Scene(tuple(things))) or 'nothing'
 
 
 def rebuild(generator: Generator, media: Sequence[np.ndarray]) -> list[np.ndarray]:

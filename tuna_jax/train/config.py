@@ -109,6 +109,7 @@ class ReportConfig:
   held_out: mixture whose loss is measured on `held_out_batches` batches before the first step and
   every `held_out_every` steps; 0 is never. samples_every: steps between two drawings of `prompts`,
   before the first step too; 0 is never. sample_points: of their time grid. Both use the averages.
+  wandb: a project of Weights & Biases that is told all of it as well; '' is none.
   """
 
   line_s: NotNegative = 10.0
@@ -123,6 +124,7 @@ class ReportConfig:
     'a bowl of fruit on a wooden table',
     'the word HELLO on a sign',
   )
+  wandb: str = ''
 
   def __post_init__(self):
     if bool(self.held_out) != bool(self.held_out_every):

@@ -16,6 +16,7 @@ from tuna_jax import files, sharding
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.stopping import Signals, Stopped
 from tuna_jax.train import checkpoint, lock, provenance
+from tuna_jax.train import report as report_lib
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.feed import Feed
@@ -47,6 +48,7 @@ def train(
   the tokenizer does not fit the config, guard.Diverged if the numbers of the run mean nothing any
   more (the newest checkpoint is from before that), and the error of a save that failed.
   """
+  report_lib.check(config)
   config = state_lib.sized(config, workdir)
   m, devices = config.mesh, devices or jax.devices()
   mesh = sharding.make_mesh(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -19,6 +21,8 @@ from tensorboardX import record_writer
 
 from tuna_jax import files, tree
 from tuna_jax.chips import peak_flops
+from tuna_jax.config import UserError, to_dict
+from tuna_jax.sample.output import Picture
 from tuna_jax.train import flops, metrics
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.goodput import Goodput
@@ -26,11 +30,12 @@ from tuna_jax.train.state import TrainState
 
 _log = logging.getLogger(__name__)
 FLUSH_S = 15.0  # between two uploads; what a kill loses is at most this and one upload old
+SAMPLES = 'samples'  # below a run: STEP/NUMBER.png, each with its prompt
 
 
 class Log:
-  """Writes `log.txt` (one line per step), `metrics.jsonl`, TensorBoard and `goodput.json` under
-  `workdir`, from process 0. A continued run appends.
+  """Writes `log.txt` (one line per step), `metrics.jsonl`, `samples`, TensorBoard and
+  `goodput.json` under `workdir`, and to wandb, from process 0. A continued run appends.
 
   On a terminal the lines become one progress bar; elsewhere a line is printed every
   `config.report.line_s` seconds, and for the first and the last step.
@@ -48,8 +53,9 @@ class Log:
       root.mkdir(parents=True, exist_ok=True)
       self._lines = files.Appending(root / 'log.txt')
       self._records = files.Appending(root / 'metrics.jsonl')
-      self._board = _board(root / 'tensorboard')
-      self._flusher = _Flusher(self._lines.flush, self._records.flush, goodput.write)
+      self._board, self._samples = _board(root / 'tensorboard'), root / SAMPLES
+      self._wandb = _wandb(workdir, config) if config.report.wandb else None
+      self._flusher = Repeated(FLUSH_S, self._lines.flush, self._records.flush, goodput.write)
 
   def say(self, line: str) -> None:
     """Prints a line and writes it to log.txt."""
@@ -92,6 +98,8 @@ class Log:
       self._records.write(f'{json.dumps(row)}\n'.encode())
       for name, value in values.items():
         self._board.add_scalar(name, value, step)
+      if self._wandb:
+        self._wandb.log(row)
 
   def held_out(self, step: int, values: Mapping[str, float]) -> None:
     """Writes losses of `HeldOut`, and a line of them in the shape of MaxText's."""
@@ -100,10 +108,18 @@ class Log:
     self.record(step, values)
 
   def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-    """Shows pictures, uint8[H, W, 3] by prompt, in TensorBoard."""
-    if self._on:
-      for prompt, pixels in pictures.items():
-        self._board.add_image(f'samples/{prompt}', pixels, step, dataformats='HWC')
+    """Shows pictures, uint8[H, W, 3] by prompt, in TensorBoard and wandb, and keeps their files."""
+    if not self._on:
+      return
+    folder = self._samples / str(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (prompt, pixels) in enumerate(pictures.items()):
+      self._board.add_image(f'samples/{prompt}', pixels, step, dataformats='HWC')
+      Picture(pixels, {'prompt': prompt, 'seed': number}).save(folder / f'{number}.png')
+    if self._wandb:
+      image = importlib.import_module('wandb').Image
+      shown = [image(pixels, caption=prompt) for prompt, pixels in pictures.items()]
+      self._wandb.log({'step': step, 'samples': shown})
 
   def _speed(self, filled, seconds: float) -> dict[str, float]:
     """Of each device, for filled positions alone: padding is no work."""
@@ -129,6 +145,8 @@ class Log:
       self.say(str(self._goodput))
       self._flusher.close()
       self._goodput.write()
+      if self._wandb:
+        self._wandb.finish()
       for file in (self._lines, self._records, self._board):
         file.close()
 
@@ -173,23 +191,48 @@ class _Parts:
     """Object storage needs no folders."""
 
 
-class _Flusher:
-  """Calls functions every FLUSH_S from a thread of its own."""
+def check(config: TrainConfig) -> None:
+  """Raises UserError where the config asks for wandb, which is not installed."""
+  if config.report.wandb and importlib.util.find_spec('wandb') is None:
+    raise UserError(
+      f"report.wandb={config.report.wandb!r}: no package wandb; pip install 'tuna_jax[wandb]'"
+    )
 
-  def __init__(self, *calls: Callable[[], None]):
-    self._calls, self._stop = calls, threading.Event()
-    self._thread = threading.Thread(target=self._run, name='tuna-flush', daemon=True)
+
+def _wandb(workdir: str, config: TrainConfig):
+  """The run of Weights & Biases: of one workdir always the same, so that a start goes on in it."""
+  root = files.absolute(workdir)
+  run = importlib.import_module('wandb').init(
+    project=config.report.wandb, name=root.name, config=to_dict(config), resume='allow',
+    id=hashlib.sha256(str(root).encode()).hexdigest()[:16],
+    dir=None if files.is_remote(root) else str(root),
+  )  # fmt: skip
+  run.define_metric('*', step_metric='step')  # steps that run twice are no error then
+  return run
+
+
+class Repeated:
+  """Calls functions every `seconds` from a thread of its own, until it is closed. What one raises
+  is a warning, since a report must not end a run."""
+
+  def __init__(self, seconds: float, *calls: Callable[[], object]):
+    self._seconds, self._calls, self._stop = seconds, calls, threading.Event()
+    self._thread = threading.Thread(target=self._run, name='tuna-report', daemon=True)
     self._thread.start()
 
   def _run(self):
-    while not self._stop.wait(FLUSH_S):
-      for call in self._calls:
-        try:
-          call()
-        except Exception as error:  # of any client of object storage
-          _log.warning('reports are not written yet, it is tried again: %r', error)
+    while not self._stop.wait(self._seconds):
+      self._call(*self._calls)
 
-  def close(self) -> None:
-    """Ends the thread."""
+  def _call(self, *calls: Callable[[], object]):
+    for call in calls:
+      try:
+        call()
+      except Exception as error:  # of any client of object storage
+        _log.warning('reports are not written yet, it is tried again: %r', error)
+
+  def close(self, *last: Callable[[], object]) -> None:
+    """Ends the thread and calls what is to happen once after it."""
     self._stop.set()
     self._thread.join()
+    self._call(*last)
