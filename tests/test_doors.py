@@ -20,7 +20,7 @@ STAIRS = (
   ('sample',),
   ('train',),
   ('evals',),
-  ('tools', 'benchmarks'),
+  ('tools', 'benchmarks', 'serve'),
   ('parity', 'toy'),
   ('small',),
   ('configs',),

@@ -58,6 +58,17 @@ def plain_errors(program: str):
     fail(program, str(error))
 
 
+@contextlib.contextmanager
+def extra(name: str):
+  """Within the block, a package that is not there is a UserError that names the extra."""
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    raise UserError(
+      f"no package {error.name}: this needs the extra, pip install 'tuna_jax[{name}]'"
+    ) from None
+
+
 def run(
   main: Callable[[Sequence[str]], object],
   *,

@@ -33,15 +33,7 @@ ACTIONS = {
   'info': 'Prints the prompt, seed and settings that each named file remembers.',
 }
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'The directory of a run or of weights that the model is read from.'
-)
-_PUBLISHED = flags.DEFINE_string(
-  'model', None,
-  'A published model, such as showo2-1.5b, instead of --checkpoint; `tuna-jax get` lists them. It '
-  'is downloaded and converted if it is not there, once what it needs has been printed.',
-)  # fmt: skip
-_model_options = options.define_generator(batch_size=16)
+_open = options.define_model(batch_size=16)
 _COUNT = flags.DEFINE_integer(
   'count', 1, 'How many results to make per prompt; result i uses the seed --seed + i.', 1
 )
@@ -104,10 +96,6 @@ def main(argv):
     return info(prompts)
   if not prompts:
     raise UserError(f"{action}: missing argument PROMPT; '' is an empty one")
-  if bool(_CHECKPOINT.value) == bool(_PUBLISHED.value):
-    raise UserError(
-      'give --checkpoint, the directory of a run or of weights, or --model, a published model'
-    )
   if action == 'edit' and not _IMAGE.value:
     raise UserError('edit: --image is required: the picture to edit')
   if action == 'ask':
@@ -139,7 +127,7 @@ def draw(action, prompts):
     raise UserError(f'--output={output}: there is no directory {os.path.dirname(output)}')
   scale = SCALE if _drawing['guidance'].value is None else _drawing['guidance'].value
   guidance = Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value)
-  generator = _open()
+  _, generator = _open()
   if _drawing['guidance'].value is None:
     usual = Drawing.of(generator.config.design, 't2i' if action == 'story' else action)
     usual = usual.guidance.scale
@@ -188,7 +176,7 @@ def draw(action, prompts):
 def ask(questions):
   """Answers on stdout: one as it is decoded, several as one line each."""
   how = {**_choice(), 'seed': _SEED.value}
-  generator = _open()
+  _, generator = _open()
   questions = [question for question in questions for _ in range(_COUNT.value)]
   if len(questions) == 1:
     for piece in generator.stream(questions[0], list(_IMAGE.value), **how):
@@ -206,20 +194,6 @@ def _choice():
     'top_k': _TOP_K.value,
     'top_p': _TOP_P.value,
   }
-
-
-def _open():
-  from tuna_jax.sample.open import open_generator
-
-  if _PUBLISHED.value:
-    import huggingface_hub
-
-    from tuna_jax.weights import published
-
-    name = _PUBLISHED.value
-    published.check(name, tuple(published.MODELS))
-    published.obtain(huggingface_hub.HfApi(), published.MODELS[name], published.folder(name))
-  return open_generator(_CHECKPOINT.value or _PUBLISHED.value, **_model_options())
 
 
 def _interval() -> tuple[float, float]:

@@ -1,11 +1,15 @@
 """Flags that several verbs define, each group by one function that gives back their values."""
 
+import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from tuna_jax.cli.app import EXIT_RETRY
+from tuna_jax.config import UserError, from_dict
+from tuna_jax.serve.limits import WORDS, RequestLimits
 
 flags.disclaim_key_flags()  # they belong to the verb that calls a function of this module
 
@@ -74,6 +78,65 @@ def define_generator(batch_size: int):
     ),
   )
   return lambda: {flag.name: flag.value for flag in found}
+
+
+def define_model(batch_size: int):
+  """Defines the flags of a checkpoint or a published model beside those of `define_generator`, and
+  returns the function that opens it, which gives (its name, the generator)."""
+  checkpoint = flags.DEFINE_string(
+    'checkpoint', None, 'The directory of a run or of weights that the model is read from.'
+  )
+  model = flags.DEFINE_string(
+    'model', None,
+    'A published model, such as showo2-1.5b, instead of --checkpoint; `tuna-jax get` lists them. '
+    'It is downloaded and converted if it is not there, once what it needs has been printed.',
+  )  # fmt: skip
+  more = define_generator(batch_size)
+
+  def open_model():
+    if bool(checkpoint.value) == bool(model.value):
+      raise UserError(
+        'give --checkpoint, the directory of a run or of weights, or --model, a published model'
+      )
+    from tuna_jax.sample.open import open_generator  # imports jax
+
+    if name := model.value:
+      import huggingface_hub
+
+      from tuna_jax.weights import published
+
+      published.check(name, tuple(published.MODELS))
+      published.obtain(huggingface_hub.HfApi(), published.MODELS[name], published.folder(name))
+    path = checkpoint.value or model.value
+    return path, open_generator(path, **more())
+
+  return open_model
+
+
+def define_server(port: int, without: Sequence[str] = ()):
+  """Defines the flags of a server's address and of what one request may ask for, limits in
+  `without` excepted, and returns the function that gives (host, port, RequestLimits)."""
+  host = flags.DEFINE_string(
+    'host', '127.0.0.1',
+    'The address to listen at. By default only this machine is served; 0.0.0.0 serves everybody '
+    'who reaches it, without a password.',
+  )  # fmt: skip
+  number = flags.DEFINE_integer(
+    'port', port, 'The port to listen at; 0 takes a free one.', 0, 65535
+  )
+  found = {}
+  for field in dataclasses.fields(RequestLimits):
+    if field.name in without:
+      continue
+    define = flags.DEFINE_float if isinstance(field.default, float) else flags.DEFINE_integer
+    text = f'The largest number of {WORDS[field.name]}.'
+    found[field.name] = define(f'max_{field.name}', field.default, text)
+
+  def values():
+    limits = {name: flag.value for name, flag in found.items()}
+    return host.value, number.value, from_dict(RequestLimits, limits)
+
+  return values
 
 
 def define_drawing():

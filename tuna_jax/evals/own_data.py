@@ -95,7 +95,7 @@ def first(sources: Sequence[Source], n: int) -> list[dict]:
       record = source[int(i - (ends[number] - len(source)))]
     except BadRecord:  # named and counted when the data were trained on
       continue
-    if 'conversations' not in TASKS[source.task].fields or _pairs(record):
+    if 'conversations' not in TASKS[source.task].fields or pairs_of(record):
       records.append(record)
   return records
 
@@ -147,11 +147,11 @@ def questions(generator, records, known, how, row, task) -> dict[str, Result]:
   del how
   usual: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
   for record in _known(known):
-    for asked, answer in _pairs(record):
+    for asked, answer in pairs_of(record):
       usual[asked][answer] += 1
   answers = sum(usual.values(), collections.Counter()).most_common(1)
   anything = answers[0][0] if answers else ''
-  pairs = [_pairs(r) for r in records]
+  pairs = [pairs_of(r) for r in records]
   history: list[list[tuple[str, str]]] = [[] for _ in records]
   right, floor, samples = [], [], []
   for turn in range(max(map(len, pairs))):
@@ -258,7 +258,7 @@ def f1(text: str, wanted: str) -> float:
   return 2 * common / (a.total() + b.total()) if common else 0.0
 
 
-def _pairs(record: Mapping) -> list[tuple[str, str]]:
+def pairs_of(record: Mapping) -> list[tuple[str, str]]:
   """(question, answer) of each exchange of a conversation, without the picture's mark."""
   turns = turns_of(record)
   return [

@@ -7,7 +7,7 @@ and handed to the decoder as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from tuna_jax.config import UserError
 from tuna_jax.data import tasks
 from tuna_jax.data.segments import Example, Image, Plan, Video, layout
 from tuna_jax.sample import requests, showo2
+from tuna_jax.sample import text as writing
 from tuna_jax.sample.prompt import collate
 
 
@@ -48,6 +49,24 @@ def asked(generator, parsed: Sequence, room: int) -> list[Asked]:
     check_length(generator, example, room)
     out.append(Asked(example, features))
   return out
+
+
+def answer(
+  generator, messages, images, max_new_tokens: int, choice: writing.Choice, seed: int
+) -> tuple[int, Iterator[np.ndarray]]:
+  """(tokens of the prompt, all ids of the answer so far after each of them) of one request, as
+  `Generator.stream` takes it. UserError for a list of requests."""
+  requested, many = requests.conversations(messages)
+  if many:
+    raise UserError('stream answers one request; use text for a list')
+  parsed = [requests.turns_of(requested[0], requests.per_request(images, 1, False)[0])]
+  laid = asked(generator, parsed, max_new_tokens)
+  prompts, features = collated(generator, laid)
+  rows = writing.stream_text(
+    generator.config, generator.params, prompts, features=features, eos=generator.tokenizer.eos,
+    max_new_tokens=max_new_tokens, choice=choice, seeds=requests.seeds_of(seed, 1),
+  )  # fmt: skip
+  return laid[0].example.length, (row[0] for row in rows)
 
 
 def chat(generator, turns, pieces, marked, *reply) -> Plan:

@@ -122,16 +122,9 @@ class Generator:
   ) -> Iterator[str]:  # fmt: skip
     """The answer to one request, in pieces of text as its tokens are decoded; all else as in
     `text`. Raises UserError as it does, and for a list."""
-    asked, many = requests.conversations(messages)
-    if many:
-      raise UserError('stream answers one request; use text for a list')
-    parsed = [requests.turns_of(asked[0], requests.per_request(images, 1, False)[0])]
-    prompts, features = asking.collated(self, asking.asked(self, parsed, max_new_tokens))
-    ids = writing.stream_text(
-      self.config, self.params, prompts, features=features, eos=self.tokenizer.eos,
-      max_new_tokens=max_new_tokens, choice=Choice(temperature, top_k, top_p), seeds=[seed],
-    )  # fmt: skip
-    yield from writing.pieces(self.tokenizer.decode(row[0]) for row in ids)
+    choice = Choice(temperature, top_k, top_p)
+    _, ids = asking.answer(self, messages, images, max_new_tokens, choice, seed)
+    yield from writing.pieces(map(self.tokenizer.decode, ids))
 
   # ---- pictures and clips
 

@@ -41,14 +41,17 @@ class Picture:
   def save(self, path: str | os.PathLike) -> None:
     """Writes a PNG that holds `info` (`read_info` reads it back). UserError for another ending."""
     _ending(path, ('.png',))
-    files.write_bytes(path, self._repr_png_())
+    files.write_bytes(path, self.png())
 
-  def _repr_png_(self) -> bytes:
+  def png(self) -> bytes:
+    """The bytes of the PNG that `save` writes."""
     text = PngImagePlugin.PngInfo()
     text.add_itxt(KEY, json.dumps(self.info, ensure_ascii=False))
     file = io.BytesIO()
     self.pil().save(file, 'PNG', pnginfo=text)
     return file.getvalue()
+
+  _repr_png_ = png  # what a notebook shows
 
   def __repr__(self):
     height, width, _ = self.pixels.shape
