@@ -114,7 +114,7 @@ def to_config_dict(config: TrainConfig, size: str) -> ml_collections.ConfigDict:
   name = size.removesuffix(LORA)
   if tiny.model_of(name):
     config = tiny.shrink(config, name)
-  if not tiny.model_of(name) and config.model.vae is None or config.model.seen_dim:
+  if not tiny.model_of(name) and config.model.vae is None or config.model.pictures_only:
     # Pixels were trained as single frames only.
     phases = tuple(
       (start, tuple((task, weight) for task, weight in weights if task not in CLIPS))

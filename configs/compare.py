@@ -50,6 +50,7 @@ ROWS = {
   '10': Row('Tuna', 'cascade', '2.2', 'siglip', 'both', (1349, 36.3, 64.6, 57.4, 76.9, 83.10)),
   '11': Row('Tuna', 'cascade', '2.1', 'siglip2', 'both', (1379, 37.7, 65.9, 58.4, 79.1, 83.98)),
   '12': Row('Tuna', 'cascade', '2.2', 'siglip2', 'both', (1361, 38.1, 66.5, 58.2, 79.4, 84.20)),
+  '13': Row('Tuna', 'cascade', '2.2', 'dinov3', 'both', (1396, 37.3, 65.6, 58.6, 78.9, 84.08)),
 }
 DATA = {
   'und': (('caption', 0.35), ('vqa', 0.65)),
@@ -76,13 +77,21 @@ SIZES = {
     '2b',
     replace(TUNA_2B, flow_head=replace(TUNA_2B.flow_head, num_layers=10)),
     {'2.1': (WAN21_VAE, 2), '2.2': (TUNA_2B.vae, 1)},
-    {'siglip': replace(TUNA_2B.vision, grid=27), 'siglip2': TUNA_2B.vision},
+    {
+      'siglip': replace(TUNA_2B.vision, grid=27),
+      'siglip2': TUNA_2B.vision,
+      'dinov3': VisionConfig(32, 1280, 20, 20, 64, 5120, 1e-5, encoder='dinov3', final_norm=True),
+    },
   ),
   'tiny': Size(
     'tiny',
     TINY,
     {'2.1': (DESIGNS['late_fusion'].vae, 2), '2.2': (TINY.vae, 1)},
-    {'siglip': TINY.vision, 'siglip2': TINY.vision},
+    {
+      'siglip': TINY.vision,
+      'siglip2': TINY.vision,
+      'dinov3': replace(TINY.vision, mlp_dim=176, norm_eps=1e-5, encoder='dinov3', final_norm=True),
+    },
     {'decoupled': 224},
   ),
 }

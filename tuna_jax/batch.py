@@ -74,12 +74,12 @@ def to_tokens(cells: Array, side: int, layout: str) -> Array:
 
 
 def check_frames(config: TunaConfig, frames: int) -> None:
-  """Raises UserError for clips in a design that sees clean pictures apart: pixels are not merged
-  over time as latents are."""
-  if config.seen_dim and frames > 1:
+  """Raises UserError for clips where the model takes pictures only."""
+  if config.pictures_only and frames > 1:
+    what = f'the design {config.design!r}' if config.seen_dim else config.vision.encoder
     raise UserError(
-      f'a clip of {frames} frames: the design {config.design!r} takes pictures only; leave t2v, '
-      'video_caption and video_vqa out'
+      f'a clip of {frames} frames: {what} takes pictures only; leave t2v, video_caption and '
+      'video_vqa out'
     )
 
 
@@ -87,12 +87,12 @@ def to_rows(config: TunaConfig, cells: Array, pixels: Array) -> Array:
   """What `latents` holds of pictures uint8 [..., F, H, W, 3] whose cells are [..., T, h, w, c]:
   their tokens, and before them their pixels where the design sees clean pictures apart.
 
-  Raises UserError for a clip in such a design.
+  Raises UserError as `check_frames` does.
   """
+  check_frames(config, pixels.shape[-4])
   rows = to_tokens(cells, config.patch, config.layout)
   if not config.seen_dim:
     return rows
-  check_frames(config, pixels.shape[-4])
   seen = to_tokens(colours(pixels), config.strides[1], 'patch')
   return np.concatenate([seen, rows], axis=-1)
 

@@ -52,11 +52,30 @@ class TowerConfig:
   norm_eps: Positive = 1e-6
 
 
+# Kinds of vision tower, and how many tokens of its own each gives a picture. SigLIP and SigLIP-2
+# are one: they differ in what they were trained on. DINOv3 has a class token and four registers.
+ENCODERS = {'siglip': 0, 'dinov3': 5}
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TowerConfig):
-  """SigLIP-2 on latents. grid: side of the learned position table, 32 in the published models."""
+  """The vision tower. encoder: of ENCODERS. grid: side of SigLIP's learned position table, 32 in
+  the published models; the rotary positions of DINOv3 have none. final_norm: whether the features
+  are normed after the last layer, as those of DINOv3 were trained.
+  """
 
   grid: Few = 32
+  encoder: str = 'siglip'
+  final_norm: bool = False
+
+  def __post_init__(self):
+    if self.encoder not in ENCODERS:
+      raise UserError(
+        f'vision.encoder={self.encoder!r}: expected one of {tuple(ENCODERS)}'
+        f'{nearest(self.encoder, ENCODERS)}'
+      )
+    if ENCODERS[self.encoder] and self.head_dim % 4:
+      raise UserError(f'vision.head_dim={self.head_dim}: {self.encoder} needs a multiple of 4')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +251,12 @@ class TunaConfig:
   def seen_dim(self) -> int:
     """Numbers before them in which a design that sees pictures `apart` holds the pixels."""
     return 3 * self.strides[1] ** 2 if DESIGNS[self.design].apart else 0
+
+  @property
+  def pictures_only(self) -> bool:
+    """Whether clips are refused: pixels seen `apart` are not merged over time as latents are, and
+    an encoder with tokens of its own has them once a picture."""
+    return bool(self.seen_dim or self.vision and ENCODERS[self.vision.encoder])
 
   @property
   def token_dim(self) -> int:

@@ -55,7 +55,7 @@ _COPY = Place(P())
 
 RULES: tuple[tuple[str, Place], ...] = (
   ('(vision/patch_embed|projector|patches/embed)/kernel', Place(P(None, WIDTH))),
-  ('patches/mask_token', _COPY),
+  ('patches/mask_token|vision/(cls_token|register_tokens)', _COPY),
   ('vision/position_embed/embedding', Place(P(None, WIDTH))),
   ('(vision|decoder|flow_head)/layers/attn/q_proj/kernel', _COLUMN),
   # There are 2 to 16 key/value heads; a larger tensor axis is dropped.
@@ -67,8 +67,8 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('(decoder|flow_head)/layers/attn/o_proj/kernel', _ROW),
   ('vision/layers/mlp/fc1/kernel', _COLUMN),
   ('vision/layers/mlp/fc2/kernel', _ROW),
-  ('(decoder|flow_head)/layers/mlp/(gate|up)_proj/kernel', _LONG_COLUMN),
-  ('(decoder|flow_head)/layers/mlp/down_proj/kernel', _LONG_ROW),
+  ('(vision|decoder|flow_head)/layers/mlp/(gate|up)_proj/kernel', _LONG_COLUMN),
+  ('(vision|decoder|flow_head)/layers/mlp/down_proj/kernel', _LONG_ROW),
   ('(connector|time_embed|flow_head/bridge)/fc1/kernel', _COLUMN),
   ('(connector|time_embed|flow_head/bridge)/fc2/kernel', _ROW),
   ('time_token/kernel', _COLUMN),
@@ -81,7 +81,7 @@ RULES: tuple[tuple[str, Place], ...] = (
   ('.*/lora_b', Place(P(None, WIDTH), AXES)),
   # A few thousand numbers each: a copy costs less than an all-gather.
   ('.*/(bias|ns_coeffs)', _COPY),  # ns_coeffs: optax's Muon keeps three numbers in its state
-  ('.*norm[12]?/scale', _COPY),
+  ('.*(norm[12]?/scale|layer_scale[12])', _COPY),
   ('.*(lora|kernel|embedding)_scale', _COPY),
 )
 

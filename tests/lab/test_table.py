@@ -3,8 +3,10 @@ import json
 import pytest
 from tuna_jax.configs import compare
 
+from tuna_jax import sharding
 from tuna_jax.config import UserError
 from tuna_jax.lab import recipe, table
+from tuna_jax.models.shapes import tuna_shapes
 
 WITHIN = 0.03  # parameters of the rows at tiny size
 
@@ -20,11 +22,12 @@ def test_rows_with_the_same_data_train_alike_but_for_the_model():
     assert compare.replace(other, model=first.model) == first
 
 
-def test_every_row_of_the_table_is_a_config_at_both_sizes():
-  for name in compare.ROWS:
+def test_rows_of_the_table_are_configs_at_both_sizes():
+  for name in ('1', '13'):
     for which in (name, f'{name}-stage1', f'{name}-tiny', f'{name}-tiny-stage1'):
       config = compare.common.from_config_dict(compare.get_config(which))
       assert config.model == compare.model(name, 'tiny' if 'tiny' in which else '1.5b')
+    assert sharding.shardings(tuna_shapes(config.model), sharding.make_mesh())
   with pytest.raises(UserError, match='expected one of 1, 2'):
     compare.get_config('99-tiny')
   with pytest.raises(UserError, match='expected ROW'):

@@ -1,5 +1,7 @@
 """The vision tower: each frame for itself, positions resized as published."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -46,6 +48,24 @@ def test_equal_frames_at_equal_places_look_equal(run):
   y = run(latents)[0]
   np.testing.assert_allclose(y[clip[1]], y[clip[0]], atol=1e-5)  # no temporal position
   assert not np.allclose(y[clip[2]], y[clip[0]], atol=1e-2)
+
+
+def test_pictures_of_a_row_do_not_see_each_other_through_the_tokens_of_dinov3():
+  vision = dataclasses.replace(small.CONFIG.vision, encoder='dinov3', final_norm=True, head_dim=8)
+  config = dataclasses.replace(small.CONFIG, vision=vision)
+  latents = np.random.default_rng(0).normal(size=(1, 12, config.token_dim)).astype(np.float32)
+  places = np.indices((1, 2, 3)).reshape(3, -1).T
+  coords, grid = np.concatenate([places, places])[None], np.int32([[[1, 2, 3], [1, 2, 3]]])
+  image = np.repeat(np.int32([[1, 2]]), 6, axis=1)
+  module = Vision(config)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), latents, coords, image, grid)
+  apply, params = jax.jit(module.apply), shrink.randomise(shapes, 3)
+  both = np.asarray(apply(params, latents, coords, image, grid))
+  image[:, 6:], grid[:, 1:] = 0, 0  # the second picture becomes padding
+  alone = np.asarray(apply(params, latents, coords, image, grid))
+  np.testing.assert_allclose(both[:, :6], alone[:, :6], atol=1e-5)
+  params['params']['cls_token'] = -params['params']['cls_token']
+  assert np.abs(apply(params, latents, coords, image, grid) - alone)[:, :6].max() > 1e-4
 
 
 def test_a_grid_of_the_tables_own_size_takes_the_table_as_it_is():

@@ -162,10 +162,10 @@ def siglip2():
 
 
 def see(config, params, latents):
-  rows, channels, side, _ = latents.shape
+  rows, channels, *side = latents.shape
   cells = latents.reshape(rows, channels, -1).transpose(0, 2, 1)
-  coords = np.broadcast_to(np.indices((1, side, side)).reshape(3, -1).T, (rows, side**2, 3))
-  grid = np.broadcast_to(np.int32([1, side, side]), (rows, 1, 3))
+  coords = np.broadcast_to(np.indices((1, *side)).reshape(3, -1).T, (*cells.shape[:2], 3))
+  grid = np.broadcast_to(np.int32([1, *side]), (rows, 1, 3))
   return Vision(config).apply(
     {'params': params['vision']}, cells, coords, np.ones(cells.shape[:2], np.int32), grid
   )
@@ -198,6 +198,53 @@ def test_bfloat16_costs_the_vision_tower_at_most_twice_what_it_costs_siglip():
       .hidden_states[-2]
       .float()
     )
+  ours = quick_jit(lambda params: see(half(config), params, latents).astype(jnp.float32))(params)
+  assert 0 < difference(ours, exact) <= BFLOAT16 * difference(theirs, exact)
+
+
+def dinov3():
+  """(config, transformers' model, our parameters, latents [B, C, h, w] of a wide picture)."""
+  config = small_config()
+  vision = dataclasses.replace(
+    config.vision,
+    encoder='dinov3',
+    final_norm=True,
+    norm_eps=1e-5,
+    head_dim=16,
+    dim=64,
+    num_heads=4,
+  )
+  config = dataclasses.replace(config, vision=dataclasses.replace(vision, num_kv_heads=4))
+  model = public.dinov3(config)
+  table = tables.vision(config.vision)
+  params = convert(table, arrays(model), {'vision': tuna_shapes(config)['vision']})
+  shape = (2, config.vae.latent_channels, 3, 5)
+  return config, model, params, np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def test_the_vision_tower_is_dinov3():
+  import torch
+
+  config, model, params, latents = dinov3()
+  want = model(torch.from_numpy(latents)).last_hidden_state[:, 5:]
+  assert_same(
+    tables.vision(config.vision),
+    lambda params: see(config, params, latents),
+    params,
+    model,
+    'layer.0.attention.q_proj.weight',
+    want,
+  )
+
+
+def test_bfloat16_costs_the_vision_tower_at_most_twice_what_it_costs_dinov3():
+  import torch
+
+  config, model, params, latents = dinov3()
+  pixels = torch.from_numpy(latents)
+  with torch.no_grad():
+    exact = model(pixels).last_hidden_state[:, 5:]
+    theirs = model.to(torch.bfloat16)(pixels.bfloat16()).last_hidden_state[:, 5:].float()
   ours = quick_jit(lambda params: see(half(config), params, latents).astype(jnp.float32))(params)
   assert 0 < difference(ours, exact) <= BFLOAT16 * difference(theirs, exact)
 

@@ -55,6 +55,29 @@ def siglip(config, **shape):
   )
 
 
+def dinov3(config, **shape):
+  """DINOv3ViTModel of transformers; shape: patch_size, num_channels."""
+  import transformers
+
+  v = config.vision
+  shape = {'patch_size': 1, 'num_channels': config.vae.latent_channels, **shape}
+  return _random(
+    transformers.DINOv3ViTModel(
+      transformers.DINOv3ViTConfig(
+        hidden_size=v.dim,
+        intermediate_size=v.mlp_dim,
+        num_hidden_layers=v.num_layers,
+        num_attention_heads=v.num_heads,
+        layer_norm_eps=v.norm_eps,
+        hidden_act='silu',
+        use_gated_mlp=True,
+        num_register_tokens=4,
+        **shape,
+      )
+    ).eval()  # while it trains, it rescales the positions at random
+  )
+
+
 def wan(config):
   """AutoencoderKLWan of diffusers in the form of a VaeConfig, Wan 2.1 or 2.2."""
   import diffusers

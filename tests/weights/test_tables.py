@@ -1,12 +1,14 @@
 """Names and shapes against docs/architecture.md 11, at full size through shapes alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tests.weights.small import random_leaves, shapes_only, small_config
-from tuna_jax.config import VaeConfig
+from tuna_jax.config import VaeConfig, VisionConfig
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
-from tuna_jax.sizes import TUNA_2B, TUNA_7B, WAN21_VAE
+from tuna_jax.sizes import TUNA_2B, TUNA_7B, TUNA_R_7B, WAN21_VAE
 from tuna_jax.weights import tables
 from tuna_jax.weights.convert import export, plan
 from tuna_jax.weights.tensors import lazies
@@ -120,6 +122,24 @@ def test_wan21_names_count_blocks_and_resamples_in_one_list():
     'decoder.head.2.weight': (3, 96, 3, 3, 3),
   }
   assert {name: official[name].shape for name in wanted} == wanted
+
+
+def test_dinov3_has_the_published_names_and_parameters():
+  vision = VisionConfig(32, 1280, 20, 20, 64, 5120, 1e-5, encoder='dinov3', final_norm=True)
+  config = dataclasses.replace(TUNA_R_7B, vision=vision)
+  own = shapes_only({'vision': tuna_shapes(config)['vision']})
+  official = export(tables.dinov3(vision, 16), own)
+  assert sum(np.prod(leaf.shape) for leaf in official.values()) == 840_592_640 - 1280  # mask_token
+  wanted = {
+    'embeddings.register_tokens': (1, 4, 1280),
+    'embeddings.patch_embeddings.weight': (1280, 3, 16, 16),
+    'layer.31.attention.k_proj.weight': (1280, 1280),
+    'layer.31.layer_scale2.lambda1': (1280,),
+    'layer.0.mlp.down_proj.weight': (1280, 5120),
+    'norm.bias': (1280,),
+  }
+  assert {name: official[name].shape for name in wanted} == wanted
+  assert 'layer.0.attention.k_proj.bias' not in official
 
 
 @pytest.mark.parametrize('tied', [True, False])

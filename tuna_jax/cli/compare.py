@@ -15,7 +15,7 @@ from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
-_ROWS = flags.DEFINE_list('rows', '12,8,9,7,3,6,10', 'The rows of the table, in the order run.')
+_ROWS = flags.DEFINE_list('rows', '12,8,9,7,3,6,10,13', 'The rows of the table, in the order run.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each row is trained with.', lower_bound=1)
 _SIZE = flags.DEFINE_enum('size', 'tiny', ['tiny'], 'The size; others train with `tuna-jax train`.')
 _OUT = flags.DEFINE_string('out', None, 'The folder that everything is written to.')

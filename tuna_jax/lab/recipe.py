@@ -38,7 +38,7 @@ class Recipe:
   steps: int = 2000
   decoder: int = 2500
   vae: int = 800
-  encoders: tuple[tuple[str, int], ...] = (('siglip', 300), ('siglip2', 2400))
+  encoders: tuple[tuple[str, int], ...] = (('siglip', 300), ('siglip2', 2400), ('dinov3', 2400))
 
   def to_dict(self) -> dict[str, Any]:
     """JSON that tells one recipe from another."""

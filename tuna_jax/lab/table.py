@@ -7,6 +7,7 @@ are not trained again; a file that was begun with another recipe is an error.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from tuna_jax import files, tree
-from tuna_jax.config import UserError
+from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.configs import compare
 from tuna_jax.evals import page
 from tuna_jax.lab import scores, verdicts
@@ -100,8 +101,12 @@ def concluded(found: dict[str, Any]) -> dict[str, Any]:
 
 def parameters(name: str, size: str = 'tiny') -> int:
   """How many numbers the model of a row has, by shapes alone."""
-  shapes = tree.flatten(tuna_shapes(compare.model(name, size)))
-  return sum(leaf.size for leaf in shapes.values())
+  return _count(compare.model(name, size))
+
+
+@functools.cache
+def _count(model: TunaConfig) -> int:
+  return sum(leaf.size for leaf in tree.flatten(tuna_shapes(model)).values())
 
 
 def shown(found: dict[str, Any]) -> dict[str, Any]:

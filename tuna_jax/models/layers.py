@@ -119,6 +119,7 @@ class Attention(nn.Module):
   dtype: str
   impl: str
   qkv_bias: bool
+  k_bias: bool = True  # where q and v have one
   out_bias: bool = False
   out_name: str = 'o_proj'
   qk_norm_eps: float | None = None
@@ -128,7 +129,8 @@ class Attention(nn.Module):
     """x [B, L, D], cache (keys, values) each [B, Lk, K, d] or None -> (y [B, L, D], new cache)."""
     c = self.config
     q = dense(c.num_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='q_proj')(x)
-    k = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='k_proj')(x)
+    k_bias = self.qkv_bias and self.k_bias
+    k = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=k_bias, name='k_proj')(x)
     v = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='v_proj')(x)
     q, k, v = (
       anchor(rearrange(a, 'b l (h d) -> b l h d', d=c.head_dim), 'heads') for a in (q, k, v)
@@ -152,17 +154,18 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """down(silu(gate(x)) * up(x)), no biases."""
+  """down(silu(gate(x)) * up(x))."""
 
   mlp_dim: int
   dtype: str
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x):
-    gate = dense(self.mlp_dim, self.dtype, bias=False, name='gate_proj')(x)
-    up = dense(self.mlp_dim, self.dtype, bias=False, name='up_proj')(x)
+    gate = dense(self.mlp_dim, self.dtype, bias=self.bias, name='gate_proj')(x)
+    up = dense(self.mlp_dim, self.dtype, bias=self.bias, name='up_proj')(x)
     y = anchor(nn.silu(gate) * up, 'mlp')
-    return dense(x.shape[-1], self.dtype, bias=False, name='down_proj')(y)
+    return dense(x.shape[-1], self.dtype, bias=self.bias, name='down_proj')(y)
 
 
 class Mlp(nn.Module):

@@ -20,6 +20,7 @@ import numpy as np
 # Constants of the llama3 frequency scaling in the flow head (docs/architecture.md 7.3).
 TEXT_THETA, TEXT_FACTOR, LOW_FREQ, HIGH_FREQ, ORIGINAL_LENGTH = 500_000.0, 32.0, 1.0, 4.0, 8192
 VISUAL_THETA = 10_000.0
+PICTURE_THETA = 100.0  # of DINOv3
 
 
 class Rotary(NamedTuple):
@@ -112,7 +113,21 @@ def index_rotary(position, head_dim: int) -> Rotary:
   return _by_index(position, scaled_frequencies(head_dim))
 
 
+def picture_rotary(coords, size, head_dim: int) -> Rotary:
+  """DINOv3's tables: coords int[B, V, 3] (frame, row, column) in a grid of size int[B, V, 2].
+
+  Centres of patches lie in (-1, 1) on either axis, whatever the size; the first half of the angles
+  is of rows, the second of columns, and both halves of the head have the same.
+  """
+  centre = 2 * (coords[..., 1:] + 0.5) / jnp.maximum(size, 1) - 1
+  frequency = 2 * np.pi * frequencies(head_dim // 2, PICTURE_THETA)  # turns become radians
+  angle = (centre[..., None] * frequency).reshape(*coords.shape[:-1], head_dim // 2)
+  angle = jnp.concatenate([angle, angle], axis=-1)
+  return Rotary(jnp.cos(angle), jnp.sin(angle))
+
+
 def no_rotary(position, head_dim: int) -> Rotary:
-  """Tables that rotate nothing: the official flow head on a batch without pictures."""
+  """Tables that rotate nothing: the official flow head on a batch without pictures, and tokens of
+  an encoder that have no place."""
   shape = (*position.shape, head_dim)
   return Rotary(jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32))

@@ -1,4 +1,4 @@
-"""The modified SigLIP-2 tower: noisy latents in, visual features out (docs/architecture.md 3).
+"""The vision tower: noisy latents in, visual features out (docs/architecture.md 3).
 
 Axes:  B rows   V latent tokens   C latent channels   M images per row   D width
 Each frame of each image attends to itself alone: the segment id counts frames.
@@ -12,8 +12,9 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from tuna_jax.config import TunaConfig
-from tuna_jax.models.layers import SHAPE_ONLY, Attention, Mlp, RMSNorm, Span, dense, stack
+from tuna_jax.config import ENCODERS, TunaConfig
+from tuna_jax.models import rope
+from tuna_jax.models.layers import SHAPE_ONLY, Attention, Mlp, RMSNorm, Span, SwiGLU, dense, stack
 from tuna_jax.sharding import anchor
 
 _MAX_FRAMES = 1 << 12  # latent frames of one clip; segment ids are image * _MAX_FRAMES + frame
@@ -94,6 +95,31 @@ class VisionBlock(nn.Module):
     return x + Mlp(v.mlp_dim, v.dim, c.dtype, approximate=True, name='mlp')(y), cache
 
 
+class Dinov3Block(nn.Module):
+  """Pre-norm attention and SwiGLU, each scaled by a learned vector; keys have no bias."""
+
+  config: TunaConfig
+
+  @nn.compact
+  def __call__(self, x, span: Span, cache=None):
+    c = self.config
+    v = c.vision
+    norm = lambda name: nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name=name)
+    scale = lambda name: self.param(name, SHAPE_ONLY, (v.dim,)).astype(c.dtype)
+    x = checkpoint_name(anchor(x, 'visual'), 'block_input')
+    attend = Attention(
+      v, c.dtype, c.attention, True, k_bias=False, out_bias=True, out_name='out_proj', name='attn'
+    )
+    y, _ = attend(norm('norm1')(x), span)
+    x = x + scale('layer_scale1') * y
+    y = SwiGLU(v.mlp_dim, c.dtype, bias=True, name='mlp')(norm('norm2')(x))
+    return x + scale('layer_scale2') * y, cache
+
+
+BLOCKS = {'siglip': VisionBlock, 'dinov3': Dinov3Block}
+_MULTIPLE = 128  # of tokens, which attention kernels want
+
+
 class Patches(nn.Module):
   """Visual tokens without an encoder: a linear map of each patch, and a norm."""
 
@@ -110,7 +136,12 @@ class Patches(nn.Module):
 
 
 class Vision(nn.Module):
-  """Patch embedding, learned positions resized to each image's grid, layers; no final norm."""
+  """Patch embedding, positions, layers.
+
+  SigLIP adds learned positions, resized to each image's grid. DINOv3 rotates queries and keys by
+  the place in the grid and gives each image tokens of its own, which are no part of the features:
+  they stand behind the latent tokens, and images have one frame.
+  """
 
   config: TunaConfig
 
@@ -120,11 +151,42 @@ class Vision(nn.Module):
     c = self.config
     v = c.vision
     x = dense(v.dim, c.dtype, name='patch_embed')(latents.astype(c.dtype))
-    table = nn.Embed(v.grid**2, v.dim, embedding_init=SHAPE_ONLY, name='position_embed').embedding
     size = jnp.take_along_axis(grid, jnp.maximum(image - 1, 0)[..., None], axis=1)[..., 1:]
-    weights = position_weights(coords, size, v.grid)
-    x = x + jnp.einsum('bvg,gd->bvd', weights, table).astype(c.dtype)
-    segment = jnp.where(image > 0, image * _MAX_FRAMES + coords[..., 0], 0)
-    span = Span(None, jnp.full_like(image, image.shape[1] - 1), segment, segment)
-    x, _ = stack(VisionBlock, v.num_layers, c.remat, 'layers', config=c)(x, span, None)
-    return x
+    segment, rotary = jnp.where(image > 0, image * _MAX_FRAMES + coords[..., 0], 0), None
+    if ENCODERS[v.encoder]:
+      x, segment, rotary = self._with_prefix(x, segment, coords, size, grid)
+    else:
+      x = x + self._learned_positions(coords, size).astype(c.dtype)
+    span = Span(rotary, jnp.full_like(segment, segment.shape[1] - 1), segment, segment)
+    x, _ = stack(BLOCKS[v.encoder], v.num_layers, c.remat, 'layers', config=c)(x, span, None)
+    x = x[:, : image.shape[1]]
+    return nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm')(x) if v.final_norm else x
+
+  @nn.nowrap
+  def _learned_positions(self, coords, size):
+    v = self.config.vision
+    table = nn.Embed(v.grid**2, v.dim, embedding_init=SHAPE_ONLY, name='position_embed').embedding
+    return jnp.einsum('bvg,gd->bvd', position_weights(coords, size, v.grid), table)
+
+  @nn.nowrap
+  def _with_prefix(self, x, segment, coords, size, grid):
+    """x, its segments and rotary tables with the own tokens of every image, and padding, behind."""
+    v = self.config.vision
+    prefix = ENCODERS[v.encoder]
+    own = jnp.concatenate(
+      [
+        self.param('cls_token', SHAPE_ONLY, (1, 1, v.dim)),
+        self.param('register_tokens', SHAPE_ONLY, (1, prefix - 1, v.dim)),
+      ],
+      axis=1,
+    )
+    (rows, count), images = segment.shape, grid.shape[1]
+    rest = prefix * images + -(count + prefix * images) % _MULTIPLE
+    own = jnp.pad(jnp.tile(own, (rows, images, 1)), ((0, 0), (0, rest - prefix * images), (0, 0)))
+    shown = jnp.where(grid[..., 0] > 0, jnp.arange(1, images + 1) * _MAX_FRAMES, 0)
+    shown = jnp.pad(jnp.repeat(shown, prefix, axis=1), ((0, 0), (0, rest - prefix * images)))
+    behind = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=1)
+    still = rope.no_rotary(shown, v.head_dim)
+    placed = rope.picture_rotary(coords, size, v.head_dim)
+    rotary = rope.Rotary(behind(placed.cos, still.cos), behind(placed.sin_half, still.sin_half))
+    return behind(x, own), behind(segment, shown), rotary

@@ -55,6 +55,6 @@ def evaluate(
     'clips': lambda: {'clips': drawing.clips(generator, n, how)},
     'clip questions': lambda: {'clip_questions': asked(generator, n, 'video_vqa')},
   }
-  if generator.config.seen_dim:  # pictures only
+  if generator.config.pictures_only:  # pictures only
     del parts['clips'], parts['clip questions']
   return results.evaluate(parts, TITLES, TARGETS[targets], say)

@@ -63,7 +63,9 @@ INITIAL = (
   # At first residual blocks add nothing, and the flow head modulates nothing and predicts zero.
   ('flow_head/(layers|final)/adaln/kernel|flow_head/final/linear/kernel', 0.0),
   ('decoder/layers/(attn/o_proj|mlp/down_proj)/kernel', 0.0),
-  ('vision/layers/(attn/out_proj|mlp/fc2)/kernel', 0.0),
+  ('vision/layers/(attn/out_proj|mlp/(fc2|down_proj))/kernel', 0.0),
+  ('vision/layers/layer_scale[12]', 1.0),
+  ('vision/(cls_token|register_tokens)', _normal(lambda shape: 0.02)),
   ('vision/position_embed/embedding', _normal(lambda shape: 1.0)),
   ('patches/mask_token', _normal(lambda shape: shape[-1] ** -0.5)),
   ('decoder/embed/embedding', _normal(lambda shape: 4 * shape[-1] ** -0.5)),

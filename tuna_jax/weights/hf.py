@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from tuna_jax import files
-from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, VisionConfig
+from tuna_jax.config import ENCODERS, DecoderConfig, TunaConfig, VaeConfig, VisionConfig
 from tuna_jax.weights.tensors import CheckpointError, raise_faults
 
 _TOWER = """num_layers:num_hidden_layers dim:hidden_size num_heads:num_attention_heads
@@ -69,7 +69,7 @@ def check_sizes(folder, config: DecoderConfig | VisionConfig, reader: Mapping):
 
 def size_of(reader: Mapping) -> tuple[int, int]:
   """(width, layers) of a transformer, by its tensors; (0, 0) where they are called otherwise."""
-  layer = re.compile(r'(?:^|\.)layers\.(\d+)\..*norm\w*\.weight$')
+  layer = re.compile(r'(?:^|\.)layers?\.(\d+)\..*norm\w*\.weight$')
   found = {int(m[1]): value.shape[0] for name, value in reader.items() if (m := layer.search(name))}
   return (found[0], max(found) + 1) if 0 in found else (0, 0)
 
@@ -88,17 +88,24 @@ def qwen2_json(config: DecoderConfig) -> dict:
   }
 
 
-def siglip_json(config: TunaConfig) -> dict:
+def vision_json(config: TunaConfig) -> dict:
   """config.json of the vision tower, for transformers."""
-  return {
-    'architectures': ['SiglipVisionModel'],
-    'model_type': 'siglip_vision_model',
-    'hidden_act': 'gelu_pytorch_tanh',
+  shape = {
     **_write(_SIGLIP, config.vision),
     'attention_dropout': 0.0,
     'image_size': config.vision.grid * config.window,
     'patch_size': config.window,
     'num_channels': 3 if config.seen_dim else config.channels,
+  }
+  if config.vision.encoder == 'dinov3':
+    kind = {'architectures': ['DINOv3ViTModel'], 'model_type': 'dinov3_vit', 'hidden_act': 'silu'}
+    registers = {'num_register_tokens': ENCODERS['dinov3'] - 1}
+    return {**kind, **shape, **registers, 'use_gated_mlp': True, 'key_bias': False}
+  return {
+    'architectures': ['SiglipVisionModel'],
+    'model_type': 'siglip_vision_model',
+    'hidden_act': 'gelu_pytorch_tanh',
+    **shape,
     'vision_use_head': False,
   }
 

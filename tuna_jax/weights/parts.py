@@ -18,8 +18,8 @@ PARTS = ('tuna', 'decoder', 'vision', 'vae', 'vae-diffusers', 'lora')
 def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Plan:
   """Every leaf of `Tuna(config)`: from the paths given, the rest fresh and named so in the plan.
 
-  decoder: a Qwen2.5 checkpoint. vision: a SigLIP-2 checkpoint, or the distilled semantic layers of
-  Show-o2. Raises CheckpointError as `plan` does.
+  decoder: a Qwen2.5 checkpoint. vision: a checkpoint of the encoder, or the distilled semantic
+  layers of Show-o2. Raises CheckpointError as `plan` does.
   """
   shapes = tuna_shapes(config)
   result = Plan()
@@ -34,7 +34,7 @@ def assemble(config: TunaConfig, *, decoder=None, vision=None, seed: int) -> Pla
       elif any(tensor.startswith('und_trans.') for tensor in reader):
         table = designs.distilled(config)
       else:
-        table = tables.siglip2(config.vision, config.window)
+        table = tables.vision(config.vision, config.window)
       part = plan(table, reader, {name: shapes[name]})
       result.leaves |= part.leaves
       result.fresh |= part.fresh
@@ -108,7 +108,7 @@ def export_part(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
   if name == 'decoder':
     return export(tables.qwen2(config.decoder), leaves), hf.qwen2_json(config.decoder), 'model'
   return (
-    export(tables.siglip2(config.vision, config.window), leaves),
-    hf.siglip_json(config),
+    export(tables.vision(config.vision, config.window), leaves),
+    hf.vision_json(config),
     'model',
   )

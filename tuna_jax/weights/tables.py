@@ -38,6 +38,18 @@ vision/layers/attn/{q,k,v,out}_proj/{kernel,bias} ${l}.self_attn.{q,k,v,out}_pro
 vision/layers/mlp/{fc1,fc2}/{kernel,bias}         ${l}.mlp.{fc1,fc2}.{weight,bias}
 """
 
+_DINOV3 = """
+vision/patch_embed/kernel                         embeddings.patch_embeddings.weight  patch
+vision/patch_embed/bias                           embeddings.patch_embeddings.bias    bias
+vision/{cls_token,register_tokens}                embeddings.{cls_token,register_tokens}
+vision/layers/{norm1,norm2}/{scale,bias}          layer.{}.{norm1,norm2}.{weight,bias}
+vision/layers/attn/k_proj/kernel                  layer.{}.attention.k_proj.weight
+vision/layers/attn/{q,v,out}_proj/{kernel,bias}   layer.{}.attention.{q,v,o}_proj.{weight,bias}
+vision/layers/{layer_scale1,layer_scale2}         layer.{}.{layer_scale1,layer_scale2}.lambda1
+vision/layers/mlp/{gate,up,down}_proj/{kernel,bias} layer.{}.mlp.{gate,up,down}_proj.{weight,bias}
+"""
+_DINOV3_NORM = 'vision/norm/{scale,bias}  norm.{weight,bias}'
+
 CONNECTOR = """
 connector/norm/scale                            siglip_proj.0.weight
 connector/{fc1,fc2}/{kernel,bias}               siglip_proj.{1,3}.{weight,bias}
@@ -196,6 +208,26 @@ def trunk(config: TunaConfig, prefix: str) -> tuple[Row, ...]:
 def qwen2(config: DecoderConfig) -> Table:
   """Qwen2.5 as transformers' Qwen2ForCausalLM."""
   return Table('Qwen2.5', _decoder(config, ''), BUFFERS, aliases=tied(config, ''))
+
+
+def vision(config: VisionConfig, patch: int = 1) -> Table:
+  """The public tower that `config.encoder` names. patch: as in `siglip2`."""
+  return {'siglip': siglip2, 'dinov3': dinov3}[config.encoder](config, patch)
+
+
+def dinov3(config: VisionConfig, patch: int = 1) -> Table:
+  """DINOv3 with SwiGLU as transformers' DINOv3ViTModel, up to the layers we keep: as its files are,
+  or with `model.` before the layers, as its class has them since transformers 5. patch: as in
+  `siglip2`."""
+  own = FreshUnlessEqual(Units(2) if patch == 1 else Window(patch))
+  found = rows(_DINOV3, patch=own, bias=FreshUnlessEqual(Exact()))
+  drops = (Drop(r'mask_token$', 'of its training'),)
+  drops += (Drop(r'(?:^|\.)layer\.(\d+)\.', 'past the feature layer', config.num_layers),)
+  if config.final_norm:
+    found += rows(_DINOV3_NORM)
+  else:
+    drops += (Drop(r'^norm\.', 'the features are read before the final norm'),)
+  return Table('DINOv3 vision', found, drops, prefixes=('model.',))
 
 
 def siglip2(config: VisionConfig, patch: int = 1) -> Table:
