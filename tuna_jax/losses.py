@@ -68,7 +68,7 @@ def next_token(
   def part(carry, piece):
     h, y, w, k = piece
     logits = logits_fn(h).astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+    picked = jnp.sum(logits, axis=-1, where=y[..., None] == jnp.arange(logits.shape[-1]))
     nll = jax.nn.logsumexp(logits, axis=-1) - picked
     return jax.tree.map(jnp.add, carry, _by_task(nll, w, k, tasks)), None
 

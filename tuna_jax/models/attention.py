@@ -26,7 +26,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import PartitionSpec as P
 
 from tuna_jax.config import UserError, nearest
-from tuna_jax.models.flash import flash_attention, pad_to
+from tuna_jax.models.flash import SAVED, flash_attention, pad_to
 from tuna_jax.sharding import activation_spec, active_mesh
 
 MASKED = -1e30  # score of masked keys; finite, so that a fully masked row has a gradient
@@ -217,7 +217,7 @@ def splash_attention(q, k, v, kv_limit, q_segment, kv_segment, *, interpret: boo
       save_residuals=False,
       mask_value=splash.DEFAULT_MASK_VALUE,
       attn_logits_soft_cap=None,
-      residual_checkpoint_name=None,
+      residual_checkpoint_name=SAVED,
       mask_function=_at_most,
       interpret=interpret,
     )

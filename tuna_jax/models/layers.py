@@ -16,6 +16,7 @@ from einops import rearrange
 from tuna_jax.config import TowerConfig
 from tuna_jax.models import rope
 from tuna_jax.models.attention import attention
+from tuna_jax.models.flash import SAVED
 from tuna_jax.sharding import anchor
 
 
@@ -183,7 +184,10 @@ class Mlp(nn.Module):
 
 
 _POLICIES = {
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(SAVED),
+  ),
   'block': jax.checkpoint_policies.nothing_saveable,
   'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],

@@ -1,6 +1,6 @@
 """What a GPU has to show: the flash kernel is exact and fast, and training runs.
 
-  python -m tuna_jax.tools.gpu_check [--parts=exact,speed,blocks,bench,train] [--rows=2] [--small]
+  python -m tuna_jax.tools.gpu_check [--parts=exact,speed,blocks,bench,train] [--rows=4] [--small]
 
     exact    output and gradients of each form of attention against dense float32
     speed    milliseconds of forward and backward, beside XLA in chunks and cuDNN with a bias
@@ -239,7 +239,7 @@ def main(argv: list[str]) -> int:
   """The exit code: 0 if every part is as it should be."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--parts', default=','.join(PARTS), help='The parts to run, with commas.')
-  parser.add_argument('--rows', type=int, default=2, help='The rows of a step of `bench`.')
+  parser.add_argument('--rows', type=int, default=4, help='The rows of a step of `bench`.')
   parser.add_argument('--small', action='store_true', help='Whether to take tiny shapes.')
   flags = parser.parse_args(argv)
   parts = flags.parts.split(',')
