@@ -48,8 +48,11 @@ def test_it_is_kept_with_the_outputs_of_one_run(path):
 
 @pytest.mark.slow
 def test_it_runs_top_to_bottom_where_nothing_is_beside_it(path, tmp_path, monkeypatch):
+  if path.stem.startswith('05'):
+    pytest.importorskip('libtpu')
+  monkeypatch.setenv('TUNA_NOTEBOOK_MINUTES', '0.2')  # what is trained is not good then
   monkeypatch.setenv('XLA_FLAGS', shrink.flags(1))  # the simulated eight only cost time here
   monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
   notebook = read(path)
   NotebookClient(notebook, timeout=900, resources={'metadata': {'path': str(tmp_path)}}).execute()
-  assert not list(tmp_path.iterdir())
+  assert {p.name for p in tmp_path.iterdir()} <= {'runs'}

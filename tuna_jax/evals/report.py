@@ -139,5 +139,5 @@ def _tiles(evaluation: Evaluation, steps) -> list[tuple[str, str]]:
   if trained:
     tiles.append((f'{trained:,}', 'training items judged beside them'))
   if steps:
-    tiles.append((page.clock(sum(s['seconds'] for s in steps)), 'all steps'))
+    tiles.append((page.clock(sum(s['seconds'] for s in steps)), 'in all'))
   return tiles
