@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from tests import shrink
 from tuna_jax import chips, sizes
 from tuna_jax.config import VaeConfig
+from tuna_jax.data.media import buckets
 from tuna_jax.tools import encoder_cost
 from tuna_jax.train import encoder
 from tuna_jax.train.config import EncoderConfig
@@ -54,6 +55,13 @@ def test_float32_takes_twice_the_memory_of_bfloat16():
 def test_seconds_are_shared_by_all_devices_and_fewer_without_clips():
   assert cost(devices=64).seconds == pytest.approx(4 * cost().seconds)
   assert cost(name='stage1').compute < cost().compute  # fewer cells, and no clips
+
+
+def test_pictures_of_a_full_batch_are_counted():
+  config = dataclasses.replace(shrink.real('stage1', '2b'), rows=64)
+  cells = math.prod(max(buckets(config.data.media.image_size), key=math.prod)) // 16**2
+  found = encoder_cost.media_of(config, {'t2i': 1.0, 'text': 1.0})
+  assert found.pictures == pytest.approx(64 * config.visual / cells)
 
 
 def test_a_design_without_a_vae_has_no_encoder():

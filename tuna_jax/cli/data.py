@@ -7,6 +7,7 @@
   tuna-jax data fill --config=configs/stage2.py:2b --config.data.mixture=synthetic
   tuna-jax data encode MIXTURE.json --vae=DIR --out=DIR [--config=configs/stage2.py:2b]
   tuna-jax data preview MIXTURE.json --out=PAGE.html [--tokenizer=DIR] [--vae=DIR] [--count=N]
+  tuna-jax data bench MIXTURE.json [--seconds=10] [--plan=PLAN.json]
   tuna-jax data pack MIXTURE.json --out=DIR [--processes=N] [--encode=webp --side=1024]
   tuna-jax data replay RUN/bad/STEP-PROCESS.npz
 
@@ -38,6 +39,7 @@ ACTIONS = {
   'encode': 'Makes the latents of a mixture, so that training on them needs no VAE; it can go on.',
   'preview': 'Writes a page of what the model sees: tokens, spans, what is learned, pictures.',
   'replay': 'Shows the loss of each record of a batch that a run could not train on.',
+  'bench': 'Times the reading of a mixture, beside what a planned pod needs (plan --json).',
   'pack': 'Writes ArrayRecord shards with the media inside; run again, it makes what is missing.',
 }
 
@@ -83,9 +85,12 @@ _HOST = flags.DEFINE_integer('host', 0, 'Which of the --hosts machines this is, 
 _HOSTS = flags.DEFINE_integer('hosts', 1, 'How many machines share the files of latents.', 1)
 _THREADS = flags.DEFINE_integer('threads', 8, 'How many records are read at once.', 1)
 
+_SECONDS = flags.DEFINE_float('seconds', 10.0, 'How long to read, all sources together.', 0.1)
+_PLAN = flags.DEFINE_string('plan', None, 'The file that plan --json wrote.')
+
 _PACK = packing.define_pack()
 
-READERS = ('check', 'encode', 'pack', 'preview')
+READERS = ('bench', 'check', 'encode', 'pack', 'preview')
 ONLY = {
   'out': ('shapes', 'emoji', 'encode', 'pack', 'preview'),
   **dict.fromkeys(('host', 'hosts', 'threads'), ('encode',)),
@@ -98,6 +103,7 @@ ONLY = {
   **dict.fromkeys(('tokenizer', 'count'), ('preview',)),
   'config': ('check', 'encode', 'fill'),
   'batches': ('fill',),
+  **dict.fromkeys(('seconds', 'plan'), ('bench',)),
   **dict.fromkeys(('image_size', 'video_size', 'frames', 'processes'), READERS),
 }
 
@@ -107,17 +113,17 @@ def main(argv):
   if action == 'replay':
     return replay(*paths)
   configured = _CONFIG.value is not None
-  if action in READERS and not paths and (action in ('encode', 'pack') or not configured):
+  if action in READERS and not paths and (action in ('bench', 'encode', 'pack') or not configured):
     raise UserError(f'data {action}: missing argument MIXTURE.json')
   if paths and (action not in READERS or (configured and action != 'encode')):
     instead = '; give --config.data.mixture' if configured else ''
     raise UserError(f'data {action}: unexpected argument {paths[0]!r}{instead}')
   if action == 'fill' and not configured:
     raise UserError('data fill: --config=FILE:SIZE is required')
-  if action not in ('check', 'fill') and not _OUT.value:
+  if action not in ('bench', 'check', 'fill') and not _OUT.value:
     raise UserError(f'data {action}: --out is required')
   every = {'shapes': shapes, 'emoji': emoji, 'check': check, 'fill': fill, 'preview': preview}
-  every |= {'encode': encode, 'pack': pack}
+  every |= {'encode': encode, 'pack': pack, 'bench': bench}
   return check_config() if configured and action == 'check' else every[action](*paths)
 
 
@@ -169,6 +175,16 @@ def check_config():
   code = _check([opened[number] for number in used], *rows)
   fit.check_rows(phases, opened, *rows)
   return code
+
+
+def bench(path):
+  from tuna_jax.data import sources
+  from tuna_jax.tools import loading
+
+  rows, media = sources.read_mixture(path), _media()
+  each = _SECONDS.value / len(rows)
+  rates = [loading.measure(sources.open_source(row, media), row.weight, each) for row in rows]
+  print(loading.table(rates, files.read_json(_PLAN.value) if _PLAN.value else None))
 
 
 def fill():

@@ -32,13 +32,15 @@ WIDTH = 160  # `encoder_dim` of it
 
 
 class Cost(NamedTuple):
-  """resident, temporaries: bytes per device. host: bytes per host. compute, hbm: seconds of all
-  devices together that the media of a full batch need, by operations and by traffic of HBM.
+  """resident, temporaries: bytes per device. host: bytes per host. pictures: those of a full batch,
+  each frame of a clip counted. compute, hbm: seconds of all devices together that the media of a
+  full batch need, by operations and by traffic of HBM.
   """
 
   resident: int
   temporaries: int
   host: int
+  pictures: float
   compute: float
   hbm: float
 
@@ -58,7 +60,7 @@ def cost(config: TrainConfig, chip: Chip, devices: int, hosts: int) -> Cost:
   host = int(kept + config.data.prefetch * (3 * busiest.pixels / hosts + arrays))
   vae, settings = config.model.vae, config.encoder
   if vae is None or not config.visual or not settings.online:
-    return Cost(0, 0, host, 0.0, 0.0)
+    return Cost(0, 0, host, busiest.pictures, 0.0, 0.0)
   item = jnp.dtype(settings.dtype).itemsize
   params = sum(math.prod(a.shape) for a in jax.tree.leaves(encoder.encoder_shapes(vae)))
   folded = 1 if vae.residual else 4  # cells per four pixels at the first level
@@ -75,14 +77,18 @@ def cost(config: TrainConfig, chip: Chip, devices: int, hosts: int) -> Cost:
     resident=(params + carry) * item,
     temporaries=int(scale * temporaries),
     host=host + 4 * params,
+    pictures=busiest.pictures,
     compute=busiest.flops / devices / (chip.bf16_flops / chip.devices),
     hbm=busiest.traffic * scale / devices / (chip.hbm_bandwidth / chip.devices),
   )
 
 
 class Media(NamedTuple):
-  """What fills a batch: pixels of all frames, FLOPs, and bytes of HBM at the published width."""
+  """What fills a batch: pictures (each frame of a clip is one), pixels, FLOPs, and bytes of HBM at
+  the published width.
+  """
 
+  pictures: float
   pixels: float
   flops: float
   traffic: float
@@ -90,7 +96,7 @@ class Media(NamedTuple):
 
 def media_of(config: TrainConfig, phase: Mapping[str, float]) -> Media:
   """The media of a batch full of examples of a phase ({task: weight}), at the largest sizes."""
-  total, cells = np.zeros(3), 0.0
+  total, cells = np.zeros(4), 0.0
   for task, weight in phase.items():
     for kind in TASKS[task].fields.values():
       frames, side = 1, config.data.media.image_size
@@ -103,10 +109,10 @@ def media_of(config: TrainConfig, phase: Mapping[str, float]) -> Media:
       flops = _flops(config.model.vae, 1, height, width)
       flops += later / stride * _flops(config.model.vae, stride, height, width) if later else 0
       traffic = height * width * (TRAFFIC[1] + later * TRAFFIC[4])
-      total += weight * np.array([frames * height * width, flops, traffic])
+      total += weight * np.array([frames, frames * height * width, flops, traffic])
       cells += weight * (1 + later // stride) * height * width / cell**2
   if not cells:
-    return Media(0.0, 0.0, 0.0)
+    return Media(0.0, 0.0, 0.0, 0.0)
   return Media(*(total / cells * config.rows * config.visual).tolist())
 
 

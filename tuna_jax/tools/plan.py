@@ -38,6 +38,7 @@ class Plan:
 
   memory: bytes by class. peak_bytes: of the step alone; it fits only if the encoder, resident and
   at work, has room beside it (`encoder_cost`). host_bytes: of one host, for what feeds the step.
+  pictures: of a batch full of the media of the busiest phase, each frame of a clip counted.
   `gradients` and `activations` are computed by hand (trainable leaves in
   float32; layer inputs that remat keeps); `temporaries` are the rest of the peak.
   collectives: [{kind, axes, count, bytes}]. roofline: seconds by resource, and the step's bound.
@@ -53,7 +54,9 @@ class Plan:
   reason: str
   advice: tuple[str, ...]
   peak_bytes: int | None
+  hosts: int
   host_bytes: int
+  pictures: float
   limit_bytes: int
   memory: dict[str, int]
   host_offload_bytes: int | None
@@ -124,7 +127,9 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
     reason='' if error is None else _first_line(error),
     advice=() if error is None else advice(config, mesh, memory, together, limit),
     peak_bytes=peak,
+    hosts=hosts,
     host_bytes=frozen.host,
+    pictures=frozen.pictures,
     limit_bytes=limit,
     memory=memory,
     host_offload_bytes=offloaded,
