@@ -9,7 +9,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.sample.generate import Generator
 from tuna_jax.sample.open import open_generator
-from tuna_jax.weights import store
+from tuna_jax.weights import storage, store
 
 OPTIONS = {'media': MediaConfig('32', '32', 5), 'tasks': TaskConfig(system=None)}
 
@@ -43,6 +43,19 @@ def test_parameters_held_in_fewer_bits_draw_nearly_the_same(stored, dtype, most)
     'a red ball', **how
   )
   assert 0 < np.abs(difference).mean() < most  # of 255
+
+
+def test_a_cpu_makes_layers_in_bfloat16_float32_one_at_a_time():
+  layers, size = 8, 128
+  kernels = jax.ShapeDtypeStruct((layers, size, size), 'bfloat16')
+  x = jax.ShapeDtypeStruct((4, size), 'bfloat16')
+  run = lambda kernels, x: jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
+
+  def bytes_of(options):
+    compiled = jax.jit(run).lower(kernels, x).compile(compiler_options=options)
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert bytes_of(storage.LAYERWISE) < 2 * 4 * size**2 < 4 * layers * size**2 <= bytes_of({})
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from tests.sample.test_designs import pixels as picture_of
 from tests.sample.test_generate import FEW, generator, pixels
 from tuna_jax.config import UserError
 from tuna_jax.data.segments import Text, layout
-from tuna_jax.sample import asking, requests, showo2
+from tuna_jax.sample import asking, requests, showo2, story
 from tuna_jax.sample.output import Picture
 from tuna_jax.sample.prompt import collate
-from tuna_jax.sample.text import Choice, generate_text
+from tuna_jax.sample.text import Choice, generate_text, start
 
 SEED = 5
 STORY = {'size': '32', 'max_new_tokens': 6, 'temperature': 1.0, 'seed': SEED, **FEW}
@@ -55,6 +55,30 @@ def test_a_story_of_show_o2_begins_with_its_flag():
   made, said = opening(of_design('late_fusion'), 'a ball', showo2.STORY)
   told = made.story('a ball', 1, **{**STORY, 'size': '32x48'})
   assert told[0] == said and told[1].pixels.shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize('compat, time', [('clean', 1.0), ('official', 0.0)])
+def test_show_o2_writes_behind_pictures_of_the_time_of_its_scripts_where_asked(
+  monkeypatch, compat, time
+):
+  made, wrote = copy.copy(of_design('late_fusion', compat=compat)), []
+
+  def write(config, params, prompts, **how):
+    wrote.append((prompts.image.max(initial=0), how['time']))
+    return [np.int32([made.tokenizer.boi])]
+
+  monkeypatch.setattr(story, 'generate_text', write)
+  made.draw = lambda branches, *_: [np.zeros((1, 2, 2, made.config.drawn_dim), np.float32)]
+  assert len(made.story('a ball', 2, size='32')) == 2
+  assert wrote == [(0, time), (1, time)]
+
+
+def test_the_time_of_a_picture_changes_what_is_written_behind_it():
+  made = of_design('late_fusion')
+  (asked,) = asking.asked(made, [requests.turns_of('what', [picture_of(made)])], 6)
+  prompts = asking.collated(made, [asked])[0]
+  logits = [start(made.config, made.params, prompts, 6, time=t).logits for t in (0.0, 1.0)]
+  assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
 def test_a_clip_begins_with_the_picture_that_it_is_given():

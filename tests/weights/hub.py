@@ -19,13 +19,13 @@ class Hub(http.server.ThreadingHTTPServer):
   """repos: {repository: {file name: bytes}}. large: files at least this long are in LFS.
 
   asked: (name, Range or None) of every file that was sent. cut: names that are cut off halfway when
-  they are next sent. damaged: names that are sent with a wrong byte.
+  they are next sent. damaged: names that are sent with a wrong byte; short: without their last.
   """
 
   def __init__(self, repos, large=1000):
     super().__init__(('127.0.0.1', 0), _Handler)
     self.repos, self.large, self.asked = repos, large, []
-    self.cut, self.damaged = set(), set()
+    self.cut, self.damaged, self.short = set(), set(), set()
     self.url = f'http://127.0.0.1:{self.server_port}'
 
 
@@ -72,6 +72,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     start = int(asked.removeprefix('bytes=').partition('-')[0]) if asked else 0
     if file in self.server.damaged:
       data = data[:-1] + bytes([data[-1] ^ 1])
+    if file in self.server.short:
+      data = data[:-1]
     if asked:
       headers['Content-Range'] = f'bytes {start}-{len(data) - 1}/{len(data)}'
     cut = file in self.server.cut

@@ -117,6 +117,26 @@ def test_a_file_damaged_on_the_way_is_named_and_fetched_anew(server, tmp_path, r
   assert (folder / name).read_bytes() == repos[listing.source.repo][name]
 
 
+def test_a_file_of_another_size_than_was_published_is_named(server, tmp_path):
+  listing = published.look_up(client(server), MODEL.vae)
+  server.short.add('VAE.pth')
+  with pytest.raises(UserError, match='lab/vae: .* did not give its files .*size'):
+    published.fetch(client(server), listing, tmp_path)
+  server.short.clear()
+  assert (published.fetch(client(server), listing, tmp_path) / 'VAE.pth').exists()
+
+
+def test_what_the_cache_holds_already_is_not_sent_again(server, tmp_path):
+  listing = published.look_up(client(server), MODEL.weights)
+  half = listing._replace(files=listing.files[:2])
+  published.fetch(client(server), half, tmp_path)
+  first = [name for name, _ in server.asked]
+  published.fetch(client(server), listing, tmp_path)
+  rest = [name for name, _ in server.asked][len(first) :]
+  assert first == [file.name for file in half.files]
+  assert rest == [file.name for file in listing.files[2:]]
+
+
 def test_a_file_damaged_in_the_cache_is_noticed(server, tmp_path):
   listing = published.look_up(client(server), MODEL.vae)
   file = os.path.realpath(published.fetch(client(server), listing, tmp_path) / 'VAE.pth')
@@ -138,11 +158,11 @@ def test_a_published_name_that_was_not_fetched_says_how(tmp_path, monkeypatch):
     open_generator('showo2-1.5b')
 
 
-def get(*arguments, code=0, endpoint='http://127.0.0.1:9'):
-  """Runs `tuna-jax get ARGUMENTS` and returns what it printed."""
+def get(*arguments, code=0, endpoint='http://127.0.0.1:9', verb='get', **environment):
+  """Runs `tuna-jax get ARGUMENTS`, or another verb, and returns what it printed."""
   done = subprocess.run(
-    [sys.executable, '-m', 'tuna_jax.cli.main', 'get', *arguments],
-    env=os.environ | {'HF_ENDPOINT': endpoint},
+    [sys.executable, '-m', 'tuna_jax.cli.main', verb, *arguments],
+    env=os.environ | {'HF_ENDPOINT': endpoint, **environment},
     capture_output=True,
     text=True,
   )
@@ -165,3 +185,25 @@ def test_get_reads_from_the_endpoint_that_is_named():
   with hubs.serving({'Wan-AI/Wan2.1-T2V-14B': data}) as hub:
     said = get('wan2.1-vae', '--dry-run', endpoint=hub.url)
   assert 'Wan2.1_VAE.pth' in said and 'README.md' not in said and not hub.asked
+
+
+@pytest.mark.slow
+def test_generate_says_what_a_model_needs_before_it_downloads(tmp_path):
+  model = published.MODELS['showo2-1.5b']
+  names = ('config.json', 'pytorch_model.bin'), ('Wan2.1_VAE.pth',), ('tokenizer.json',)
+  repos = {
+    source.repo: dict.fromkeys(files, b'{}')
+    for source, files in zip(published.sources(model), names)
+  }
+  with hubs.serving(repos) as hub:
+    hub.damaged.add('config.json')
+    folders = {'HF_HOME': f'{tmp_path}/hub', published.CACHE: f'{tmp_path}/ours'}
+    given = ('t2i', 'a red ball', '--model=showo2-1.5b', f'--output={tmp_path}/ball.png')
+    said = get(*given, code=2, endpoint=hub.url, verb='generate', **folders)
+  lines = said.splitlines()
+  assert lines[0] == 'Show-o2 1.5B: draws 432x432, 11.83 GB in float32'
+  assert lines[4].startswith('disk: 0.00 GB of downloads, 11.83 GB converted in ')
+  assert lines[5].startswith(
+    'memory: 11.83 GB for the parameters, half of it with --dtype=bfloat16'
+  )
+  assert 'are needed' in lines[-1] or 'config.json: the file that arrived is damaged' in lines[-1]

@@ -138,10 +138,12 @@ def import_():
       f'{_INPUT.value}: is an adapter of PEFT; `tuna-jax convert merge --input=MODEL '
       f'--lora={_INPUT.value} --output=DIR` adds it to a model'
     )
+  if store.is_stored(_INPUT.value):
+    raise UserError(f'{_INPUT.value}: is a model of ours, which needs no import')
   reader = open_checkpoint(_INPUT.value, _WEIGHTS.value)
-  found = designs.identify(_INPUT.value, reader)
-  if found.source != _SOURCE.value:
-    raise UserError(f'{_INPUT.value}: this is {found.title}; --source={found.source}')
+  found = designs.identify(_INPUT.value, reader, _SOURCE.value)
+  if found.size and _SIZE.value not in (None, found.size):
+    raise UserError(f'{_INPUT.value}: this is {found.title}; --size={found.size}, or none')
   if found.size and not (_SIZE.value or _MODEL.value):
     config = sizes.size(found.size)
   else:

@@ -30,6 +30,7 @@ from tuna_jax.batch import Batch
 from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import lengths
+from tuna_jax.weights import storage
 
 SCALE = 7.5  # the official scale of guidance for pictures (docs/architecture.md 10)
 
@@ -304,9 +305,8 @@ def _tell(run, _):
     report()
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'held', 'reported'),
+@storage.program(
+  static_argnames=('config', 'branches', 'limited', 'rescaled', 'solver', 'held', 'reported')
 )
 def sampler(
   params, prompts, grid, noise, times, numbers, run,

@@ -2,6 +2,7 @@
 
     F3  The span of the mask begins at the first visual token, so the time token stands outside and
         eoi inside. It has the length of one picture even where 32 frames stand.
+    F4  The pictures of a story have t = 0 while text is written behind them (sample/story.py).
     F7  There is neither a newline after eoi nor <|im_end|> after the question, though the model was
         trained with both.
 

@@ -2,8 +2,9 @@
 
     bos prompt text boi [picture] eoi text boi [picture] eoi ... eos      (docs/showo2.md 5.5 and 8)
 
-A picture is drawn behind everything before it, and then stands there as a clean one, t = 1. The
-other branch of guidance has neither text nor pictures.
+A picture is drawn behind everything before it, and then stands there as a clean one, t = 1, except
+that Show-o2 with `compat='official'` writes behind pictures of t = 0 (F4). The other branch of
+guidance has neither text nor pictures.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def tell(
   words, config = generator.tokenizer, generator.config
   show_o2 = config.design == 'late_fusion'
   flag = showo2.STORY if show_o2 else ''
+  time = float(not (show_o2 and config.compat == 'official'))
   plan = [Text((words.bos, *words.encode(flag), *words.encode(prompt)))]
   target, told = generator.target(Image, size, 1), []
   for n in range(pictures):
@@ -41,7 +43,7 @@ def tell(
     asking.check_length(generator, example, max_new_tokens)
     ids = generate_text(
       config, generator.params, collate([example], config.token_dim), eos=(words.eos, words.boi),
-      max_new_tokens=max_new_tokens, choice=choice, seeds=[seed],
+      max_new_tokens=max_new_tokens, choice=choice, seeds=[seed], time=time,
     )[0]  # fmt: skip
     opened = ids[-1] == words.boi
     ids = ids[:-1] if opened else ids

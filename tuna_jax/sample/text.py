@@ -8,7 +8,6 @@ row continue from its own end.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from tuna_jax.batch import Batch
 from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.sample.prompt import bucket, lengths
+from tuna_jax.weights import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +63,16 @@ class State(NamedTuple):
 def generate_text(
   config: TunaConfig, params, prompts: Batch, *, eos: int | Sequence[int],
   max_new_tokens: int = 512, choice: Choice | None = None, seeds: Sequence[int] | None = None,
-  live=None, features=None,
+  live=None, features=None, time: float = 1.0,
 ) -> list[np.ndarray]:  # fmt: skip
   """int32 arrays of at most `max_new_tokens` ids that continue the rows of `prompts` (from
   `prompt.collate`); an `eos` (or one of several) that ended one is its last id.
 
   seeds: one per row, below 2**32; a row's draws depend on its own seed alone. live: bool[R], the
-  rows that are wanted; others are padding and do not keep the loop running. features: of `start`.
+  rows that are wanted; others are padding and do not keep the loop running. features, time: of
+  `start`.
   """
-  state = start(config, params, prompts, max_new_tokens, live, features)
+  state = start(config, params, prompts, max_new_tokens, live, features, time)
   state = advance(config, params, state, max_new_tokens, eos=eos, choice=choice, seeds=seeds)
   return finished(state, eos)
 
@@ -92,17 +93,19 @@ def stream_text(
 
 
 def start(
-  config: TunaConfig, params, prompts: Batch, max_new_tokens: int, live=None, features=None
-) -> State:
+  config: TunaConfig, params, prompts: Batch, max_new_tokens: int, live=None, features=None,
+  time: float = 1.0,
+) -> State:  # fmt: skip
   """The state after the prompts, with room for `max_new_tokens`.
 
-  features: [R, V, D], visual tokens made earlier, in place of those of the prompts' latents.
+  features: [R, V, D], visual tokens made earlier, in place of those of the prompts' latents. time:
+  that of the prompts' pictures, which are clean.
   """
   if max_new_tokens < 1:
     raise UserError(f'max_new_tokens={max_new_tokens}: must be at least 1')
   live = np.ones(len(prompts.tokens), bool) if live is None else np.asarray(live)
   room = bucket(max_new_tokens)
-  return _start(params, prompts, live, features, config=config, room=room)
+  return _start(params, prompts, live, features, np.float32(time), config=config, room=room)
 
 
 def advance(
@@ -141,12 +144,12 @@ def keep(logits, top_k, top_p):
   return jnp.where(logits >= jnp.maximum(kth, worst), logits, -jnp.inf)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'room'))
-def _start(params, prompts, live, features, *, config, room):
+@storage.program(static_argnames=('config', 'room'))
+def _start(params, prompts, live, features, time, *, config, room):
   rows, length, _, images, _ = prompts.sizes
   model, variables = Tuna(config), {'params': params}
   cache = init_cache(config, rows, length + room, flow=False)
-  time = jnp.ones((rows, images))
+  time = jnp.full((rows, images), time)
   out = model.apply(variables, prompts, prompts.latents, time, cache, flow=False, features=features)
   count = lengths(prompts)
   last = jnp.take_along_axis(out.hidden, (count - 1)[:, None, None], axis=1)
@@ -154,9 +157,7 @@ def _start(params, prompts, live, features, *, config, room):
   return State(out.cache, logits, jnp.zeros((rows, room), jnp.int32), jnp.int32(0), ~live, count)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('config', 'greedy', 'filtered'), donate_argnames='state'
-)
+@storage.program(static_argnames=('config', 'greedy', 'filtered'), donate_argnames='state')
 def _advance(params, state, until, eos, numbers, seeds, *, config, greedy, filtered):
   temperature, top_k, top_p = numbers
   model, variables = Tuna(config), {'params': params}

@@ -115,9 +115,10 @@ def _put(value: Lazy, shape, dtype, where, pool) -> jax.Array:
   spans = {tuple(s.indices(n)[:2] for s, n in zip(at, shape)): at for at in by_device.values()}
   cast = lambda at: value[at].astype(dtype, copy=False)
   read = dict(zip(spans, pool.map(cast, spans.values())))
-  return jax.make_array_from_callback(
+  placed = jax.make_array_from_callback(
     shape, where, lambda at: read[tuple(s.indices(n)[:2] for s, n in zip(at, shape))]
   )
+  return placed.block_until_ready()  # else what was read waits in memory beside it
 
 
 def plan(table: Table, reader: Mapping, abstract_params) -> Plan:

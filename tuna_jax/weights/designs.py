@@ -43,6 +43,25 @@ _SIZES = {
 }
 
 
+# A tensor that tells a part of a model, what that is, and what to do with it.
+_OTHERS = {
+  'encoder.conv1.weight': ('the VAE of Wan', '--vae=PATH takes it beside the model'),
+  'quant_conv.weight': ('the VAE of Wan', '--vae=PATH takes it beside the model'),
+  'und_trans.layers.0.layer_norm1.weight': (
+    'the semantic layers of Show-o2',
+    '`tuna-jax convert assemble --vision=PATH` takes them',
+  ),
+  'encoder.layers.0.layer_norm1.weight': (
+    'SigLIP',
+    '`tuna-jax convert assemble --vision=PATH` takes it',
+  ),
+  'model.embed_tokens.weight': (
+    'a language model',
+    '`tuna-jax convert assemble --decoder=PATH` takes it',
+  ),
+}
+
+
 class Identity(NamedTuple):
   """A released checkpoint: its source, what it is called, and its named size where it has one."""
 
@@ -51,8 +70,9 @@ class Identity(NamedTuple):
   size: str | None
 
 
-def identify(path, reader: Mapping[str, Lazy]) -> Identity:
-  """Which released checkpoint it is, by names and shapes of its tensors; else CheckpointError."""
+def identify(path, reader: Mapping[str, Lazy], said: str = '') -> Identity:
+  """Which released checkpoint it is, by names and shapes of its tensors. Raises CheckpointError,
+  saying what it is, where it is none or not of the source `said`."""
   names = {tables.bare(name).removeprefix('tuna_model.'): value for name, value in reader.items()}
   embed = names.get('vision_model.embeddings.patch_embedding.weight')
   if 'fusion_proj.0.weight' in names:
@@ -61,6 +81,9 @@ def identify(path, reader: Mapping[str, Lazy]) -> Identity:
     source = 'tuna-2'
   elif embed is not None and any(name.startswith('siglip_proj.') for name in names):
     source = 'tuna' if embed.shape[-1] == 1 else 'tuna-r'
+  elif other := next((n for n in _OTHERS if n in names or f'vision_model.{n}' in names), None):
+    what, advice = _OTHERS[other]
+    raise CheckpointError(f'{path}: this is {what}, no released checkpoint; {advice}')
   else:
     raise CheckpointError(
       f'{path}: no checkpoint of Tuna, Show-o2, Tuna-R or Tuna-2: neither fusion_proj, '
@@ -70,6 +93,8 @@ def identify(path, reader: Mapping[str, Lazy]) -> Identity:
   norm = names.get(f'{prefix}.model.norm.weight')
   width = norm.shape[0] if norm is not None else 0
   title, size = _SIZES.get((source, width), (f'a {source} checkpoint of width {width}', None))
+  if said not in ('', source):
+    raise CheckpointError(f'{path}: this is {title}; --source={source}')
   return Identity(source, title, size)
 
 

@@ -72,6 +72,14 @@ def read_vae(config: TunaConfig, path) -> Plan:
   if config.vae is None:
     raise CheckpointError(f'--vae={path}: the design {config.design!r} sees pixels and has no VAE')
   reader = open_checkpoint(path)
+  first = ('encoder.conv1.weight', 'encoder.conv_in.weight')
+  found = [value.shape for name, value in reader.items() if tables.bare(name).endswith(first)]
+  if not found:
+    raise CheckpointError(f'--vae={path}: holds no VAE of Wan')
+  wan = ('2.1', '2.2')
+  if (found[0][1] != 3) != config.vae.residual:
+    here, wanted = wan[found[0][1] != 3], wan[config.vae.residual]
+    raise CheckpointError(f'--vae={path}: is the VAE of Wan {here}; this model takes Wan {wanted}')
   diffusers = any(tables.bare(name).startswith('quant_conv.') for name in reader)
   table = tables.diffusers_vae if diffusers else tables.wan_vae
   return plan(table(config.vae), reader, vae_shapes(config.vae))

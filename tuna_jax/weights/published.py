@@ -249,7 +249,10 @@ def needs(model: Model, listings: list[Listing], output) -> list[str]:
     for entry in listings
   ]
   lines.append(f'disk: {gigabytes(there)} of downloads, {gigabytes(ours)} converted in {output}')
-  lines.append(f'memory: {gigabytes(ours)} for the parameters, and what the pictures take')
+  lines.append(
+    f'memory: {gigabytes(ours)} for the parameters, half of it with --dtype=bfloat16, and what the '
+    'pictures take'
+  )
   return lines
 
 

@@ -29,6 +29,9 @@ INT8 = re.compile(
 )
 MOST = 127  # of an integer
 SMALLEST = 1e-30  # scale, of numbers that are all zero
+# XLA for CPUs slices no bfloat16, and so makes a whole stack of layers float32 ahead of the loop
+# over them. Without this pass, one layer at a time.
+LAYERWISE = {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}
 
 
 def held(shapes, dtype: str, but: Collection[str] = ()):
@@ -56,6 +59,27 @@ def fitted(leaves: Mapping[str, Lazy], wanted: Mapping) -> dict[str, Lazy]:
     if aval.dtype == jnp.int8 and leaf in leaves and leaves[leaf].dtype != np.int8:
       out[leaf], out[f'{leaf}_scale'] = _quantized(leaf, leaves[leaf])
   return out
+
+
+def program(**options):
+  """A decorator: jax.jit(function, **options) of a function whose first argument is parameters. On
+  a CPU, layers that are held in bfloat16 become float32 one at a time."""
+
+  def decorate(function):
+    usual = jax.jit(function, **options)
+    layerwise = jax.jit(function, compiler_options=LAYERWISE, **options)
+
+    @functools.wraps(usual)
+    def call(params, *args, **named):
+      held = any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+      return (layerwise if held and jax.default_backend() == 'cpu' else usual)(
+        params, *args, **named
+      )
+
+    call.lower, call._cache_size = usual.lower, usual._cache_size
+    return call
+
+  return decorate
 
 
 def _axis(leaf: str) -> int:
