@@ -51,6 +51,8 @@ ROWS = {
   '11': Row('Tuna', 'cascade', '2.1', 'siglip2', 'both', (1379, 37.7, 65.9, 58.4, 79.1, 83.98)),
   '12': Row('Tuna', 'cascade', '2.2', 'siglip2', 'both', (1361, 38.1, 66.5, 58.2, 79.4, 84.20)),
   '13': Row('Tuna', 'cascade', '2.2', 'dinov3', 'both', (1396, 37.3, 65.6, 58.6, 78.9, 84.08)),
+  # Not of the paper: between rows 10 and 12 in what its encoder was taught, at the tiny size.
+  '12m': Row('Tuna', 'cascade', '2.2', 'siglip2-medium', 'both', (_, _, _, _, _, _)),
 }
 DATA = {
   'und': (('caption', 0.35), ('vqa', 0.65)),
@@ -90,6 +92,7 @@ SIZES = {
     {
       'siglip': TINY.vision,
       'siglip2': TINY.vision,
+      'siglip2-medium': TINY.vision,
       'dinov3': replace(TINY.vision, mlp_dim=176, norm_eps=1e-5, encoder='dinov3', final_norm=True),
     },
     {'decoupled': 224},
@@ -108,6 +111,8 @@ def row(name: str) -> Row:
 def model(name: str, size: str) -> TunaConfig:
   """The model of a row."""
   found, parts = row(name), SIZES[size]
+  if found.encoder not in parts.encoders:
+    raise UserError(f'row {name!r}: the size {size} has no encoder {found.encoder!r}')
   vae, patch = parts.vaes[found.vae]
   head: FlowHeadConfig = parts.model.flow_head
   head = replace(head, mlp_dim=parts.mlp.get(found.design, head.mlp_dim))

@@ -30,6 +30,8 @@ def test_rows_of_the_table_are_configs_at_both_sizes():
     assert sharding.shardings(tuna_shapes(config.model), sharding.make_mesh())
   with pytest.raises(UserError, match='expected one of 1, 2'):
     compare.get_config('99-tiny')
+  with pytest.raises(UserError, match="1.5b has no encoder 'siglip2-medium'"):
+    compare.get_config('12m')
   with pytest.raises(UserError, match='expected ROW'):
     compare.get_config('1-huge')
 
@@ -68,7 +70,8 @@ def test_another_recipe_does_not_go_on_with_these_runs(monkeypatch, tmp_path):
 
 def test_the_page_says_which_claims_hold(monkeypatch, tmp_path):
   result, _ = found(monkeypatch, tmp_path, seeds=3)
-  verdict = {(c['better'], c['worse']): c['verdict'] for c in result['claims']}
-  assert verdict['12', '8'] == 'holds' and verdict['9', '7'] == 'not run'
+  verdict = {c['what']: c['verdict'] for c in result['claims']}
+  assert verdict['row 12 over row 8, reading'] == 'holds'
+  assert verdict['row 9 over row 7, drawing'] == 'not run'
   page = (tmp_path / 'index.html').read_text()
   assert '50.0 [' in page and '1361' in page and 'does not hold' not in page

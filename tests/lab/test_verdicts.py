@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tuna_jax.lab import verdicts
+from tuna_jax.lab import balance, verdicts
 from tuna_jax.lab.verdicts import Claim
 
 CLAIM = Claim('a', '1', '2', verdicts.READ)
@@ -54,3 +54,15 @@ def test_a_claim_of_two_parts_needs_both():
   assert verdicts.together([verdicts.HOLDS, verdicts.HOLDS]) == verdicts.HOLDS
   assert verdicts.together([verdicts.HOLDS, verdicts.OPEN]) == verdicts.OPEN
   assert verdicts.together([verdicts.FAILS, verdicts.OPEN]) == verdicts.FAILS
+
+
+def test_the_representation_is_judged_over_seeds():
+  def seed(cascade, fusion, projector):
+    layers = lambda score: {'decoder 1': score, 'decoder 2': score - 0.1}
+    both = {balance.CASCADE: layers(cascade), balance.FUSION: layers(fusion)}
+    branches = {'semantic': 0.45, 'projector': projector}
+    return {'reading': both, 'drawing': both, 'branches': branches}
+
+  found = balance.judge([seed(0.8, 0.4, 0.1), seed(0.81, 0.41, 0.6), seed(0.79, 0.39, 0.3)])
+  wanted = [verdicts.HOLDS, verdicts.FAILS, verdicts.HOLDS, verdicts.OPEN]
+  assert [part['verdict'] for part in found] == wanted

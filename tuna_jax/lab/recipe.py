@@ -38,7 +38,12 @@ class Recipe:
   steps: int = 2000
   decoder: int = 2500
   vae: int = 800
-  encoders: tuple[tuple[str, int], ...] = (('siglip', 300), ('siglip2', 2400), ('dinov3', 2400))
+  encoders: tuple[tuple[str, int], ...] = (
+    ('siglip', 300),
+    ('siglip2-medium', 900),
+    ('siglip2', 2400),
+    ('dinov3', 2400),
+  )
 
   def to_dict(self) -> dict[str, Any]:
     """JSON that tells one recipe from another."""
@@ -92,6 +97,15 @@ class Lab:
     )
     _train(config, str(where / 'run'))
     return str(where / 'run')
+
+  def last(self, name: str, seed: int) -> str:
+    """Where the last run of a row is, or will be."""
+    return str(self.root / 'runs' / f'{name}-{seed}' / compare.STAGES[-1])
+
+  def tokens(self, name: str) -> int:
+    """Positions of text and pictures that a row is trained on."""
+    config = compare.config(name, 'tiny', compare.STAGES[-1])
+    return self.recipe.steps * config.rows * config.length
 
   def row(self, name: str, seed: int) -> str:
     """The last run of a row."""

@@ -20,7 +20,7 @@ from tuna_jax import files, tree
 from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.configs import compare
 from tuna_jax.evals import page
-from tuna_jax.lab import scores, verdicts
+from tuna_jax.lab import balance, scores, verdicts
 from tuna_jax.lab.recipe import Lab, Recipe
 from tuna_jax.models.shapes import tuna_shapes
 
@@ -46,7 +46,7 @@ def run(
   root, lab = files.path(out), Lab(out, recipe)
   root.mkdir(parents=True, exist_ok=True)
   about = {'size': 'tiny', 'n': n, 'recipe': recipe.to_dict()}
-  found = {**about, 'runs': []}
+  found = {**about, 'runs': [], 'alignment': []}
   if (root / FILE).exists():
     found = files.read_json(root / FILE)
     if differ := sorted(k for k in about if found.get(k) != about[k]):
@@ -59,12 +59,28 @@ def run(
     trained = lab.row(name, seed)
     scored = scores.score(trained, compare.ROWS[name].data, n)
     found['runs'].append(
-      {'row': name, 'seed': seed, 'seconds': round(time.perf_counter() - began), 'scores': scored}
+      {
+        'row': name,
+        'seed': seed,
+        'tokens': lab.tokens(name),
+        'seconds': round(time.perf_counter() - began),
+        'scores': scored,
+      }
     )
     means = ', '.join(f'{t} {100 * np.mean(s["items"]):.1f}%' for t, s in scored.items())
     say(f'row {name}, seed {seed}: {means}')
+    _align(found, lab, seed)
     write(root, found)
   return write(root, found)
+
+
+def _align(found: dict[str, Any], lab: Lab, seed: int) -> None:
+  """Measures the alignment of a seed, once all rows that it needs are trained here."""
+  runs = {name: lab.last(name, seed) for name in balance.ROWS}
+  have = {r['row'] for r in found['runs'] if r['seed'] == seed}
+  if have >= runs.keys() and all(files.path(run).exists() for run in runs.values()):
+    if not any(m['seed'] == seed for m in found['alignment']):
+      found['alignment'].append({'seed': seed, **balance.measure(runs)})
 
 
 def write(root, found: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +98,7 @@ def concluded(found: dict[str, Any]) -> dict[str, Any]:
   for r in found['runs']:
     rows.setdefault(r['row'], {})[r['seed']] = r['scores']
   table = {}
-  for name in sorted(rows, key=int):
+  for name in sorted(rows, key=list(compare.ROWS).index):
     own, runs = rows[name], sorted(rows[name])
     table[name] = {
       task: {
@@ -96,7 +112,10 @@ def concluded(found: dict[str, Any]) -> dict[str, Any]:
   items = {
     name: {s: {t: v['items'] for t, v in own[s].items()} for s in own} for name, own in rows.items()
   }
-  return {'table': table, 'claims': [verdicts.judge(claim, items) for claim in verdicts.CLAIMS]}
+  claims = [verdicts.judge(claim, items) for claim in verdicts.CLAIMS]
+  if found['alignment']:
+    claims += balance.judge(found['alignment'])
+  return {'table': table, 'claims': claims}
 
 
 def parameters(name: str, size: str = 'tiny') -> int:
@@ -115,9 +134,16 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
   for claim in found['claims']:
     groups.setdefault(claim['group'], []).append(claim)
   claims = [(g, verdicts.together([c['verdict'] for c in own]), own) for g, own in groups.items()]
+  ends = [
+    abs(c['difference'][end] or 0)
+    for c in found['claims']
+    if c['difference']
+    for end in ('low', 'high')
+  ]
   return {
     'found': found,
     'claims': claims,
+    'scale': max([0.1, *ends]),
     'rows': compare.ROWS,
     'metrics': compare.METRICS,
     'tasks': [*scores.READ, *scores.DRAWN],

@@ -53,6 +53,10 @@ CLAIMS = (
   Claim('Training for both tasks helps each', '12', '6', DRAW),
   Claim('A stronger encoder helps both tasks', '12', '10', READ),
   Claim('A stronger encoder helps both tasks', '12', '10', DRAW),
+  Claim('A stronger encoder helps both tasks, in steps', '12', '12m', READ),
+  Claim('A stronger encoder helps both tasks, in steps', '12', '12m', DRAW),
+  Claim('A stronger encoder helps both tasks, in steps', '12m', '10', READ),
+  Claim('A stronger encoder helps both tasks, in steps', '12m', '10', DRAW),
   Claim('A stronger encoder helps both tasks, by another one', '13', '10', READ),
   Claim('A stronger encoder helps both tasks, by another one', '13', '10', DRAW),
 )
@@ -76,6 +80,16 @@ def interval(values: np.ndarray) -> Interval:
   return Interval(mean, mean - half, mean + half, seeds)
 
 
+def over_seeds(values: Sequence[float]) -> Interval:
+  """Of one value for each seed."""
+  mean, seeds = float(np.mean(values)), len(values)
+  if seeds < 2:
+    return Interval(mean, None, None, seeds)
+  error = float(np.std(values, ddof=1)) / seeds**0.5
+  half = float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1)) * error
+  return Interval(mean, mean - half, mean + half, seeds)
+
+
 def stacked(scores: Scores, seeds: Sequence[int], tasks: Sequence[str]) -> np.ndarray:
   """The verdicts [seeds, items] of several tasks, as many items of each."""
   return np.array([np.concatenate([scores[s][task] for task in tasks]) for s in seeds])
@@ -83,7 +97,8 @@ def stacked(scores: Scores, seeds: Sequence[int], tasks: Sequence[str]) -> np.nd
 
 def judge(claim: Claim, rows: Mapping[str, Scores]) -> dict[str, Any]:
   """{'verdict', 'difference': Interval, ...} of one comparison; the rows are paired by seed."""
-  found = {'group': claim.group, 'better': claim.better, 'worse': claim.worse, 'what': claim.what}
+  what = f'row {claim.better} over row {claim.worse}, {claim.what}'
+  found = {'group': claim.group, 'what': what}
   better, worse = rows.get(claim.better, {}), rows.get(claim.worse, {})
   seeds = sorted(better.keys() & worse.keys())
   if not seeds:
