@@ -36,10 +36,12 @@ RUNTIME = [
 GCS = ['gcsfs>=2026.10', 'google-cloud-storage>=2.10', 'google-cloud-storage-control>=1.0']
 
 SERVE = ['python-multipart>=0.0.18', 'starlette>=0.47', 'uvicorn>=0.35']
+DEMO = ['gradio>=6.0', *SERVE]
 
 EXTRAS = {
   'serve': SERVE,
-  'demo': ['gradio>=6.0', *SERVE],
+  'demo': DEMO,
+  'browser': [*DEMO, 'playwright>=1.50'],  # tests of the page; Chromium is the system's
   'beam': ['apache-beam>=2.70'],  # data pack on many machines; it takes protobuf 6 and pyarrow 25
   'gcs': GCS,
   'heic': ['pillow-heif>=0.18'],  # pictures of iPhones

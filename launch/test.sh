@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv, installs tuna_jax with its test extras, and runs the whole test suite.
 #
-#   bash launch/test.sh [--lint] [--live] [--slow] [PYTEST ARGUMENTS]
+#   bash launch/test.sh [--lint] [--live] [--browser] [--slow] [PYTEST ARGUMENTS]
 #
 #   --lint     first checks the sources with ruff: rules and formatting
 #   --live     installs the parity extra (torch, transformers, diffusers) and lmms-eval, and runs
 #              the tests against them too
+#   --browser  installs the browser extra and, with apt-get, Chromium, and runs the tests of the page
 #   --slow     runs the tests marked slow too
 #   --dry-run  print what would run
 #   --help     this text
@@ -26,12 +27,14 @@ extras=(test)
 live=0
 arguments=()
 lint=0
+browser=0
 for argument in "$@"; do
   case $argument in
     --help | -h) usage && exit 0 ;;
     --dry-run) DRY_RUN=1 ;;
     --lint) lint=1 ;;
     --live) extras+=(parity) && live=1 && arguments+=(--live) ;;
+    --browser) extras+=(browser) && browser=1 && arguments+=(--browser) ;;
     *) arguments+=("$argument") ;;
   esac
 done
@@ -52,6 +55,12 @@ fi
 if [[ $live == 1 ]] && ! python -c 'import importlib.metadata as m; m.version("lmms-eval")' 2>/dev/null; then
   run python -m pip install --quiet --disable-pip-version-check "${LMMS_EVAL_NEEDS[@]}"
   run python -m pip install --quiet --disable-pip-version-check --no-deps "$LMMS_EVAL"
+fi
+if [[ $browser == 1 ]] && ! command -v chromium >/dev/null; then
+  command -v apt-get >/dev/null || die "--browser: no chromium, and no apt-get to install it; install it yourself"
+  sudo=$([[ $(id -u) == 0 ]] || echo sudo)
+  run $sudo apt-get update -qq
+  run $sudo apt-get install -y -qq --no-install-recommends chromium >/dev/null
 fi
 export JAX_PLATFORMS=cpu
 attended python -m pytest -q -n "$workers" "${arguments[@]}"

@@ -1,6 +1,7 @@
 """Every test runs on 8 simulated CPU devices; slow ones if asked, live parity if possible.
 
-Markers: `slow` (deselected without --slow), `parity` (against PyTorch; needs the `parity` extra).
+Markers: `slow` (deselected without --slow), `parity` (against PyTorch; needs the `parity` extra),
+`browser` (in Chromium; needs it and the `browser` extra).
 """
 
 import functools
@@ -18,6 +19,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARITY = ('torch', 'transformers', 'diffusers')
+BROWSER = ('gradio', 'playwright')
 CACHE = 'TUNA_TEST_CACHE'  # set by the run's first process; workers and subprocesses share it
 
 # Before anything imports jax.
@@ -38,12 +40,14 @@ os.environ['XLA_FLAGS'] = ' '.join(
 
 def pytest_addoption(parser):
   parser.addoption('--slow', action='store_true', help='run the tests marked slow as well')
+  parser.addoption('--browser', action='store_true', help='fail, not skip, without Chromium')
   parser.addoption('--live', action='store_true', help='fail, not skip, without the parity extra')
 
 
 def pytest_configure(config):
   config.addinivalue_line('markers', 'slow: takes over 20 s; deselected without --slow')
   config.addinivalue_line('markers', 'parity: compares with PyTorch; needs the parity extra')
+  config.addinivalue_line('markers', 'browser: in Chromium; needs it and the browser extra')
   config.option.importmode = 'importlib'  # tests mirror the package, so file names repeat
   if CACHE not in os.environ:
     # A program compiled by one test is not compiled again by another; nothing outlives the run.
@@ -53,9 +57,9 @@ def pytest_configure(config):
     config.add_cleanup(lambda: (os.environ.pop(CACHE), shutil.rmtree(folder, ignore_errors=True)))
 
 
-def absent() -> list[str]:
-  """The packages of the parity extra that are not installed."""
-  return [name for name in PARITY if importlib.util.find_spec(name) is None]
+def absent(names=PARITY) -> list[str]:
+  """The packages that are not installed, by default of the parity extra."""
+  return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def pytest_collection_modifyitems(config, items):
@@ -63,6 +67,12 @@ def pytest_collection_modifyitems(config, items):
     skip = pytest.mark.skip(reason=f'the parity extra is not installed: no {", ".join(absent())}')
     for item in items:
       if item.get_closest_marker('parity'):
+        item.add_marker(skip)
+  missing = absent(BROWSER) + [name for name in ('chromium',) if shutil.which(name) is None]
+  if missing and not config.getoption('browser'):
+    skip = pytest.mark.skip(reason=f'no {", ".join(missing)}; launch/test.sh --browser installs it')
+    for item in items:
+      if item.get_closest_marker('browser'):
         item.add_marker(skip)
   if not config.getoption('slow'):
     slow = [item for item in items if item.get_closest_marker('slow')]

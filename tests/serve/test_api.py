@@ -14,17 +14,13 @@ import openai
 import PIL.Image
 import pytest
 
-from tests.sample import small
-from tuna_jax.data.media import MediaConfig
-from tuna_jax.sample.generate import Generator
-from tuna_jax.sample.output import KEY, Picture
+from tests.serve import served
+from tests.serve.served import FEW, LIMITS, PICTURE
+from tuna_jax.sample.output import KEY
 from tuna_jax.serve import api, guards, protocol
-from tuna_jax.serve.limits import RequestLimits
 
-LIMITS = RequestLimits(side=64, points=4, pictures=2, prompt=200, answer=8, upload_mb=0.1)
-FEW = {'points': 3, 'guidance': 1.0}  # two evaluations of one branch
-PICTURE = Picture(np.full((16, 16, 3), 90, np.uint8), {})
 URL = f'data:image/png;base64,{base64.b64encode(PICTURE.png()).decode()}'
+TOLD = lambda done, total: None  # the program that reports is the one that is served
 ASK = [{'role': 'user', 'content': 'what is this'}]
 SEE = [
   {'role': 'developer', 'content': 'a red ball'},
@@ -40,10 +36,7 @@ SEE = [
 
 @pytest.fixture(scope='module')
 def generator():
-  return Generator(
-    small.CONFIG, small.params(), small.vae_params(), small.tokenizer(),
-    media=MediaConfig(image_size='16'), vae_config=small.VAE, batch_size=1,
-  )  # fmt: skip
+  return served.generator()
 
 
 @pytest.fixture(scope='module')
@@ -104,7 +97,7 @@ def test_pictures_hold_their_settings_and_are_those_of_the_generator(client, gen
   )
   files = [PIL.Image.open(io.BytesIO(base64.b64decode(d.b64_json))) for d in found.data]
   assert [json.loads(file.info[KEY])['seed'] for file in files] == [7, 8]
-  expected = generator.image('a red ball', seed=8, **FEW)
+  expected = generator.image('a red ball', seed=8, report=TOLD, **FEW)
   assert np.array_equal(files[1], expected.pixels)
   assert found.usage.output_tokens == 2 and found.usage.input_tokens > 0
 
@@ -116,7 +109,7 @@ def test_an_edit_is_that_of_the_generator(client, generator):
   )
   head, _, data = found.data[0].url.partition(',')
   assert head == 'data:image/png;base64'
-  expected = generator.edit(PICTURE, 'make it blue', seed=3, **FEW)
+  expected = generator.edit(PICTURE, 'make it blue', seed=3, report=TOLD, **FEW)
   pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data))))
   assert np.array_equal(pixels, expected.pixels)
   assert found.usage.input_tokens_details.image_tokens == 1
