@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from tuna_jax import files, tree
@@ -28,6 +29,7 @@ from tuna_jax.weights import fresh, steps, store
 replace = dataclasses.replace
 ENCODER_SEED = 10_000  # of the scenes that encoders are taught on, apart from those of the rows
 STAGE1 = 0.2  # of the steps of a row
+LATENTS = 'vision/(?!patch_embed).*'  # of an encoder, what a tower that sees latents takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Recipe:
     ('siglip2', 2400),
     ('dinov3', 2400),
   )
+
+  def with_encoders(self, budgets: Sequence[str]) -> Recipe:
+    """With other budgets, each NAME:STEPS. UserError for another name, and for no number."""
+    known = dict(self.encoders)
+    for budget in budgets:
+      name, _, steps = budget.partition(':')
+      if name not in known or not steps.isdecimal() or int(steps) < 1:
+        raise UserError(
+          f'--encoders: {budget!r}: expected NAME:STEPS with one of {", ".join(known)}'
+          f'{nearest(name, known)}'
+        )
+      known[name] = int(steps)
+    return replace(self, encoders=tuple(known.items()))
 
   def to_dict(self) -> dict[str, Any]:
     """JSON that tells one recipe from another."""
@@ -93,7 +108,7 @@ class Lab:
       time_shift=1.0,
       data=replace(config.data, seed=ENCODER_SEED),
       tokenizer=f'{self.decoder()}/tokenizer',
-      init_from=self._start(where / 'start', model, 0, {'decoder/.*': self.decoder()}),
+      init_from=self.start(where / 'start', model, 0, {'decoder/.*': self.decoder()}),
     )
     _train(config, str(where / 'run'))
     return str(where / 'run')
@@ -112,10 +127,10 @@ class Lab:
     row, where = compare.row(name), self.root / 'runs' / f'{name}-{seed}'
     model = compare.model(name, 'tiny')
     # A patch embedding of pixels fits where the tower sees pixels.
-    taken = 'vision/.*' if model.seen_dim else 'vision/(?!patch_embed).*'
+    taken = 'vision/.*' if model.seen_dim else LATENTS
     words = self.decoder()
     parts = {'decoder/.*': words, taken: self.encoder(row.encoder)}
-    before = self._start(where / 'start', model, seed, parts)
+    before = self.start(where / 'start', model, seed, parts)
     first = round(STAGE1 * self.recipe.steps)
     for stage, count in zip(compare.STAGES, (first, self.recipe.steps - first)):
       config = replace(
@@ -130,7 +145,7 @@ class Lab:
       _train(config, before)
     return before
 
-  def _start(self, where, model: TunaConfig, seed: int, parts: dict[str, str]) -> str:
+  def start(self, where, model: TunaConfig, seed: int, parts: dict[str, str]) -> str:
     """A weights directory of fresh leaves, and of those that a pattern takes from another run."""
     if not store.is_stored(where):
       leaves = {
