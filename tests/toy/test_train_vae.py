@@ -15,9 +15,11 @@ from tuna_jax.configs import vae as vae_config
 from tests import shrink
 from tuna_jax import stopping
 from tuna_jax.data.media import MediaConfig
+from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import encode_pixels
 from tuna_jax.toy import train_vae, world
-from tuna_jax.weights import store
+from tuna_jax.train import guard
+from tuna_jax.weights import fresh, store
 
 
 def config(**changes):
@@ -121,3 +123,36 @@ def test_a_vae_that_was_stopped_goes_on_to_the_same_weights(trained, tmp_path, m
   found, again = train_vae.train_vae(config(), str(tmp_path))
   assert found == model and not (tmp_path / 'stopped').exists()
   jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_an_update_of_the_vae_that_is_not_finite_is_not_kept_and_many_end_the_training(
+  tmp_path, monkeypatch
+):
+  start, update = train_vae._program(dataclasses.replace(config(), steps=1))
+  state = start(fresh.init(vae_shapes(config().model), 0))
+  before = jax.tree.map(np.array, state)
+  pixels = np.zeros((config().stills, 1, 64, 64, 3), np.uint8)
+  state, _, kept = update(state, float('nan'), pixels, jax.random.key(0))
+  assert not kept
+  jax.tree.map(np.testing.assert_array_equal, state, before)
+  with pytest.raises(guard.Diverged, match='updates=2 in a row up to step 2 were not finite'):
+    bad = dataclasses.replace(config(), lr=float('nan'), updates=2, steps=9)
+    train_vae.train_vae(bad, str(tmp_path))
+  with pytest.raises(guard.Diverged, match='the update of the last step was not finite'):
+    train_vae.train_vae(dataclasses.replace(bad, steps=1), str(tmp_path))
+  assert not (tmp_path / 'config.json').exists()
+
+
+def test_a_vae_training_goes_on_with_what_it_began_alone(trained, tmp_path, monkeypatch):
+  draw = train_vae.Media.batch
+
+  def stop(media, step, *rest):
+    if step:
+      os.kill(os.getpid(), signal.SIGHUP)
+    return draw(media, step, *rest)
+
+  with monkeypatch.context() as patch, pytest.raises(stopping.Stopped):
+    patch.setattr(train_vae.Media, 'batch', stop)
+    train_vae.train_vae(config(), str(tmp_path))
+  with pytest.raises(ValueError, match='this training began otherwise .seed 0 -> 1.'):
+    train_vae.train_vae(dataclasses.replace(config(), seed=1), str(tmp_path))

@@ -7,10 +7,12 @@ optimizer is Muon: Adam is below 17 dB after 800 steps, Muon at 25 dB after 500.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import time
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,26 @@ from tuna_jax.data.records import PICTURES, media_of
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
-from tuna_jax.ranges import Count, Decay, Few, Finite, NotNegative, Positive, Rate, Share, Whole
+from tuna_jax.ranges import (
+  Count,
+  Decay,
+  Few,
+  Finite,
+  NotNegative,
+  Positive,
+  Range,
+  Rate,
+  Share,
+  Whole,
+)  # fmt: skip
 from tuna_jax.train import lock, provenance
+from tuna_jax.train.goodput import Goodput
+from tuna_jax.train.guard import Diverged
 from tuna_jax.train.optimizer import scale_by
+from tuna_jax.train.watch import Watch
 from tuna_jax.weights import fresh, store
+
+SAVE_S = 60.0  # after which a kill loses no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +57,8 @@ class VaeTrainConfig:
   choice: stills are the busiest of this many times as many, since blank paper teaches little. kl:
   weight of the KL term beside the squared error of pixels in [-1, 1]. logvar: where the posterior's
   log-variance starts, so that noise does not drown the first steps. ema: decay of the average that
-  is kept. measured: pictures and clips the latent statistics are measured on.
+  is kept. measured: pictures and clips the latent statistics are measured on. updates, wait: as of
+  `GuardConfig`.
   """
 
   model: VaeConfig
@@ -58,6 +77,8 @@ class VaeTrainConfig:
   ema: Decay = 0.99
   seed: Whole = 0
   measured: Count = 512
+  updates: Few = 10
+  wait: Annotated[float, Range(1, 10**6)] = 900.0
 
 
 class Media:
@@ -131,7 +152,10 @@ def _program(config: VaeTrainConfig):
     updates, opt_state = transformation.update(grads, opt_state, params)
     params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
     ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
-    return (params, ema, opt_state), metrics
+    told = (*metrics.values(), *jax.tree.leaves(params))
+    kept = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in told]))
+    state = jax.tree.map(functools.partial(jnp.where, kept), (params, ema, opt_state), state)
+    return state, metrics, kept
 
   return start, update
 
@@ -169,10 +193,18 @@ def _train(config: VaeTrainConfig, root):
     raise UserError(f'{root}: this training began otherwise ({told}); take another --workdir')
   params = fresh.init(vae_shapes(config.model), config.seed)
   done, state = store.restore_tree(stopped, (0, start(params)))
-  began = time.perf_counter()
-  metrics_file = root / 'metrics.jsonl'
-  records = metrics_file.read_text() if done and metrics_file.exists() else ''
-  with stopping.Signals() as stop:
+  done, clock = int(done), Goodput(root)
+  began = saved = time.perf_counter()
+  metrics_file, kept, refused = root / 'metrics.jsonl', True, 0
+  known = metrics_file.read_text().splitlines(True) if done and metrics_file.exists() else []
+  records = ''.join(line for line in known if json.loads(line)['step'] <= done)
+
+  def save():
+    clock('save')
+    files.write_json(began_with, ground)
+    store.save_tree(stopped, (done, state))
+
+  with stopping.Signals() as stop, contextlib.closing(Watch(root, config.wait, clock, bool(stop))):
     stop.hold()
     try:
       for step in range(done, config.steps):
@@ -180,8 +212,13 @@ def _train(config: VaeTrainConfig, root):
         clips = media.has_clips and step >= config.clips_from * config.steps and due
         count, choice = (config.clips, 1) if clips else (config.stills, config.choice)
         with stop.raising():
+          clock('data')
           pixels = media.batch(step, count, clips, choice)
-        state, metrics = update(state, rate(step), pixels, jax.random.fold_in(key, step))
+        clock('step')
+        refused = 0 if kept else refused + 1  # of the step before, while the host was busy
+        if refused >= config.updates:
+          raise Diverged(f'{root}: updates={refused} in a row up to step {step} were not finite')
+        state, metrics, kept = update(state, rate(step), pixels, jax.random.fold_in(key, step))
         done = step + 1
         if step % 50 == 0 or done == config.steps:
           values = {name: float(v) for name, v in metrics.items()}
@@ -190,11 +227,16 @@ def _train(config: VaeTrainConfig, root):
           line = ', '.join(f'{n}: {v:.4f}' for n, v in values.items())
           seconds = f'seconds: {time.perf_counter() - began:.0f}'
           print(f'VAE step {done}/{config.steps}, {seconds}, {line}', flush=True)
+        if time.perf_counter() - saved > SAVE_S:
+          save()
+          saved = time.perf_counter()
+      if not kept:
+        raise Diverged(f'{root}: the update of the last step was not finite')
+      clock('evaluate')
       with stop.raising():
         model = measure(config, state[1], media)
     except stopping.Stopped:
-      files.write_json(began_with, ground)
-      store.save_tree(stopped, (done, state))
+      save()
       where = f'stopped at step {done} of {config.steps}'
       raise stopping.Stopped(f'{root}: {where}; the same command continues') from None
     note = {'trained_steps': config.steps, 'seed': config.seed}
@@ -214,7 +256,7 @@ def step_seconds(config: VaeTrainConfig, steps: int = 8) -> float:
     if step == 1:  # the first one compiled
       began = time.perf_counter()
     pixels = media.batch(step, config.stills, False, config.choice)
-    state, metrics = update(state, 0.0, pixels, key)
+    state, metrics, _ = update(state, 0.0, pixels, key)
     jax.block_until_ready(metrics)
   return (time.perf_counter() - began) / steps
 
