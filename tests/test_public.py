@@ -47,10 +47,23 @@ except tuna_jax.UserError as error:
 import tuna_jax.train.config
 print(tuna_jax.train.config.TrainConfig.__name__)
 """
-  assert python(code).split('\n') == [
-    'train: expected a TrainConfig, found NoneType',
-    'TrainConfig',
-  ]
+  assert python(code).split('\n') == ['train: expected a TrainConfig, found None', 'TrainConfig']
+
+
+@pytest.mark.parametrize('call, says', [
+  ('train(None)', 'train: expected a TrainConfig, found None'),
+  ("evaluate(None, 'a', 'b')", 'evaluate: expected a Generator of open_generator, found None'),
+  ('open_generator(None)', 'expected a path, found None'),
+  ("SIZES['3b']", "unknown size '3b': expected one of 2b, 7b, "),
+  ("fit(None, 'x')", 'data: expected str, found None'),
+  ("fit('x', 'y', minutes=None)", 'minutes: expected float, found None'),
+  ('Guidance(None)', 'guidance scale=None: must be above 0'),
+])  # fmt: skip
+def test_a_wrong_argument_is_one_clear_sentence(call, says):
+  with pytest.raises(tuna_jax.UserError) as caught:
+    eval(f'tuna_jax.{call}')
+  assert str(caught.value).startswith(says), caught.value
+  assert "'3b'" not in says or ('3b' not in tuna_jax.SIZES and isinstance(caught.value, KeyError))
 
 
 def test_help_shows_what_people_call():

@@ -281,6 +281,11 @@ def nearest(name: str, names) -> str:
   return f'; nearest is {found[0]!r}' if found else ''
 
 
+def kind(value) -> str:
+  """What a value is, for error messages: the name of its type, or None."""
+  return 'None' if value is None else type(value).__name__
+
+
 def from_dict(cls, mapping: Mapping, path: str = ''):
   """Builds the frozen dataclass `cls` from a (nested) mapping.
 
@@ -290,7 +295,7 @@ def from_dict(cls, mapping: Mapping, path: str = ''):
   """
   where = path or cls.__name__
   if not isinstance(mapping, Mapping):
-    raise UserError(f'{where}: expected a mapping, found {type(mapping).__name__} {mapping!r}')
+    raise UserError(f'{where}: expected a mapping, found {_shown(mapping)}')
   hints = typing.get_type_hints(cls, include_extras=True)
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in mapping:
@@ -343,6 +348,8 @@ def _convert(hint, value, path):
     return float(value)
   if hint is typing.Any or (type(value) is hint):
     return value
-  raise UserError(
-    f'{path}: expected {getattr(hint, "__name__", hint)}, found {type(value).__name__} {value!r}'
-  )
+  raise UserError(f'{path}: expected {getattr(hint, "__name__", hint)}, found {_shown(value)}')
+
+
+def _shown(value) -> str:
+  return 'None' if value is None else f'{kind(value)} {value!r}'

@@ -18,7 +18,7 @@ import uuid
 import fsspec
 from etils import epath
 
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, kind
 
 _log = logging.getLogger(__name__)
 WEB = 'nothing is downloaded from the web: download it and give its path'
@@ -51,6 +51,8 @@ def path(text: str | os.PathLike) -> epath.Path:
   """
   try:
     return epath.Path(text).expanduser()
+  except TypeError:
+    raise UserError(f'expected a path, found {kind(text)}') from None
   except KeyError:  # epath knows no such scheme
     web = str(text).startswith(('http://', 'https://'))
     raise UserError(
@@ -76,9 +78,11 @@ def read_json(where: str | os.PathLike):
   """
   where = path(where)
   try:
+    if where.is_dir():
+      raise UserError(f'{where}: is a folder; expected a JSON file')
     return json.loads(where.read_bytes().decode('utf-8-sig'))
   except json.JSONDecodeError as error:
-    what = impostor(error.doc.encode()) or error.msg
+    what = impostor(error.doc.encode()) or (error.msg if error.doc.strip() else 'it is empty')
     raise UserError(f'{where}:{error.lineno}: not JSON ({what})') from None
   except RecursionError:
     raise UserError(f'{where}: brackets are nested too deeply') from None

@@ -72,6 +72,12 @@ TUNA_2_7B = dataclasses.replace(TUNA_R_7B, vision=None, design='pixel')
 DECOUPLED_2B = dataclasses.replace(TUNA_2B, design='decoupled')
 
 
+class UnknownSize(UserError, KeyError):
+  """A name of a size that there is not."""
+
+  __str__ = UserError.__str__
+
+
 class _Sizes(Mapping):
   """{name: TunaConfig}; a row 'module:name' or 'module:dict/key' is imported when asked for."""
 
@@ -79,6 +85,11 @@ class _Sizes(Mapping):
     self._rows = rows
 
   def __getitem__(self, name: str) -> TunaConfig:
+    if name not in self._rows:
+      known = ', '.join(sorted(self._rows))
+      raise UnknownSize(
+        f'unknown size {name!r}: expected one of {known}{nearest(name, self._rows)}'
+      )
     row = self._rows[name]
     if not isinstance(row, str):
       return row
@@ -112,7 +123,5 @@ SIZES = _Sizes(
 
 
 def size(name: str) -> TunaConfig:
-  """The named size. Raises UserError with the known names."""
-  if name not in SIZES:
-    raise UserError(f'unknown size {name!r}: expected one of {sorted(SIZES)}{nearest(name, SIZES)}')
+  """The named size. Raises UnknownSize with the known names."""
   return SIZES[name]

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -192,4 +191,3 @@ def _content(file: pathlib.Path) -> str:
     lines = [json.loads(line) for line in files.read_appended(file).splitlines()]
     return json.dumps([{k: v for k, v in one.items() if k not in TIMED} for one in lines])
   return hashlib.sha256(file.read_bytes()).hexdigest()
-

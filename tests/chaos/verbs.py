@@ -104,7 +104,8 @@ VERBS = {  # name: its command line; {in} holds what `make` made, {out} is where
     '--vision={in}/weights/vision', '--vae={in}/weights/VAE.pth', '--output={out}/assembled',
   ],
   'merge': lambda: [
-    'convert', 'merge', '--input={in}/weights/ours', '--lora={in}/weights/lora', '--output={out}/merged',
+    'convert', 'merge', '--input={in}/weights/ours', '--lora={in}/weights/lora',
+    '--output={out}/merged',
   ],
   'pack': lambda: [
     'data', 'pack', '{in}/album/mixture.json', '--out={out}/packed', '--shard_records=2',

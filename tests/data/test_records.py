@@ -101,7 +101,7 @@ BAD = [
   ('text', '{"a":' * 50_000, 'limits.nesting'),
   ('t2i', '{"image": "a.png", "meta": ' + '[' * 100_000 + ']' * 100_000 + '}', 'limits.nesting'),
   ('text', '"x"', 'expected a JSON object, found str'),
-  ('text', 'null', 'expected a JSON object, found NoneType'),
+  ('text', 'null', 'expected a JSON object, found None'),
   ('text', b'\xff\xfe{}', 'not JSON'),
   ('text', b'\0' * 1000, 'not JSON'),
   ('caption', '{"image": "a.png", "capt', 'not JSON'),

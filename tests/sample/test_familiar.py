@@ -104,7 +104,7 @@ def generator():
 @pytest.mark.parametrize(
   'call,said',
   [
-    (lambda g: g.image(None), 'expected text, a conversation, or a list of them; found NoneType'),
+    (lambda g: g.image(None), 'expected text, a conversation, or a list of them; found None'),
     (lambda g: g.image([]), 'found an empty list'),
     (lambda g: g.edit('make it blue', np.zeros((4, 4, 3))), 'found ndarray; edit takes .images,'),
     (lambda g: g.video(7), 'prompt: expected text or a list of texts, found int'),

@@ -116,15 +116,15 @@ def test_other_data_are_refused(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'fault'),
   [
-    ({'minutes': float('nan')}, 'fit.minutes=nan: expected at least 0.1'),
-    ({'minutes': -1.0}, 'fit.minutes=-1.0: expected at least 0.1'),
-    ({'minutes': 'abc'}, "fit.minutes: expected float, found str 'abc'"),
-    ({'most': 1}, 'fit.most=1: expected at least 2'),
+    ({'minutes': float('nan')}, 'minutes=nan: expected at least 0.1'),
+    ({'minutes': -1.0}, 'minutes=-1.0: expected at least 0.1'),
+    ({'minutes': 'abc'}, "minutes: expected float, found str 'abc'"),
+    ({'most': 1}, 'most=1: expected at least 2'),
     ({'image_size': 33}, "size '33': both sides must be multiples of 16"),
     ({'data': 'gone'}, 'data: gone: no such file or folder'),
     ({'test': 'gone'}, 'test: gone: no such file or folder'),
-    ({'data': ['a']}, 'fit.data: expected str, found list'),
-    ({'out': None}, 'fit.out: expected str, found NoneType'),
+    ({'data': ['a']}, 'data: expected str, found list'),
+    ({'out': None}, 'out: expected str, found None'),
   ],
 )
 def test_a_wrong_argument_is_named_and_nothing_is_written(album, tmp_path, changes, fault):

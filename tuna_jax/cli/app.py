@@ -38,8 +38,10 @@ PLAIN_TYPES = {'int': 'an integer', 'float': 'a number', 'bool': 'true or false'
 
 
 def fail(program: str, message: str):
-  """Prints one line on stderr and exits with EXIT_USAGE."""
-  print(f'{program}: {message}', file=sys.stderr)
+  """Prints one line on stderr and exits with EXIT_USAGE. A message may begin with the verb."""
+  command, _, verb = program.partition(' ')
+  named = verb and message.startswith((f'{verb} ', f'{verb}: '))
+  print(f'{command} {message}' if named else f'{program}: {message}', file=sys.stderr)
   sys.exit(EXIT_USAGE)
 
 

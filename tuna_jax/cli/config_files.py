@@ -73,6 +73,8 @@ def load(flag, path: str):
     raise UserError(f'--{flag.name}={path}: {error.__cause__ or error}') from None
   except (TypeError, ValueError) as error:
     raise UserError(f'--{flag.name}={path}: {error.__context__ or error}') from None
+  except AttributeError:
+    raise UserError(f'--{flag.name}={path}: expected Python code with a get_config') from None
   return config
 
 

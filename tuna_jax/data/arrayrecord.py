@@ -21,7 +21,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from tuna_jax import files
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, kind
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import load, named
 from tuna_jax.data.shards import paths_of, renamed
@@ -120,7 +120,7 @@ def _encode(value):
   if isinstance(value, np.generic):
     return value.item()
   if not isinstance(value, np.ndarray):
-    raise UserError(f'expected texts, numbers, bytes or arrays, found {type(value).__name__}')
+    raise UserError(f'expected texts, numbers, bytes or arrays, found {kind(value)}')
   file = io.BytesIO()
   np.save(file, value, allow_pickle=False)
   return msgpack.ExtType(_ARRAY, file.getvalue())

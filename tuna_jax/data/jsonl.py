@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, kind
 from tuna_jax.data import shards
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import load, named
@@ -56,7 +56,7 @@ class JsonlSource:
     except ValueError as e:
       raise UserError(f'not JSON ({e})') from e
     if not isinstance(record, dict):
-      raise UserError(f'expected a JSON object, found {type(record).__name__}')
+      raise UserError(f'expected a JSON object, found {kind(record)}')
     return shards.renamed(record, self._fields)
 
   def where(self, index):

@@ -10,7 +10,7 @@ import stat
 from typing import BinaryIO
 
 from tuna_jax import files
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, kind
 from tuna_jax.ranges import Count, Positive
 
 
@@ -80,7 +80,7 @@ def name_of(source) -> str:
   """The path of a picture or clip, or the kind of thing it is."""
   if isinstance(source, (str, os.PathLike)):
     return os.fspath(source)
-  return {'bytes': 'encoded bytes', 'ndarray': 'an array'}.get(kind := type(source).__name__, kind)
+  return {'bytes': 'encoded bytes', 'ndarray': 'an array'}.get(what := kind(source), what)
 
 
 def locate(path: str, root: str) -> str:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from tuna_jax import files
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError, from_dict, kind
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TASKS, check_task
 from tuna_jax.data.views import Some
@@ -125,7 +125,9 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
   except FileNotFoundError as e:
     raise FileNotFoundError(f'mixture {path}: no such file') from e
   if not isinstance(rows, list) or not rows:
-    raise UserError(f'{path}: expected a list of rows {{"path", "root", "task", "weight"}}')
+    found = 'an empty list' if rows == [] else kind(rows)
+    wanted = 'a list of rows {"path", "root", "task", "weight"}'
+    raise UserError(f'{path}: expected {wanted}, found {found}')
   out = []
   for n, row in enumerate(rows):
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tuna_jax import files
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, kind
 from tuna_jax.data import shards
 from tuna_jax.data.columns import class_name, read_classes, record_of
 from tuna_jax.data.jsonl import nesting
@@ -74,7 +74,7 @@ class WebDatasetSource:
         raise UserError(f'brackets nested more than limits.nesting={limits.nesting} deep')
       record = json.loads(members['json'])
       if not isinstance(record, dict):
-        raise UserError(f'.json: expected an object, found {type(record).__name__}')
+        raise UserError(f'.json: expected an object, found {kind(record)}')
     record = shards.renamed(record, self._fields)
     texts = [f for f, kind in task.items() if kind == 'text']
     if texts and texts[0] not in record and 'cls' in members:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import collections
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from tuna_jax.config import UserError, kind
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import BadRecord, usable
 from tuna_jax.data.sources import Source, open_source, read_mixture
@@ -58,6 +60,8 @@ def evaluate(
   splits: those that are scored, 'train' and 'test'. Raises UserError for a mixture that cannot be
   read; a record that cannot is passed over.
   """
+  if generator is None or isinstance(generator, (str, os.PathLike)):
+    raise UserError(f'evaluate: expected a Generator of open_generator, found {kind(generator)}')
   opened = {'train': _sources(train, generator.media), 'test': _sources(test, generator.media)}
 
   def part(split, task):

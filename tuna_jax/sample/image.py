@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -78,7 +79,9 @@ class Guidance:
   def __post_init__(self):
     for name in ('scale', 'image_scale'):
       value = getattr(self, name)
-      if value is not None and not value > 0:
+      if value is None and name == 'image_scale':
+        continue
+      if not isinstance(value, numbers.Real) or not value > 0:
         raise UserError(f'guidance {name}={value}: must be above 0; 1 is no guidance')
     low, high = self.interval
     if not 0 <= low < high <= 1:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image as Pil
 
 from tuna_jax import files
-from tuna_jax.config import UserError, nearest
+from tuna_jax.config import UserError, kind, nearest
 from tuna_jax.data import media
 from tuna_jax.data.media import MediaConfig, Size
 from tuna_jax.data.tasks import PLACEHOLDER
@@ -30,11 +30,11 @@ def strings(value, what: str, hint: str = '') -> tuple[list[str], bool]:
   """(texts, whether a list was given). hint: the end of the message for another type."""
   many = not isinstance(value, str)
   if many and not isinstance(value, (list, tuple)):
-    raise UserError(f'{what}: expected text or a list of texts, found {type(value).__name__}{hint}')
+    raise UserError(f'{what}: expected text or a list of texts, found {kind(value)}{hint}')
   texts = list(value) if many else [value]
   for n, text in enumerate(texts):
     if not isinstance(text, str):
-      raise UserError(f'{what}[{n}]: expected text, found {type(text).__name__}')
+      raise UserError(f'{what}[{n}]: expected text, found {kind(text)}')
   return texts, many
 
 
@@ -45,14 +45,12 @@ def conversations(value) -> tuple[list, bool]:
   ):
     return [value], False
   if not isinstance(value, (list, tuple)) or not value:
-    found = 'an empty list' if isinstance(value, (list, tuple)) else type(value).__name__
+    found = 'an empty list' if isinstance(value, (list, tuple)) else kind(value)
     raise UserError(f'expected text, a conversation, or a list of them; found {found}')
   requests = list(value)
   for n, request in enumerate(requests):
     if not isinstance(request, (str, list)):
-      raise UserError(
-        f'request {n}: expected text or a list of turns, found {type(request).__name__}'
-      )
+      raise UserError(f'request {n}: expected text or a list of turns, found {kind(request)}')
   return requests, True
 
 
@@ -221,7 +219,7 @@ def read_source(source, config: MediaConfig, size: str | None, stride: int) -> n
 
 def name_of(source) -> str:
   """The path of a picture, or what kind of thing it is."""
-  return os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+  return os.fspath(source) if isinstance(source, (str, os.PathLike)) else kind(source)
 
 
 def own_size(height: float, width: float, area: int, stride: int) -> Size:
@@ -247,5 +245,5 @@ def _plain(source) -> Any:
   if hasattr(source, '__array__'):
     return np.asarray(source)
   raise media.MediaError(
-    f'a picture must be a path, bytes, a PIL image or an array, found {type(source).__name__}'
+    f'a picture must be a path, bytes, a PIL image or an array, found {kind(source)}'
   )

@@ -140,7 +140,7 @@ def fit(
   plain = lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value
   data, out, test, vae, lora = map(plain, (data, out, test, vae, lora))
   asked = dict(minutes=minutes, held_out=held_out, most=most, frames=frames, seed=seed, n=n)
-  from_dict(_Asked, dict(data=data, out=out, test=test, vae=vae, lora=lora, **asked), 'fit')
+  from_dict(_Asked, dict(data=data, out=out, test=test, vae=vae, lora=lora, **asked))
   base = adapt.Base.of(lora) if lora else None
   size = str(image_size or (base.media.image_size if base else 64))
   media = MediaConfig(image_size=size, video_size=size, frames=frames)

@@ -10,7 +10,7 @@ import types
 
 
 class _Train(types.ModuleType):
-  def __call__(self, config, workdir: str, devices=None):
+  def __call__(self, config, workdir: str = '', devices=None):
     """Trains one stage to its last step and returns its TrainState; the same call continues.
 
     config: a `train.config.TrainConfig`. workdir: the run's directory. devices: all by default.
@@ -18,12 +18,14 @@ class _Train(types.ModuleType):
     stop has saved, and FloatingPointError for a loss that is no longer finite. The whole is said in
     `tuna_jax.train.loop.train`.
     """
-    from tuna_jax.config import UserError
+    from tuna_jax.config import UserError, kind
     from tuna_jax.train import loop  # imports jax
     from tuna_jax.train.config import TrainConfig
 
     if not isinstance(config, TrainConfig):
-      raise UserError(f'train: expected a TrainConfig, found {type(config).__name__}')
+      raise UserError(f'train: expected a TrainConfig, found {kind(config)}')
+    if not workdir:
+      raise UserError('train: no workdir given; expected the directory of the run')
     return loop.train(config, workdir, devices)
 
 

@@ -45,7 +45,7 @@ def replay(dump, run: str = '') -> Iterator[Replayed]:
     with file.open('rb') as opened, np.load(opened) as found:
       about = json.loads(str(found['about']))
       rows = Batch(*(found[name] for name in Batch._fields))
-  except (ValueError, KeyError, OSError) as error:
+  except Exception as error:  # numpy and zlib raise anything for damaged files
     if isinstance(error, FileNotFoundError):
       raise
     raise UserError(f'{dump}: not a dump of a batch ({error})') from None
