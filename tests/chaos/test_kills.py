@@ -17,7 +17,7 @@ from tuna_jax.stopping import AGAIN, SIGNALS
 SEED = 15
 # How many points each verb has; of each verb that does not compile one is in the plain suite.
 POINTS = {
-  'train': 14, 'decoder': 8, 'vae': 8, 'evaluate': 3, 'generate': 4, 'import': 5, 'export': 4,
+  'train': 6, 'decoder': 14, 'vae': 8, 'evaluate': 3, 'generate': 4, 'import': 5, 'export': 4,
   'assemble': 4, 'merge': 4, 'pack': 8, 'encode': 6, 'shapes': 2, 'preview': 2, 'verify': 1,
 }  # fmt: skip
 PLAIN = ('import', 'export', 'pack', 'shapes')
@@ -94,7 +94,7 @@ def test_a_verb_that_was_struck_ends_as_one_that_was_not(point, run, whole):
     assert ended.code == -signal.SIGKILL, ended.said
   else:
     last = ended.said.strip().splitlines()[-1]
-    assert ended.code == AGAIN and point.number.name in last + ended.said, ended.said
+    assert ended.code == AGAIN and 'the same command' in last, ended.said
   finish(run, command, out)
   assert processes.left(out) == wanted
 

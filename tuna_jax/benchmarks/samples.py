@@ -138,7 +138,7 @@ def _agree(path: epath.Path, wanted: Mapping[str, Any]):
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, wanted)
     return
-  found = files.read_json(path)
+  found = files.read_object(path)
   for name, value in wanted.items():
     if name != VERSIONS and found.get(name) != value:
       raise UserError(

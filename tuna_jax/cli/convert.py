@@ -287,7 +287,7 @@ def _config():
     raise UserError('give the model as --size or as --model=FILE.json, and not both')
   if _SIZE.value:
     return sizes.size(_SIZE.value)
-  text = files.read_json(_MODEL.value)
+  text = files.read_object(_MODEL.value)
   return configs.from_dict(configs.TunaConfig, text.get('config', text))
 
 

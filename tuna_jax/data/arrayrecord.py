@@ -75,7 +75,10 @@ def open_files(paths: list[str], counted: bool = True) -> ArrayRecordDataSource:
   for folder in dict.fromkeys(os.path.dirname(path) for path in paths) if counted else ():
     counts = files.path(folder or '.') / COUNTS
     if counts.exists():
-      known |= {os.path.join(folder, name): n for name, n in files.read_json(counts).items()}
+      for name, count in files.read_object(counts).items():
+        if type(count) is not int or count < 0:
+          raise UserError(f'{counts}: {name}: expected a number of records, found {count!r}')
+        known[os.path.join(folder, name)] = count
   return ArrayRecordDataSource([f'{p}[0:{known[p]}]' if p in known else p for p in paths])
 
 

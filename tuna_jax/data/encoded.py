@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from tuna_jax import files
-from tuna_jax.config import UserError
+from tuna_jax.config import UserError, from_dict
 from tuna_jax.data import arrayrecord
 from tuna_jax.data.latents import Encode, Group, encode_all
 from tuna_jax.data.media import MediaConfig
@@ -112,7 +112,8 @@ class LatentsSource:
 
 def read_about(folder) -> About:
   """What `write` says about the folder."""
-  return About(**files.read_json(files.path(folder) / ABOUT))
+  where = files.path(folder) / ABOUT
+  return from_dict(About, files.read_object(where), str(where))
 
 
 def shard(number: int) -> str:

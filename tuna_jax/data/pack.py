@@ -100,7 +100,7 @@ def plan(mixture: str, out: str, config: PackConfig, media: MediaConfig) -> list
   }
   where = files.path(out) / SETTINGS
   if where.exists():
-    before = files.read_json(where)
+    before = files.read_object(where)
     changed = sorted(key for key in settings if before.get(key) != settings[key])
     if changed:
       found = f'{", ".join(changed)}: found {[before.get(k) for k in changed]!r:.300}'

@@ -130,7 +130,7 @@ class Tokenizer:
       if (folder / 'qwen.tiktoken').exists():
         return cls.from_tiktoken(folder / 'qwen.tiktoken')
       raise FileNotFoundError(f'{folder}: no tokenizer.json (a Qwen2.5 model directory has one)')
-    spec = files.read_json(path)
+    spec = files.read_object(path)
     try:
       specials = {str(t['content']): int(t['id']) for t in spec['added_tokens']}
       spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)

@@ -58,10 +58,11 @@ class Progress:
     """Of an earlier start, or new. Raises UserError where the earlier one had other data."""
     if not files.path(path).exists():
       return cls(path, data, minutes)
-    known = files.read_json(path)
-    if known['done'] and known['data'] != data:
-      raise UserError(f'{path}: begun with {known["data"]}, not with {data}; choose another --out')
-    return cls(path, **known | {'minutes': minutes})
+    own = {'path': str(path), 'minutes': minutes}
+    known = from_dict(cls, files.read_object(path) | own, str(path))
+    if known.done and known.data != data:
+      raise UserError(f'{path}: begun with {known.data}, not with {data}; choose another --out')
+    return known
 
   @property
   def left(self) -> float:

@@ -189,7 +189,7 @@ def _train(config: VaeTrainConfig, root):
   stopped, began_with = root / 'stopped.safetensors', root / 'stopped.json'
   ground = {**to_dict(config), 'records': [fingerprint(source) for source in media.sources]}
   ground = json.loads(json.dumps(ground))
-  if stopped.exists() and (told := provenance.told(files.read_json(began_with), ground)):
+  if stopped.exists() and (told := provenance.told(files.read_object(began_with), ground)):
     raise UserError(f'{root}: this training began otherwise ({told}); take another --workdir')
   params = fresh.init(vae_shapes(config.model), config.seed)
   done, state = store.restore_tree(stopped, (0, start(params)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import threading
 import time
@@ -9,10 +10,21 @@ import time
 import jax
 
 from tuna_jax import files
+from tuna_jax.config import from_dict
+from tuna_jax.ranges import Count, NotNegative, Whole
 
 # start: until the first step can be compiled: data, weights, encoder. data: the host waits for a
 # batch and has no step to wait for. lost: steps that a later start had to take again.
 KINDS = ('start', 'compile', 'data', 'step', 'save', 'evaluate', 'lost')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+  """What goodput.json holds."""
+
+  starts: Count
+  step: Whole
+  seconds: dict[str, NotNegative]
 
 
 class Goodput:
@@ -26,9 +38,9 @@ class Goodput:
     self._path, self._lock = files.path(workdir) / 'goodput.json', threading.Lock()
     self.starts, self.step, self._seconds = 1, 0, dict.fromkeys(KINDS, 0.0)
     if self._path.exists():
-      known = files.read_json(self._path)
-      self.starts, self.step = known['starts'] + 1, known['step']
-      self._seconds |= known['seconds']
+      known = from_dict(_Known, files.read_object(self._path), str(self._path))
+      self.starts, self.step = known.starts + 1, known.step
+      self._seconds |= known.seconds
     self._kind, self._since = 'start', time.perf_counter()
 
   def __call__(self, kind: str) -> None:

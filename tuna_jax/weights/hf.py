@@ -54,7 +54,7 @@ def check_sizes(folder, config: DecoderConfig | VisionConfig, reader: Mapping):
   path = files.path(folder) / 'config.json'
   if not path.exists():
     return
-  found = files.read_json(path)
+  found = files.read_object(path)
   if isinstance(config, VisionConfig):
     table, found, free = _SIGLIP, found.get('vision_config', found), ('num_layers',)
   else:

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 
 from tuna_jax import files, tree
-from tuna_jax.config import TunaConfig
+from tuna_jax.config import TunaConfig, from_dict
 from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.ranges import Finite
 from tuna_jax.weights import designs, lora, tables
 from tuna_jax.weights.convert import export, plan
 from tuna_jax.weights.open import find, open_checkpoint
@@ -51,7 +52,7 @@ def read(path, config: TunaConfig) -> dict[str, Lazy]:
 
   Raises CheckpointError listing what does not fit the model, or cannot be read as plain LoRA.
   """
-  about = files.read_json(files.path(path) / CONFIG)
+  about = files.read_object(files.path(path) / CONFIG)
   for field, known in _NEEDED.items():
     if about.get(field) not in known:
       raise CheckpointError(
@@ -61,6 +62,7 @@ def read(path, config: TunaConfig) -> dict[str, Lazy]:
     name.replace('.default.weight', '.weight'): value
     for name, value in open_checkpoint(find(path)).items()
   }
+  scaling = _scaling(f'{path}/{CONFIG}', about)
   alone = any(name.startswith(f'{PREFIX}model.layers.') for name in reader)
   table, wanted, scales = _table(config, alone), {}, {}
   shapes = tree.flatten(tuna_shapes(config))
@@ -73,12 +75,14 @@ def read(path, config: TunaConfig) -> dict[str, Lazy]:
     if a is None or kernel not in shapes:
       continue
     *stack, inputs, outputs = shapes[kernel].shape
-    rank = a.shape[0]
+    rank = (*a.shape, 0)[0]
+    if not rank:
+      raise CheckpointError(f'{path}: {PREFIX}{first} is of shape {a.shape}, expected [rank, in]')
     wanted[row.ours] = jax.ShapeDtypeStruct((*stack, inputs, rank), np.float32)
     wanted[row.ours.replace('lora_a', 'lora_b')] = jax.ShapeDtypeStruct(
       (*stack, rank, outputs), np.float32
     )
-    scale = np.full(stack, _scale(about, first.removesuffix('.lora_A.weight'), rank), np.float32)
+    scale = np.full(stack, scaling.of(first.removesuffix('.lora_A.weight'), rank), np.float32)
     scales[row.ours.replace('lora_a', 'lora_scale')] = scale
   return {**plan(table, reader, tree.unflatten(wanted)).leaves, **lazies(scales)}
 
@@ -114,12 +118,31 @@ def write(adapters: Mapping[str, Lazy], config: TunaConfig, base: str) -> tuple[
   }
 
 
-def _scale(about: Mapping, module: str, rank: int) -> float:
-  """What PEFT multiplies the product of the two matrices of `module` by."""
-  patterns = about.get('alpha_pattern') or {}
-  near = (a for pattern, a in patterns.items() if re.fullmatch(rf'(.*\.)?({pattern})', module))
-  alpha = next(near, about.get('lora_alpha', 8))
-  return alpha / (rank**0.5 if about.get('use_rslora') else rank)
+@dataclasses.dataclass(frozen=True)
+class _Scaling:
+  """The fields of adapter_config.json that say by how much the adapters count."""
+
+  lora_alpha: Finite = 8.0
+  alpha_pattern: dict[str, Finite] = dataclasses.field(default_factory=dict)
+  use_rslora: bool = False
+
+  def of(self, module: str, rank: int) -> float:
+    """What PEFT multiplies the product of the two matrices of `module` by."""
+    patterns = self.alpha_pattern.items()
+    near = (a for pattern, a in patterns if re.fullmatch(rf'(.*\.)?({pattern})', module))
+    return next(near, self.lora_alpha) / (rank**0.5 if self.use_rslora else rank)
+
+
+def _scaling(where: str, about: Mapping) -> _Scaling:
+  names = [field.name for field in dataclasses.fields(_Scaling)]
+  given = {name: about[name] for name in names if about.get(name) is not None}
+  found = from_dict(_Scaling, given, where)
+  for pattern in found.alpha_pattern:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise CheckpointError(f'{where}: alpha_pattern: {pattern!r}: {error}') from None
+  return found
 
 
 def _table(config: TunaConfig, alone: bool) -> Table:
