@@ -32,6 +32,7 @@ def published(tmp_path_factory):
   (root / 'showo2').mkdir()
   tensors = export(official(CONFIG), lazies(LEAVES))
   safetensors.write_folder(root / 'showo2', tensors, shard_bytes=100_000, **TORCH)
+  (root / 'showo2' / 'config.json').write_text('{"image_latent_height": 3}')
   stored = store.Stored(None, None, CONFIG.vae, lazies(VAE_LEAVES), {})
   torchfile.write_file(root / 'Wan2.1_VAE.pth', parts.export_part('vae', stored)[0])
   (root / 'model.json').write_text(json.dumps(to_dict(CONFIG)))
@@ -57,6 +58,7 @@ def test_pickled_shards_are_imported_and_exported_byte_equal(convert, published)
   )
   stored = store.open_stored(output)
   assert stored.config == CONFIG and stored.vae_config == CONFIG.vae
+  assert stored.notes['pictures'] == [3 * CONFIG.strides[1]]
   same(stored.params, LEAVES)
   same(stored.vae, VAE_LEAVES)
   convert('export', f'--input={output}', f'--output={published}/back')

@@ -39,6 +39,7 @@ from tuna_jax.weights import (
   compare,
   designs,
   digest,
+  hf,
   lora,
   parts,
   peft,
@@ -158,6 +159,8 @@ def import_():
   planned = parts.official(config, _INPUT.value, reader)
   fresh = recover.reinitialised(planned.leaves) if _RECOVER.value else None
   record = {'ignored': ignored(_INPUT.value, _WEIGHTS.value)}
+  if sides := hf.drawn_sides(_INPUT.value, config.strides[1]):
+    record['pictures'] = sides
   return _write(config, planned, {'input': _INPUT.value, 'vae': _VAE.value}, record, fresh)
 
 

@@ -127,6 +127,14 @@ def showo2_json(config: TunaConfig) -> dict:
   }
 
 
+def drawn_sides(path, stride: int) -> list[int]:
+  """The side in pixels of the squares that a Show-o2 folder was trained to draw, if it says so.
+  stride: pixels of a token's side."""
+  file = files.path(path) / 'config.json'
+  tokens = files.read_json(file).get('image_latent_height') if file.exists() else None
+  return [stride * tokens] if isinstance(tokens, int) else []
+
+
 def vae_json(config: VaeConfig) -> dict:
   """config.json of the VAE, for diffusers."""
   channels = 12 if config.residual else 3
