@@ -37,11 +37,11 @@ def test_a_row_starts_from_the_decoder_the_encoder_and_fresh_leaves(tmp_path):
 
 @pytest.mark.slow
 def test_rows_of_every_design_train_are_scored_and_are_not_trained_again(tmp_path):
-  rows = ('12', '8', '7', '3', '6', '13')
+  rows = ('12', '8', '7', '3', '6', '13', '9')
   result = table.run(rows, 1, str(tmp_path), SHORT, 4)
   assert [r['row'] for r in result['runs']] == list(rows)
   assert {r['tokens'] for r in result['runs']} == {5 * 4 * 128}
-  assert [len(v['items']) for r in result['runs'] for v in r['scores'].values()] == [4] * 28
+  assert [len(v['items']) for r in result['runs'] for v in r['scores'].values()] == [4] * 36
   assert [m['seed'] for m in result['alignment']] == [0]
   (tmp_path / 'compare.json').unlink()
   before = (tmp_path / 'runs/12-0/stage2/metrics.jsonl').read_text()

@@ -237,6 +237,19 @@ def test_the_vision_tower_is_dinov3():
   )
 
 
+def test_a_folder_of_dinov3_is_read_whichever_names_its_layers_have(tmp_path):
+  config, model, params, _ = dinov3()
+  model.save_pretrained(tmp_path / 'class')
+  (tmp_path / 'hub').mkdir()
+  names = {name.removeprefix('model.'): value for name, value in arrays(model).items()}
+  safetensors.write_file(tmp_path / 'hub' / 'model.safetensors', lazies(names))
+  for folder in ('class', 'hub'):
+    found = parts.assemble(config, vision=tmp_path / folder, seed=0)
+    for leaf, value in tree.flatten(params).items():
+      np.testing.assert_array_equal(found.leaves[leaf][()], value, err_msg=leaf)
+    assert not [leaf for leaf in found.fresh if leaf.startswith('vision/')]
+
+
 def test_bfloat16_costs_the_vision_tower_at_most_twice_what_it_costs_dinov3():
   import torch
 

@@ -79,6 +79,10 @@ PARTS = {
   'qwen2.5-1.5b': Source('Qwen/Qwen2.5-1.5B-Instruct', _LLM),
   'qwen2.5-7b': Source('Qwen/Qwen2.5-7B-Instruct', _LLM),
   'siglip2': Source('google/siglip2-so400m-patch16-512', ('config.json', 'model*.safetensors*')),
+  'siglip': Source('google/siglip-so400m-patch14-384', ('config.json', 'model*.safetensors*')),
+  'dinov3': Source(
+    'facebook/dinov3-vith16plus-pretrain-lvd1689m', ('config.json', 'model*.safetensors*'), 'DINOv3'
+  ),
   'showo2-semantic-layers': Source(
     'Sierkinhane/pre-distilled_semantic_layers', ('*.pt',), 'not stated'
   ),
