@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from tuna_jax.data.media import MediaConfig
+from tuna_jax.sample.image import Usual
 from tuna_jax.toy import questions
 from tuna_jax.train.config import EncoderConfig, MeshConfig, TrainConfig
 
@@ -55,6 +56,7 @@ def shrink(config: TrainConfig, size: str) -> TrainConfig:
     encoder=EncoderConfig(group_mb=0.03),  # two pictures
     mesh=MeshConfig(data=-1, fsdp=1),
     ntp_coeff=1.0,
+    sampling=Usual(guidance=1.5, points=16),
     time_shift=1.0 if config.model.vae is None else 3.0,
     initial='tuna_jax.toy.initial:previous_token_heads',
     checkpoint_every=10**6,

@@ -81,6 +81,7 @@ def test_text_is_shown_as_text_and_never_as_markup(written):
 def test_right_and_wrong_are_told_apart(written):
   page, _ = written
   assert page.count('<figure class="right">') == page.count('<figure class="wrong">') == len(TITLES)
+  assert page.count('type="radio"') == 3 and 'held out only' not in page  # nothing was trained on
 
 
 def test_a_failed_drawing_says_what_the_judge_saw_and_a_right_one_does_not(evaluation, tmp_path):

@@ -8,6 +8,7 @@ from tests.sample import small
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.sample.generate import Generator
+from tuna_jax.sample.image import Drawing, Guidance, Usual
 from tuna_jax.sample.open import open_generator
 from tuna_jax.weights import storage, store
 
@@ -30,6 +31,13 @@ def test_a_weights_directory_draws_what_its_parameters_draw(stored):
   np.testing.assert_array_equal(
     open_generator(stored, **OPTIONS).image('a red ball', **how), direct.image('a red ball', **how)
   )
+
+
+def test_what_a_model_of_ones_own_draws_with_is_remembered_and_may_be_changed(stored):
+  own = open_generator(stored, usual=Usual(guidance=1.5, points=16), **OPTIONS)
+  assert own.how('t2v') == Drawing(Guidance(1.5), 16, 3.0)
+  assert own.how('t2i', 4.0, points=3, shift=1.0) == Drawing(Guidance(4.0), 3, 1.0)
+  assert open_generator(stored, **OPTIONS).how('t2v') == Drawing(Guidance(6.0), 50, 3.0)
 
 
 @pytest.mark.parametrize('dtype,most', [('bfloat16', 6), ('int8', 12)])

@@ -58,9 +58,13 @@ def main(argv):
   from tuna_jax.sample.open import open_generator
   from tuna_jax.toy import evaluate as world
   from tuna_jax.train import checkpoint
+  from tuna_jax.weights import store
 
   began, options = time.perf_counter(), _model_options()
   config = checkpoint.read_config(run)
+  mixture = config.data.mixture
+  if mixture != 'shapes':
+    mixture = str(store.located(mixture, files.absolute(run)))
   how = Drawing.of(config.model.design, 't2i', _GUIDANCE.value, **_sampler())
   # Whole weights on every device; the rows of a batch are spread over the devices.
   mesh = sharding.make_mesh(data=-1, fsdp=1)
@@ -68,20 +72,20 @@ def main(argv):
   print(f'evaluating {run}', flush=True)
   say = lambda line: print(line, flush=True)
   with jax.set_mesh(mesh):
-    if is_world(config.data.mixture):
+    if is_world(mixture):
       result = world.evaluate(generator, _N.value, how, _TARGETS.value, say)
       title = 'A tiny Tuna sees, draws, edits and films'
     else:
-      test = _TEST.value or os.path.join(os.path.dirname(config.data.mixture), 'mixture_test.json')
-      result = own_data.evaluate(generator, config.data.mixture, test, _N.value, how, say)
-      title = f'A tiny Tuna learns from {config.data.mixture}'
+      test = _TEST.value or os.path.join(os.path.dirname(mixture), 'mixture_test.json')
+      result = own_data.evaluate(generator, mixture, test, _N.value, how, say)
+      title = f'A tiny Tuna learns from {mixture}'
   print(table(result.rows, result.titles))
   if _REPORT.value:
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     model, optimizer = config.model, config.optimizer
     facts = {
       'run': run,
-      'data': config.data.mixture,
+      'data': mixture,
       'parameters': f'{count(generator.params):,} and {count(generator.vae_params):,} of the VAE',
       'sampler': f'{how.solver}, {how.points - 1} steps, guidance {how.guidance.scale:g}, '
       f'shift {how.shift:g}',

@@ -117,7 +117,7 @@ def info(paths):
 
 def draw(action, prompts):
   """t2i, edit, t2v and story."""
-  from tuna_jax.sample.image import SCALE, Drawing, Guidance
+  from tuna_jax.sample.image import SCALE, Guidance
 
   ending = _ENDINGS[action]
   output = _OUTPUT.value or f'out{ending[0]}'
@@ -129,8 +129,7 @@ def draw(action, prompts):
   guidance = Guidance(scale, _IMAGE_GUIDANCE.value, _interval(), _RESCALE.value)
   _, generator = _open()
   if _drawing['guidance'].value is None:
-    usual = Drawing.of(generator.config.design, 't2i' if action == 'story' else action)
-    usual = usual.guidance.scale
+    usual = generator.how('t2i' if action == 'story' else action).guidance.scale
     guidance = dataclasses.replace(guidance, scale=usual)
   how = {
     'size': _drawing['size'].value,

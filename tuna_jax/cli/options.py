@@ -153,8 +153,8 @@ def define_drawing():
     flags.DEFINE_string('negative', '', 'The text that guidance moves away from.'),
     flags.DEFINE_float(
       'guidance', None,
-      'The scale of guidance by the text; 1 is none. It is as published for the design of the '
-      'model by default: 7.5, and 6 for clips, of a Tuna.',
+      'The scale of guidance by the text; 1 is none. By default it is what the run says '
+      '(config.sampling), or as published for the design: 7.5, and 6 for clips, of a Tuna.',
     ),
   )  # fmt: skip
   return {flag.name: flag for flag in found}
@@ -162,13 +162,13 @@ def define_drawing():
 
 def define_sampler(points: int | None = None):
   """Defines the flags of the sampler, and returns the function that gives their values; None is as
-  published for the design of the model."""
-  usual = 'It is as published for the design of the model by default.'
+  the run of the model says, or as published for its design."""
+  usual = 'By default it is what the run says, or as published for the design of the model.'
   found = (
     flags.DEFINE_integer(
       'points', points,
       'The points of the time grid; the sampler takes one step fewer.'
-      + ('' if points else ' It is 50 by default, and 51 for models in pixel space.'),
+      + ('' if points else ' By default what the run says, or 50, and 51 in pixel space.'),
     ),
     flags.DEFINE_float(
       'shift', None,

@@ -30,7 +30,7 @@ from tuna_jax.sample import asking, batches, requests, showo2, story
 from tuna_jax.sample import image as drawing
 from tuna_jax.sample import text as writing
 from tuna_jax.sample.familiar import familiar
-from tuna_jax.sample.image import Drawing, Guidance
+from tuna_jax.sample.image import Drawing, Guidance, Usual
 from tuna_jax.sample.output import Clip, Picture
 from tuna_jax.sample.prompt import Grid, collate, split, strides
 from tuna_jax.sample.text import Choice
@@ -46,14 +46,15 @@ class Generator:
   how prompts are laid out, as in training. media: the default sizes. batch_size: how many pictures,
   clips or answers are made at once. max_length: positions of a prompt and its result together.
   pooled: (frames, side) where questions see a clip as so many pictures, each pooled to side x side
-  tokens (`showo2.FRAMES`, `showo2.POOLED`); None: as the latents of a clip.
+  tokens (`showo2.FRAMES`, `showo2.POOLED`); None: as the latents of a clip. usual: how it draws
+  where nobody says otherwise.
   """
 
   def __init__(
     self, config: TunaConfig, params, vae_params, tokenizer: Tokenizer, *,
     vae_config: VaeConfig | None = None, tasks: TaskConfig | None = None,
     media: MediaConfig | None = None, batch_size: int = 16, max_length: int = 32_768,
-    pooled: tuple[int, int] | None = None,
+    pooled: tuple[int, int] | None = None, usual: Usual | None = None,
   ):  # fmt: skip
     if batch_size < 1:
       raise UserError(f'batch_size={batch_size}: must be at least 1')
@@ -63,6 +64,7 @@ class Generator:
       tasks = TaskConfig(system=showo2.SYSTEM)
     self.tasks, self.media = tasks or TaskConfig(), media or MediaConfig()
     self.batch_size, self.max_length, self.pooled = batch_size, max_length, pooled
+    self.usual = usual or Usual()
 
   def __repr__(self):
     leaves = jax.tree.leaves(self.params)
@@ -128,6 +130,14 @@ class Generator:
 
   # ---- pictures and clips
 
+  def how(
+    self, task: str, guidance: float | Guidance | None = None, points: int | None = None,
+    shift: float | None = None, solver: str | None = None,
+  ) -> Drawing:  # fmt: skip
+    """What is given, and the rest as the run of this model says, or as published for its design.
+    task: 't2i', 'edit' or 't2v'. Raises UserError for settings out of range."""
+    return Drawing.of(self.config.design, task, guidance, points, shift, solver, self.usual)
+
   @familiar
   def image(
     self, prompt, *, size=None, negative: str | Sequence[str] = '',
@@ -143,13 +153,13 @@ class Generator:
     size: 'HxW', 'N' or (height, width), multiples of 16; or a class of `media.BUCKETS`, whose first
     bucket is taken. negative: what guidance moves away from; one for all, or one each. seed:
     picture i uses seed + i, or seed[i]. guidance: its scale, or a whole `Guidance`. points, shift,
-    solver: of `Drawing`. What is None is as published for the design (`image.PUBLISHED`).
+    solver: of `Drawing`. What is None is as the run of the model says (`how`).
     report: called with (velocity evaluations done, how many there are).
     The picture is uint8 [H, W, 3]. Raises UserError for what is no prompt, a size that is none, and
     settings out of range.
     """
     prompts, many = requests.conversations(prompt)
-    how = Drawing.of(self.config.design, 't2i', guidance, points, shift, solver)
+    how = self.how('t2i', guidance, points, shift, solver)
     target = self.target(Image, size or self.media.image_size, 1)
     drawn, infos = self._generate(prompts, negative, target, seed, how, report)
     made = [Picture(pixels[0], info) for pixels, info in zip(drawn, infos)]
@@ -168,7 +178,7 @@ class Generator:
     one each. The rest as in `image`. Raises UserError as it does, and for another number of frames
     or a model that has seen no clips."""
     prompts, many = requests.strings(prompt, 'prompt')
-    how = Drawing.of(self.config.design, 't2v', guidance, points, shift, solver)
+    how = self.how('t2v', guidance, points, shift, solver)
     frames = self.media.frames if frames is None else frames
     check_frames(self.config, frames)
     size = size or self.media.video_size
@@ -195,7 +205,7 @@ class Generator:
     Raises UserError as it does, and for sources that cannot be read or are missing.
     """
     texts, many = requests.strings(instruction, 'instruction', '; edit takes (images, instruction)')
-    how = Drawing.of(self.config.design, 'edit', guidance, points, shift, solver)
+    how = self.how('edit', guidance, points, shift, solver)
     entries = requests.per_request(images, len(texts), many)
     if not all(entries):
       raise UserError('edit: no source picture')
@@ -228,7 +238,7 @@ class Generator:
     """What follows a text: texts and at most `pictures` pictures in turn, as `story.tell` says; a
     text of at most `max_new_tokens` tokens, a picture of uint8 [H, W, 3]. Raises UserError as
     `image` does."""
-    how = Drawing.of(self.config.design, 't2i', guidance, points, shift, solver)
+    how = self.how('t2i', guidance, points, shift, solver)
     return story.tell(
       self, prompt, pictures, how, size=size or self.media.image_size, seed=seed,
       max_new_tokens=max_new_tokens, choice=Choice(temperature, top_k, top_p),

@@ -20,7 +20,7 @@ import functools
 import itertools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from tuna_jax import flow
 from tuna_jax.batch import Batch
 from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
+from tuna_jax.ranges import NotNegative, Range
 from tuna_jax.sample.prompt import lengths
 from tuna_jax.weights import storage
 
@@ -57,6 +58,16 @@ PUBLISHED = {
   'pixel': Published((3.0, 2.0, 3.0), 51, 1.0),
   'decoupled': Published((SCALE, SCALE, SCALE)),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Usual:
+  """How a model of one's own is sampled where nobody says otherwise: scale of guidance, points and
+  shift of `Drawing`. 0 is as published for its design."""
+
+  guidance: NotNegative = 0.0
+  points: Annotated[int, Range(0, 1000)] = 0
+  shift: NotNegative = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,18 +140,19 @@ class Drawing:
   def of(
     cls, design: str, task: str, guidance: float | Guidance | None = None,
     points: int | None = None, shift: float | None = None, solver: str | None = None,
+    own: Usual = Usual(),
   ) -> Drawing:  # fmt: skip
-    """What is given, and the rest as published for the design. A guidance that is a number is its
-    scale. task: 't2i', 'edit' or 't2v'."""
+    """What is given, and the rest of `own`, or as published for the design. A guidance that is a
+    number is its scale. task: 't2i', 'edit' or 't2v'."""
     usual = PUBLISHED[design]
     if guidance is None:
-      guidance = usual.scales[TASKS.index(task)]
+      guidance = own.guidance or usual.scales[TASKS.index(task)]
     if not isinstance(guidance, Guidance):
       guidance = Guidance(float(guidance))
     return cls(
       guidance,
-      usual.points if points is None else points,
-      usual.shift if shift is None else shift,
+      (own.points or usual.points) if points is None else points,
+      (own.shift or usual.shift) if shift is None else shift,
       usual.solver if solver is None else solver,
     )
 

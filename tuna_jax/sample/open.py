@@ -15,6 +15,7 @@ from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.sample import showo2
 from tuna_jax.sample.generate import Generator
+from tuna_jax.sample.image import Usual
 from tuna_jax.weights import lora as adapters
 from tuna_jax.weights import peft, published, storage, store
 
@@ -66,6 +67,7 @@ def open_generator(
     defaults = {
       'tasks': from_dict(TaskConfig, data['tasks']),
       'media': from_dict(MediaConfig, data['media']),
+      'usual': from_dict(Usual, stored.run.get('sampling', {})),
     }
     vae_of_run = stored.run['vae'] and store.located(stored.run['vae'], root)
     learned = stored.notes.get('ground', {}).get('vae')

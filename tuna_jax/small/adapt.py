@@ -12,6 +12,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.sample.image import Usual
 from tuna_jax.small import recipe
 from tuna_jax.train.config import ReportConfig, TrainConfig
 from tuna_jax.weights import published, store
@@ -30,6 +31,7 @@ class Base:
   media: MediaConfig
   tasks: TaskConfig
   time_shift: float
+  sampling: Usual
 
   @classmethod
   def of(cls, path: str) -> Base:
@@ -38,13 +40,15 @@ class Base:
     stored = store.open_stored(root)
     if stored.config is None:
       raise UserError(f'{path}: holds a VAE alone; expected a run or the weights of a model')
-    media, tasks, shift = MediaConfig(), TaskConfig(), flow.TRAIN_SHIFT
+    media, tasks, shift, sampling = MediaConfig(), TaskConfig(), flow.TRAIN_SHIFT, Usual()
     vae, words = root / 'vae', root
     if stored.run:
       run = from_dict(TrainConfig, stored.run)
       media, tasks, shift = run.data.media, run.data.tasks, run.time_shift
+      sampling = run.sampling
       vae, words = store.located(run.vae, root), root / 'tokenizer'
-    return cls(str(root), stored.config, str(vae), str(words), media, tasks, shift)
+    found = media, tasks, shift, sampling
+    return cls(str(root), stored.config, str(vae), str(words), *found)
 
 
 def parts(
@@ -60,7 +64,7 @@ def parts(
     return recipe.adapters(
       data, sizes, steps, base.model, base.time_shift, vae=vae or base.vae, init_from=base.path,
       tokenizer=base.tokenizer, seed=seed, checkpoint_every=every,
-      report=ReportConfig(held_out=held_out, held_out_every=every),
+      sampling=base.sampling, report=ReportConfig(held_out=held_out, held_out_every=every),
     )  # fmt: skip
 
   return ('lora', lambda: run(MEASURED)), ('lora, the rest', lambda: run(MEASURED + rest()))

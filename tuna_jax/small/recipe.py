@@ -15,6 +15,7 @@ from tuna_jax.data.mixture import DataConfig, open_sources
 from tuna_jax.data.records import BadRecord
 from tuna_jax.data.tasks import Context, TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.sample.image import Usual
 from tuna_jax.toy.sizes import TINY
 from tuna_jax.toy.train_vae import VaeTrainConfig
 from tuna_jax.train.config import EncoderConfig, MeshConfig, OptimizerConfig, TrainConfig
@@ -33,6 +34,7 @@ RATES = {
   'stage2': (1e-3, 0.4),
   'stage3': (4e-4, 0.02),
 }
+SAMPLING = Usual(guidance=1.5, points=16)
 RANK = 16  # of adapters; their alpha is twice that
 FIRST = 200  # steps of stage 1 at most; they measure how long a step takes
 MEASURED = 200  # records per source that rows are sized for
@@ -121,7 +123,7 @@ def stage(
       ema=0.99, groups=groups,
     ),
     mesh=MeshConfig(data=-1, fsdp=1), encoder=EncoderConfig(group_mb=0.05), ntp_coeff=1.0,
-    flow_coeff=flow, time_shift=3.0,
+    flow_coeff=flow, time_shift=3.0, sampling=SAMPLING,
     initial='tuna_jax.toy.initial:previous_token_heads', keep=2, **changes,
   )  # fmt: skip
 

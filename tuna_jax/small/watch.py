@@ -12,13 +12,13 @@ from tuna_jax.data.mixture import DataConfig
 from tuna_jax.evals import own_data, reconstruct, report
 from tuna_jax.evals.results import NOTHING, Evaluation, Sample
 from tuna_jax.sample.generate import Drawing
-from tuna_jax.sample.image import Guidance
 from tuna_jax.sample.open import open_generator
+from tuna_jax.small import recipe
 from tuna_jax.toy import train_vae
 from tuna_jax.train.report import Repeated
 from tuna_jax.weights import steps, store
 
-HOW = Drawing(Guidance(1.5), 16, 3.0)
+HOW = Drawing.of('cascade', 't2i', own=recipe.SAMPLING)
 REFRESH = 15.0  # seconds between two writings of the page
 SHOWN = 6  # fixed held-out items of each task
 

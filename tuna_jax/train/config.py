@@ -20,6 +20,7 @@ from tuna_jax.ranges import (
   Whole,
   Width,
 )
+from tuna_jax.sample.image import Usual
 
 DTYPES = ('float32', 'bfloat16')  # of the encoder
 FROZEN = ('float32', 'bfloat16', 'int8')  # of what does not train
@@ -160,6 +161,7 @@ class TrainConfig:
   rows, length, visual, images: B (of the whole pod), L, V and M of `Batch`.
   ntp_coeff, flow_coeff: weights of the two losses; flow_coeff 0 leaves the flow head out.
   time_shift: shift of the training times towards noise (docs/architecture.md 8.2).
+  sampling: how the trained model draws where nobody says otherwise.
   context_noise: (share, level): so many pictures of examples that draw nothing are a little noisy,
   t = 1 - U(0, level). masked: (low, high): of the patches of each picture, a share U(low, high) is
   replaced by the mask token of the design 'pixel'; below 0 means none (docs/pixel.md 2 and 4).
@@ -187,6 +189,7 @@ class TrainConfig:
   ntp_coeff: NotNegative = 0.2
   flow_coeff: NotNegative = 1.0
   time_shift: Positive = TRAIN_SHIFT
+  sampling: Usual = Usual()
   context_noise: tuple[Share, Share] = (0.0, 0.0)
   masked: tuple[Part, Part] = (0.0, 0.0)
   seed: Whole = 0

@@ -35,7 +35,7 @@ class Samples:
     put = lambda a: jax.make_array_from_callback(a.shape, everywhere, lambda index: a[index])
     generator = Generator(
       self._config.model, params, jax.tree.map(put, vae), self._tokenizer, vae_config=config,
-      tasks=self._config.data.tasks, media=self._config.data.media,
+      tasks=self._config.data.tasks, media=self._config.data.media, usual=self._config.sampling,
     )  # fmt: skip
     seeds = list(range(len(report.prompts)))
     drawn = generator.image(list(report.prompts), seed=seeds, points=report.sample_points)

@@ -186,11 +186,13 @@ def identity(path) -> str:
 
 
 def located(given, root) -> epath.Path:
-  """The folder that a run in `root` names: where it says or, if both were moved, beside the run."""
+  """What a run in `root` names: where it says or, if both were moved, beside the run or in a folder
+  beside it."""
   path = files.path(given)
   if path.exists():
     return path
-  return next((p for p in (f / path.name for f in root.parents[:2]) if p.exists()), path)
+  tails = path.name, f'{path.parent.name}/{path.name}'
+  return next((p for f in root.parents[:2] for p in (f / t for t in tails) if p.exists()), path)
 
 
 def _base(run, given: str, wanted: str) -> dict[str, Lazy]:
