@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import gradio as gr
 
-from tuna_jax.sample.generate import Drawing
 from tuna_jax.sample.output import Picture
 from tuna_jax.serve.examples import Example
 from tuna_jax.serve.studio import Said, Studio
@@ -81,8 +80,8 @@ class Parts:
     )
 
   def settings(self, task: str, size: str | None, several=True, label='Settings') -> list:
-    """The components of a `How`, in its order, with what is published for the design."""
-    usual, limits = Drawing.of(self.studio.generator.config.design, task), self.studio.limits
+    """The components of a `How`, in its order, with what the model is usually drawn with."""
+    usual, limits = self.studio.generator.how(task), self.studio.limits
     with gr.Accordion(label, open=False):
       seed = gr.Number(42, label='Seed', precision=0, minimum=0)
       most = limits.pictures if several else 1
