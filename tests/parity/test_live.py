@@ -22,7 +22,7 @@ from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.models.vae import WanVae
 from tuna_jax.models.vision import Vision
 from tuna_jax.tools.xla_cpu import quick_jit
-from tuna_jax.weights import lora, parts, peft, safetensors, store, tables
+from tuna_jax.weights import hf, lora, parts, peft, safetensors, store, tables
 from tuna_jax.weights.convert import convert, export
 from tuna_jax.weights.tensors import lazies
 
@@ -248,6 +248,23 @@ def test_a_folder_of_dinov3_is_read_whichever_names_its_layers_have(tmp_path):
     for leaf, value in tree.flatten(params).items():
       np.testing.assert_array_equal(found.leaves[leaf][()], value, err_msg=leaf)
     assert not [leaf for leaf in found.fresh if leaf.startswith('vision/')]
+
+
+def test_the_config_of_an_exported_dinov3_is_that_of_its_class():
+  import transformers
+
+  config, model, *_ = dinov3()
+  found = transformers.DINOv3ViTConfig.from_dict(hf.vision_json(config)).to_dict()
+  named = (
+    'hidden_size',
+    'intermediate_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'key_bias',
+  )
+  named += ('use_gated_mlp', 'num_register_tokens', 'layer_norm_eps', 'hidden_act', 'patch_size')
+  wanted = model.config.to_dict()
+  assert {name: found[name] for name in named} == {name: wanted[name] for name in named}
 
 
 def test_bfloat16_costs_the_vision_tower_at_most_twice_what_it_costs_dinov3():
