@@ -96,6 +96,12 @@ def test_a_refused_import_writes_nothing(convert, files, tmp_path, found, said):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_released_checkpoint_that_was_not_imported_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"_class_name": "Showo2Qwen2_5"}')
+  with pytest.raises(CheckpointError, match='`tuna-jax convert import` reads released checkpoints'):
+    store.open_stored(tmp_path)
+
+
 def test_another_size_is_named(convert, tmp_path):
   config = SIZES['2b']
   wide = Lazy((3584,), np.dtype(np.float32), lambda index: np.zeros(3584, np.float32))

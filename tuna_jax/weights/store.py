@@ -133,6 +133,11 @@ def read_config(directory) -> dict:
     )
   found = files.read_json(path)
   kind = found.get('kind') if isinstance(found, dict) else None
+  if kind is None:
+    raise CheckpointError(
+      f'{path}: was not written here; `tuna-jax convert import` reads released checkpoints, and '
+      '`convert assemble` their parts'
+    )
   if kind not in KINDS or not isinstance(found.get('config'), dict):
     raise CheckpointError(
       f'{path}: kind {kind!r}, expected one of {sorted(KINDS)}{nearest(str(kind), KINDS)}'
