@@ -20,6 +20,7 @@ from tuna_jax.serve.limits import RequestLimits
 from tuna_jax.serve.studio import KEPT, How, Said, Studio
 
 FONT = ['system-ui', 'sans-serif']
+MONO = ['ui-monospace', 'monospace']
 NOTHING = gr.skip()
 
 
@@ -279,12 +280,16 @@ class Page:
 
 def application(page: Page, limits: RequestLimits) -> fastapi.FastAPI:
   """The page as an ASGI application; files of more than `limits.upload` bytes are refused."""
-  theme = gr.themes.Default(font=FONT, font_mono=['ui-monospace', 'monospace'])
-  return gr.mount_gradio_app(
-    fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page.blocks(), path='/',
+  theme, blocks = gr.themes.Default(font=FONT, font_mono=MONO), page.blocks()
+  mounted = gr.mount_gradio_app(
+    fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, path='/',
     max_file_size=limits.upload, theme=theme, css=parts.CSS, ssr_mode=False, footer_links=[],
     show_error=True, mcp_server=False, enable_monitoring=False, pwa=False,
   )  # fmt: skip
+  # gradio checks that a file of a request was uploaded to it only where this is set, and mounting
+  # does not set it: any file that this process can read could be named.
+  blocks.has_launched = True
+  return mounted
 
 
 LONG = {'show_progress': 'hidden', 'api_name': False}
