@@ -59,11 +59,8 @@ def test_a_cpu_makes_layers_in_bfloat16_float32_one_at_a_time():
   x = jax.ShapeDtypeStruct((4, size), 'bfloat16')
   run = lambda kernels, x: jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
 
-  def bytes_of(options):
-    compiled = jax.jit(run).lower(kernels, x).compile(compiler_options=options)
-    return compiled.memory_analysis().temp_size_in_bytes
-
-  assert bytes_of(storage.LAYERWISE) < 2 * 4 * size**2 < 4 * layers * size**2 <= bytes_of({})
+  compiled = jax.jit(run, compiler_options=storage.LAYERWISE).lower(kernels, x).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4 * size**2
 
 
 @pytest.mark.parametrize(
