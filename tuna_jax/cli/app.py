@@ -10,6 +10,7 @@ Its docstring's first line is its summary in `tuna-jax --help`, the whole docstr
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -34,6 +35,16 @@ TRACEBACK = 'TUNA_JAX_TRACEBACK'  # set to 1, errors of the user's making keep t
 USERS = (
   UserError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError
 )  # fmt: skip
+# What a machine runs out of, and what helps. Libraries say so in the words of the system.
+SHORT = {
+  errno.ENOSPC: 'make room',
+  errno.EDQUOT: 'make room',
+  errno.EFBIG: 'raise the limit of the size of files (ulimit -f)',
+  errno.EROFS: 'choose a folder that can be written',
+  errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+  errno.ENFILE: 'raise the limit of open files',
+  errno.ENOMEM: 'give it more memory, or make batches, models or pictures smaller',
+}
 PLAIN_TYPES = {'int': 'an integer', 'float': 'a number', 'bool': 'true or false'}
 
 
@@ -54,10 +65,28 @@ def plain_errors(program: str):
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
-  except USERS as error:
-    if os.environ.get(TRACEBACK) == '1':
+  except Exception as error:
+    said = str(error) if isinstance(error, USERS) else short_of(error)
+    if os.environ.get(TRACEBACK) == '1' or not said:
       raise
-    fail(program, str(error))
+    fail(program, said)
+
+
+def short_of(error: BaseException) -> str:
+  """What the machine ran out of, by an error or one that led to it; '' if of nothing."""
+  seen = []
+  while error is not None and error not in seen:
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  for one in seen:
+    number = errno.ENOMEM if isinstance(one, MemoryError) else getattr(one, 'errno', None)
+    words = str(one)
+    told = (n for n in SHORT if os.strerror(n) in words)
+    if (number := number if number in SHORT else next(told, None)) is not None:
+      file = getattr(one, 'filename', None)
+      where = f'{file}: ' if file else ''
+      return f'{where}{os.strerror(number)}; {SHORT[number]} and run the same command again'
+  return ''
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ from jax.experimental import multihost_utils
 from tuna_jax.weights.tensors import Damaged, Lazy, row_blocks
 
 FIELD = 'tuna_jax_digests'  # of what we add to other formats: {tensor: digest}
-BLOCK = 1 << 14  # elements hashed at a time on the host, so that they stay in its cache
+BLOCK = 1 << 16  # elements hashed at a time on the host, so that they stay in its cache
+_STRIDE = np.uint32(0x9E3779B1)  # of xxHash, as the other constants
+_RAMP = np.arange(BLOCK, dtype=np.uint32) * _STRIDE
 
 
 class Running:
@@ -52,11 +54,10 @@ class Running:
     rows = max(1, BLOCK // max(1, lines.shape[1]))
     for top in range(0, len(lines), rows):
       for left in range(0, lines.shape[1], BLOCK):
-        part = lines[top : top + rows, left : left + BLOCK].astype(np.uint32)
-        at = offsets[top : top + rows, None] + np.arange(
-          left, left + part.shape[1], dtype=np.uint64
-        )
-        self._sums += [x.sum(dtype=np.uint64) for x in _hashes(part, at.astype(np.uint32))]
+        part = lines[top : top + rows, left : left + BLOCK]
+        first = (offsets[top : top + rows, None] + np.uint64(left)).astype(np.uint32) * _STRIDE
+        at = first + _RAMP[: part.shape[1]]
+        self._sums += [x.sum(dtype=np.uint32) for x in _hashes(part, at)]
     return self
 
   @property
@@ -106,7 +107,7 @@ def on_devices(arrays: list[jax.Array]) -> list[jax.Array]:
     for axis in range(bits.ndim):
       stride = np.uint32(math.prod(bits.shape[axis + 1 :]) % 2**32)
       at += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * stride
-    found.append(jnp.stack([h.sum(dtype=jnp.uint32) for h in _hashes(bits, at)]))
+    found.append(jnp.stack([h.sum(dtype=jnp.uint32) for h in _hashes(bits, at * _STRIDE)]))
   return found
 
 
@@ -173,15 +174,18 @@ def _bits(block: np.ndarray) -> np.ndarray:
   return block.view(f'u{min(block.dtype.itemsize, 4)}')
 
 
-def _hashes(bits, at):
-  """The two hashes of uint32 `bits` at the indices `at`, of numpy or jax (xxHash's constants)."""
-  x = bits ^ (at * np.uint32(0x9E3779B1))
-  x = x * np.uint32(0x85EBCA77)
-  x = x ^ (x >> np.uint32(15))
-  x = x * np.uint32(0xC2B2AE3D)
-  x = x ^ (x >> np.uint32(13))
-  y = x * np.uint32(0x27D4EB2F)
-  return x, y ^ (y >> np.uint32(16))
+def _hashes(bits, x):
+  """Yields the two hashes of `bits` at the indices `x`, which are uint32 times _STRIDE. Those of
+  numpy are in the memory of `x`, so the first is gone when the second comes."""
+  x ^= bits
+  x *= np.uint32(0x85EBCA77)
+  x ^= x >> np.uint32(15)
+  x *= np.uint32(0xC2B2AE3D)
+  x ^= x >> np.uint32(13)
+  yield x
+  x *= np.uint32(0x27D4EB2F)
+  x ^= x >> np.uint32(16)
+  yield x
 
 
 def _hex(sums) -> str:

@@ -1,0 +1,116 @@
+"""A machine that runs out of something: one line says of what, nothing is half written, and the
+same command ends as it would have once there is enough. Two at once: one works.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+
+import pytest
+
+from tests.chaos import processes, verbs
+from tests.chaos.test_kills import FINISHED
+
+PLENTY = 'size=1g'
+# (verb, what is short, how much of it, what the line says)
+SHORT = (
+  ('decoder', 'disk', '700k', 'No space left on device; make room'),
+  ('vae', 'disk', '40k', 'No space left on device; make room'),
+  ('import', 'disk', '300k', 'No space left on device; make room'),
+  ('export', 'disk', '300k', 'No space left on device; make room'),
+  ('pack', 'disk', '8k', 'No space left on device; make room'),
+  ('encode', 'disk', '16k', 'No space left on device; make room'),
+  ('decoder', 'writing', 'ro', 'Read-only file system; choose a folder'),
+  ('export', 'writing', 'ro', 'Read-only file system; choose a folder'),
+  ('pack', 'writing', 'ro', 'Read-only file system; choose a folder'),
+  ('preview', 'writing', 'ro', 'Read-only file system; choose a folder'),
+  ('decoder', 'FSIZE', 20_000, 'File too large; raise the limit'),
+  ('import', 'FSIZE', 20_000, 'File too large; raise the limit'),
+  ('decoder', 'NOFILE', 20, 'Too many open files; raise the limit'),
+  ('import', 'NOFILE', 12, 'Too many open files; raise the limit'),
+  ('pack', 'NOFILE', 14, 'Too many open files; raise the limit'),
+  ('decoder', 'AS', 1 << 30, 'Cannot allocate memory; give it more memory'),
+  ('import', 'AS', 1 << 30, 'Cannot allocate memory; give it more memory'),
+)
+PLAIN = (('export', 'disk'), ('pack', 'writing'), ('import', 'FSIZE'))
+
+
+@pytest.fixture(scope='module')
+def driver(tmp_path_factory):
+  with processes.driver(tmp_path_factory.mktemp('said')) as made:
+    yield made
+
+
+@pytest.fixture
+def place(tmp_path):
+  """(inputs, an empty folder, what mounts a file system of its own on it)."""
+  inputs, out = tmp_path / 'in', tmp_path / 'out'
+  inputs.mkdir()
+  out.mkdir()
+  verbs.album(inputs / 'album')
+  verbs.weights(inputs / 'weights')
+
+  def mount(options):
+    done = subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(out)], capture_output=True, check=False
+    )
+    if done.returncode:
+      pytest.skip('only who may mount a file system can fill a small one')
+
+  yield inputs, out, mount
+  if os.path.ismount(out):
+    subprocess.run(['umount', '-l', str(out)], check=True)
+
+
+def rows():
+  for row in SHORT:
+    marks = () if row[:2] in PLAIN else (pytest.mark.slow,)
+    yield pytest.param(*row, marks=marks, id=f'{row[0]}-{row[1]}')
+
+
+@pytest.mark.parametrize('verb, what, much, says', rows())
+def test_what_runs_out_is_named_and_the_same_command_ends_it(driver, place, verb, what, much, says):
+  inputs, out, mount = place
+  command, limits = verbs.command(verb, inputs, out), {}
+  if what == 'disk':
+    mount(f'size={much}')
+  elif what == 'writing':
+    mount(much)
+  else:
+    limits = {what: much}
+  ended = driver.run(command, out, limits=limits)
+  assert ended.code == 2 and says in ended.said.strip().splitlines()[-1], ended.said[-3000:]
+  assert 'Traceback' not in ended.said, ended.said[-3000:]
+  if os.path.ismount(out):
+    subprocess.run(['mount', '-o', f'remount,rw,{PLENTY}', str(out)], check=True)
+  ended = driver.run(command, out)
+  assert ended.code == 0, ended.said[-3000:]
+  found = processes.left(out)
+  for name in os.listdir(out):
+    where = out / name
+    shutil.rmtree(where) if where.is_dir() else where.unlink()
+  assert driver.run(command, out).code == 0
+  assert found == processes.left(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('verb', ['decoder', 'vae', 'import', 'pack', 'encode'])
+def test_of_two_at_once_one_works_and_the_other_says_so_or_agrees(driver, place, tmp_path, verb):
+  inputs, out, _ = place
+  command = verbs.command(verb, inputs, out)
+  with processes.driver(tmp_path) as second:
+    started = driver.start(command, out), second.start(command, out)
+    ended = driver.end(started[0]), second.end(started[1])
+  codes = sorted(one.code for one in ended)
+  assert codes in ([0, 0], [0, 2]), [one.said[-2000:] for one in ended]
+  refused = ''.join(one.said for one in ended if one.code)
+  assert codes == [0, 0] or FINISHED in refused or 'works there' in refused, refused
+  found = processes.left(out)
+  shutil.rmtree(out)
+  out.mkdir()
+  assert driver.run(command, out).code == 0 and found == processes.left(out)
+
+
+def test_limits_are_those_of_the_system():
+  assert all(hasattr(resource, f'RLIMIT_{row[1]}') for row in SHORT if row[1].isupper())
