@@ -83,7 +83,8 @@ def short_of(error: BaseException) -> str:
     words = str(one)
     told = (n for n in SHORT if os.strerror(n) in words)
     if (number := number if number in SHORT else next(told, None)) is not None:
-      file = getattr(one, 'filename', None)
+      named = re.search(r' file "([^"]+)"', words)  # as TensorStore says it
+      file = getattr(one, 'filename', None) or (named and named[1])
       where = f'{file}: ' if file else ''
       return f'{where}{os.strerror(number)}; {SHORT[number]} and run the same command again'
   return ''

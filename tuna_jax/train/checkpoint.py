@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import os
 import uuid
 from typing import Any
 
@@ -35,6 +37,13 @@ from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState, own
 from tuna_jax.weights import steps, store
 from tuna_jax.weights.convert import place
+
+
+# What goes wrong in a thread of orbax is raised by `check`, `save` or `close`. It is also logged, by
+# each thread with its trace.
+logging.getLogger('absl').addFilter(
+  lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+)
 
 
 class Checkpoints:
