@@ -38,7 +38,6 @@ from tuna_jax.train.state import TrainState, own
 from tuna_jax.weights import steps, store
 from tuna_jax.weights.convert import place
 
-
 # What goes wrong in a thread of orbax is raised by `check`, `save` or `close`. It is also logged, by
 # each thread with its trace.
 logging.getLogger('absl').addFilter(
