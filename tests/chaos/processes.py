@@ -45,7 +45,8 @@ def child(ask):
     if event not in CHANGES and event != 'open':
       return
     path = arguments[0]
-    if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(folder):
+    path = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ''
+    if path.startswith(folder) and 'lock' not in os.path.basename(path):  # which beats by the clock
       if event != 'open' or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         moment()
 

@@ -38,8 +38,8 @@ from tuna_jax.train.state import TrainState, own
 from tuna_jax.weights import steps, store
 from tuna_jax.weights.convert import place
 
-# What goes wrong in a thread of orbax is raised by `check`, `save` or `close`. It is also logged, by
-# each thread with its trace.
+# What goes wrong in threads of orbax is raised by `check`, `save` or `close`. They log it as well,
+# each with its trace.
 logging.getLogger('absl').addFilter(
   lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
 )
