@@ -33,7 +33,7 @@ SHORT = (
   ('decoder', 'AS', 1 << 30, 'Cannot allocate memory; give it more memory'),
   ('import', 'AS', 1 << 30, 'Cannot allocate memory; give it more memory'),
 )
-PLAIN = (('export', 'disk'), ('pack', 'writing'), ('import', 'FSIZE'))
+PLAIN = (('export', 'disk'), ('pack', 'writing'))
 
 
 @pytest.fixture(scope='module')
