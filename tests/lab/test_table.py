@@ -64,7 +64,7 @@ def test_runs_that_compare_json_has_are_not_made_again(monkeypatch, tmp_path):
 
 def test_another_recipe_does_not_go_on_with_these_runs(monkeypatch, tmp_path):
   found(monkeypatch, tmp_path)
-  with pytest.raises(UserError, match="begun with recipe .*'steps': 2000.*take another --out"):
+  with pytest.raises(UserError, match="begun with recipe .*'steps': 4000.*take another --out"):
     found(monkeypatch, tmp_path, recipe=recipe.Recipe(steps=10))
 
 

@@ -1,6 +1,6 @@
 """Reruns the paper's comparison: trains its rows alike, scores them, and judges its claims.
 
-  tuna-jax compare --rows=7,8,9,10,12 --seeds=3 --out=DIR [--steps=2000] [--encoders=siglip2:2400]
+  tuna-jax compare --rows=7,8,9,10,12 --seeds=3 --out=DIR [--steps=4000] [--encoders=siglip2:2400]
 
 Rows are those of configs/compare.py, at the tiny size on the rendered world. DIR/compare.json holds
 every verdict and DIR/index.html is the page; both grow with each run. SIGTERM or Ctrl-C saves and

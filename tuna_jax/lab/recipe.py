@@ -37,7 +37,7 @@ class Recipe:
   """How long everything trains, in steps. steps: of a row, both stages together. encoders: by
   name, the budget that makes one stronger than another."""
 
-  steps: int = 2000
+  steps: int = 4000
   decoder: int = 2500
   vae: int = 800
   encoders: tuple[tuple[str, int], ...] = (
