@@ -63,6 +63,8 @@ def child(ask):
     sys.addaudithook(hook)
     sys.stdout = Said()
   for name, most in ask['limits'].items():
+    if name == 'AS':  # on top of what the process has
+      most += int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
     resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (most, most))
   os.environ.update(ask['environment'])
   verb, *arguments = ask['command']

@@ -30,8 +30,7 @@ SHORT = (
   ('decoder', 'NOFILE', 20, 'Too many open files; raise the limit'),
   ('import', 'NOFILE', 12, 'Too many open files; raise the limit'),
   ('pack', 'NOFILE', 14, 'Too many open files; raise the limit'),
-  ('decoder', 'AS', 1 << 30, 'Cannot allocate memory; give it more memory'),
-  ('import', 'AS', 1 << 30, 'Cannot allocate memory; give it more memory'),
+  ('import', 'AS', 24 << 20, 'Cannot allocate memory; give it more memory'),
 )
 PLAIN = (('export', 'disk'), ('pack', 'writing'))
 
