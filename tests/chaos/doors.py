@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import runpy
 import sys
 import tempfile
 import traceback
@@ -19,7 +18,7 @@ from tests.chaos.test_damage import make_run, make_weights
 from tests.weights.small import small_config
 from tests.weights.test_peft import DECODER, written
 from tuna_jax import batch
-from tuna_jax.cli import app
+from tuna_jax.cli import app, main
 from tuna_jax.config import UserError, from_dict, to_dict
 from tuna_jax.data import pack, sources
 from tuna_jax.data.latents import LatentCache
@@ -212,8 +211,9 @@ def parse(arguments):
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         app.absl_app.run = lambda main, flags_parser: flags_parser(sys.argv)
-        sys.argv = [a.encode('utf-8', 'replace').decode() for a in arguments]
-        runpy.run_module(f'tuna_jax.cli.{sys.argv[0]}', run_name='__main__', alter_sys=True)
+        given = [a.encode('utf-8', 'replace').decode() for a in arguments]
+        sys.argv = ['tuna-jax', *given]
+        main.main()
         code = 0
       except SystemExit as end:
         code = end.code or 0

@@ -66,7 +66,8 @@ def plain_errors(program: str):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except Exception as error:
-    said = str(error) if isinstance(error, USERS) else short_of(error)
+    users = isinstance(error, (*USERS, flags.Error))
+    said = str(error).removeprefix('ERROR:: ') if users else short_of(error)
     if os.environ.get(TRACEBACK) == '1' or not said:
       raise
     fail(program, said)

@@ -149,11 +149,13 @@ def each(value: str | Sequence[str], count: int, what: str) -> list[str]:
 
 def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
   """Request i has seed + i, or seed[i]; below 2**32."""
-  seeds = (
-    [seed + i for i in range(count)]
-    if isinstance(seed, (int, np.integer))
-    else [int(s) for s in seed]
-  )
+  whole = (int, np.integer)
+  if isinstance(seed, whole):
+    seeds = [seed + i for i in range(count)]
+  elif isinstance(seed, (Sequence, np.ndarray)) and all(isinstance(s, whole) for s in seed):
+    seeds = [int(s) for s in seed]
+  else:
+    raise UserError(f'seed: expected a whole number, or one per request, found {kind(seed)}')
   if len(seeds) != count:
     raise UserError(f'{len(seeds)} seeds for {count} requests')
   if not all(0 <= s < MAX_SEED for s in seeds):
