@@ -179,7 +179,8 @@ def left(root) -> dict[str, str]:
       inside.clear()
       for step in steps.committed(here.parent):
         steps.check(here.parent, step)
-        found[f'{here}/{step}'] = json.dumps(steps.record(here.parent, step), sort_keys=True)
+      record = steps.record(here.parent, step)  # of the newest: one that is stopped saves more
+      found[f'{here}/{step}'] = json.dumps(record, sort_keys=True)
     inside[:] = [n for n in inside if not n.startswith('.')]
     if 'params' in inside and (here / 'config.json').exists():
       inside.remove('params')
