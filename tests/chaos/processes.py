@@ -181,6 +181,8 @@ def left(root) -> dict[str, str]:
         steps.check(here.parent, step)
       record = steps.record(here.parent, step)  # of the newest: one that is stopped saves more
       found[f'{here}/{step}'] = json.dumps(record, sort_keys=True)
+    if here.joinpath('checkpoints').exists():  # the page of a run tells times
+      names = [n for n in names if n != 'report.json']
     inside[:] = [n for n in inside if not n.startswith('.')]
     if 'params' in inside and (here / 'config.json').exists():
       inside.remove('params')
@@ -194,4 +196,6 @@ def _content(file: pathlib.Path) -> str:
   if file.name == 'metrics.jsonl':
     lines = curves.read(file)  # of a step that ran twice the last
     return json.dumps([{k: v for k, v in one.items() if k not in TIMED} for one in lines])
+  if file.name == 'report.json':
+    return json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != 'steps'})
   return hashlib.sha256(file.read_bytes()).hexdigest()

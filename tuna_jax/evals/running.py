@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tuna_jax import files
-from tuna_jax.evals import curves, report
+from tuna_jax.evals import report
 from tuna_jax.evals.results import NOTHING, Sample
 from tuna_jax.sample.output import read_info
 from tuna_jax.train.config import TrainConfig
@@ -27,7 +27,7 @@ class Running:
 
   def __init__(self, config: TrainConfig, workdir: str):
     self._config, self._root = config, files.absolute(workdir)
-    self._before: int | None = len(self._records())
+    self._before: int | None = self._written()
     self._due = 0.0
 
   def __enter__(self) -> Running:
@@ -37,14 +37,15 @@ class Running:
   def __exit__(self, *_):
     self._repeated.close(lambda: self._write(0))
 
-  def _records(self) -> list[dict[str, float]]:
-    return curves.read(self._root / 'metrics.jsonl')
+  def _written(self) -> int:
+    """Bytes of metrics: a start may take steps again, so their number may stay."""
+    return len(files.read_appended(self._root / 'metrics.jsonl'))
 
   def _write(self, refresh: int) -> None:
     began, config = time.perf_counter(), self._config
     if jax.process_index() or (refresh and began < self._due):
       return
-    if self._before is not None and len(self._records()) == self._before:
+    if self._before is not None and self._written() == self._before:
       return
     self._before = None
     report.write(
