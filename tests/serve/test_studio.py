@@ -89,6 +89,7 @@ def test_a_picture_that_is_none_or_too_large_is_a_sentence(studio, tmp_path):
   assert said.failed and 'not a readable picture' in said.text
   said = list(studio.ask([('user', [''])], 4, 0.0, 1))[-1]
   assert said.failed and 'an empty question' in said.text
+  assert list(studio.draw(' ', How(**FEW)))[-1].text == 'say what to draw'
   said = list(studio.film('a ball', 7, None, How(**FEW)))[-1]
   assert said.failed and 'expected 4k + 1' in said.text
 

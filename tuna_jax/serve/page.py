@@ -52,7 +52,7 @@ class Page:
           with gr.Tab('Film', id='film'):
             clip, first = self._film()
         with gr.Tab('Ask', id='ask'):
-          seen, shown = self._ask()
+          seen = self._ask()
         with gr.Tab('Talk', id='talk'):
           chat, turns = self._talk()
       for gallery, at, buttons in (drawn, edited):
@@ -64,10 +64,7 @@ class Page:
         self._hand_on(drawn[2][2], drawn[0], drawn[1], first, 'film')
         video, ask, edit = clip
         ask.click(
-          lambda path: (path, None, gr.Tabs(selected='ask')),
-          video,
-          [shown, seen, tabs],
-          api_name=False,
+          lambda path: (path, gr.Tabs(selected='ask')), video, [self._clip, tabs], api_name=False
         )
         edit.click(self._first_frame, video, [source, tabs], api_name=False)
     # One queue for the page; the studio has the one of the device.
@@ -86,8 +83,8 @@ class Page:
         gallery, at = self._parts.results('drawn')
         with gr.Row():
           edit, ask = self._parts.buttons('draw')
-          film = gr.Button('Film from this', size='md', min_width=90, visible=self._films)
-        more = gr.Button('Next seeds', size='md', min_width=90)
+          film = gr.Button('Film from this', size='md', min_width=140, visible=self._films)
+        more = gr.Button('Next seeds', size='md', min_width=140)
 
     self._parts.examples('t2i', [prompt])
 
@@ -146,8 +143,8 @@ class Page:
           elem_classes='result', elem_id='filmed', buttons=['download'],
         )  # fmt: skip
         with gr.Row():
-          edit = gr.Button('Edit the first frame', size='md', min_width=90)
-          ask = gr.Button('Ask about this', size='md', min_width=90)
+          edit = gr.Button('Edit the first frame', size='md', min_width=140)
+          ask = gr.Button('Ask about this', size='md', min_width=140)
 
     self._parts.examples('t2v', [prompt])
 
@@ -163,7 +160,7 @@ class Page:
     with gr.Row():
       with gr.Column():
         picture = self._parts.picture('Picture', 'ask-source')
-        with gr.Accordion('A clip instead', open=False, visible=self._films):
+        with gr.Accordion('A clip instead', open=False, visible=self._films) as fold:
           clip = gr.Video(label='Clip', sources=['upload'], height=240, elem_classes='result')
           clip.preprocess = parts.path_of
         prompt = self._parts.text('Question', 'question')
@@ -182,7 +179,14 @@ class Page:
 
     given = [picture, clip, prompt, *words]
     gr.on([button.click, prompt.submit], ask, given, [status, answer], **LONG)
-    return picture, clip
+    # A question is about one of them: that which came last.
+    picture.change(lambda p: None if p else NOTHING, picture, clip, **LONG)
+    clip.change(
+      lambda p: (None, gr.Accordion(open=True)) if p else (NOTHING, NOTHING), clip,
+      [picture, fold], **LONG,
+    )  # fmt: skip
+    self._clip = clip
+    return picture
 
   def _talk(self):
     turns = gr.State([])

@@ -75,8 +75,8 @@ class Parts:
 
   def buttons(self, name: str) -> tuple[gr.Button, gr.Button]:
     return (
-      gr.Button('Edit this', size='md', min_width=90, elem_id=f'{name}-edit'),
-      gr.Button('Ask about this', size='md', min_width=90, elem_id=f'{name}-ask'),
+      gr.Button('Edit this', size='md', min_width=140, elem_id=f'{name}-edit'),
+      gr.Button('Ask about this', size='md', min_width=140, elem_id=f'{name}-ask'),
     )
 
   def settings(self, task: str, size: str | None, several=True, label='Settings') -> list:

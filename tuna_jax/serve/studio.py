@@ -74,6 +74,11 @@ def _seeds(seed: int | None, count: int | None) -> list[int]:
   return requests.seeds_of(int(seed), int(count))
 
 
+def _worded(prompt: str | None, what: str) -> None:
+  if not (prompt or '').strip():
+    raise UserError(f'say what to {what}')
+
+
 class Studio:
   """The work of one generator for all who look at its page. folder: where results are written."""
 
@@ -85,6 +90,7 @@ class Studio:
     """The result is a list of (file, caption), one for each seed."""
 
     def begin():
+      _worded(prompt, 'draw')
       more = how.arguments(self.limits, prompt)
       seeds = how.seeds
       return lambda report: self.generator.image(
@@ -100,6 +106,7 @@ class Studio:
       sources = [self._source(picture) for picture in pictures]
       if not sources:
         raise UserError('no picture to edit: add one above, or press "Edit this" under a result')
+      _worded(instruction, 'change')
       more = how.arguments(self.limits, instruction, len(sources))
       texts = [instruction] * len(how.seeds)
       return lambda report: self.generator.edit(
@@ -112,6 +119,7 @@ class Studio:
     """The result is a clip in a file; `first` is a picture that it begins with."""
 
     def begin():
+      _worded(prompt, 'film')
       more = how.arguments(self.limits, prompt)
       self.limits.check(frames=frames)
       firsts = [self._source(first)] if first else ()
