@@ -54,7 +54,7 @@ def test_it_runs_top_to_bottom_where_nothing_is_beside_it(path, tmp_path, monkey
   monkeypatch.setenv('XLA_FLAGS', shrink.flags(1))  # the simulated eight only cost time here
   monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
   notebook = read(path)
-  NotebookClient(notebook, timeout=900, resources={'metadata': {'path': str(tmp_path)}}).execute()
+  NotebookClient(notebook, timeout=1800, resources={'metadata': {'path': str(tmp_path)}}).execute()
   assert {p.name for p in tmp_path.iterdir()} <= {'runs'}
 
 
