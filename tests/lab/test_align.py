@@ -53,3 +53,23 @@ def test_what_is_alike_scores_high_and_what_is_not_scores_near_zero(tmp_path):
   assert clamped['score'][0][0] != found['score'][0][1]
   page = open(alignment.write(str(tmp_path), found, 'A and B')).read()
   assert 'visual tokens of A' in page and '1.00</td>' in page
+
+
+@pytest.mark.parametrize(
+  ('stored', 'said'),
+  [
+    (np.full((3, 2), np.nan), r'nan at \[0, 0\]: expected finite numbers'),
+    (np.array(['a', 'b', 'c']), 'expected an array of numbers'),
+    (np.array([None, 1, 2]), 'not an array of numbers'),
+    (b'words', 'not an array of numbers'),
+    (None, 'no such file'),
+  ],
+)
+def test_features_that_are_no_numbers_are_named(tmp_path, stored, said):
+  path = tmp_path / 'own.npy'
+  if isinstance(stored, bytes):
+    path.write_bytes(stored)
+  elif stored is not None:
+    np.save(path, stored, allow_pickle=True)
+  with pytest.raises(UserError, match=f'own.npy: .*{said}'):
+    features.read(str(path), [None] * 3)

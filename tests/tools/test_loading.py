@@ -43,3 +43,8 @@ def test_weights_mix_the_rates_and_a_plan_says_how_many_cores_it_needs():
   assert '500.0 pictures/s' in said[-1] and '125.0 on each of its 4 hosts, 8.0 cores' in said[-1]
   with pytest.raises(UserError, match='the plan has no hosts, pictures; '):
     table([slow], {'topology': 'v5e:4x4', 'roofline': {}})
+
+
+def test_a_file_that_is_no_plan_is_named():
+  with pytest.raises(UserError, match='no plan'):
+    table([], [])

@@ -10,6 +10,7 @@ DIR/index.html is the page.
 
 from absl import flags
 
+from tuna_jax import files
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
@@ -37,6 +38,8 @@ def main(argv):
     raise UserError('align: --a, --b and --out=DIR are needed')
   if _TOPK.value >= 0.9 * _N.value:
     raise UserError(f'--topk={_TOPK.value}: expected less than nine tenths of --n={_N.value}')
+  if files.path(_OUT.value).is_file():
+    raise UserError(f'--out={_OUT.value}: is a file; expected a folder')
   from tuna_jax.lab import alignment, features
   from tuna_jax.toy.understanding import held_out
 

@@ -43,6 +43,7 @@ def main(argv):
 def list_(path):
   run, step = _run_of(path)
   if run is None:
+    store.read_config(path)  # which names the runs in a folder of several
     raise UserError(f'{path}: not a run; `tuna-jax convert inspect` lists a weights directory')
   complete = steps.committed(run)
   for number in [step] if step is not None else complete:

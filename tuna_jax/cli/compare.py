@@ -33,6 +33,8 @@ def main(argv):
   del argv
   if not _OUT.value:
     raise UserError('compare: --out=DIR is needed')
+  if not _ROWS.value:
+    raise UserError('--rows=: expected numbers of rows with commas; compare --help lists them')
   devices = 2 if (os.cpu_count() or 1) > 1 else 1  # as `tuna-jax fit` does
   os.environ.setdefault('XLA_FLAGS', f'--xla_force_host_platform_device_count={devices}')
   import jax

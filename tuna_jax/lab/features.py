@@ -44,7 +44,7 @@ def read(what: str, pictures: Sequence[np.ndarray], t: float = 1.0) -> Features:
   does not have, and for another number of rows than pictures.
   """
   if what.endswith('.npy'):
-    found = np.load(files.path(what), allow_pickle=False)
+    found = _numbers(what)
     if found.ndim not in (2, 3) or found.shape[-2] != len(pictures):
       raise UserError(
         f'{what}: shape {list(found.shape)}: expected [{len(pictures)}, d] or '
@@ -65,6 +65,22 @@ def read(what: str, pictures: Sequence[np.ndarray], t: float = 1.0) -> Features:
     parts = dict.fromkeys(name.partition(' ')[0] for name in found)
     raise UserError(f'{what}: the model has no such part at t={t}; it has {", ".join(parts)}')
   return kept
+
+
+def _numbers(what: str) -> np.ndarray:
+  """The array of a .npy file; UserError where it is no array of finite numbers."""
+  if not files.path(what).is_file():
+    raise UserError(f'{what}: no such file')
+  try:
+    found = np.load(files.path(what), allow_pickle=False)
+  except (ValueError, EOFError) as e:
+    raise UserError(f'{what}: not an array of numbers in a .npy file') from e
+  if not np.issubdtype(found.dtype, np.number):
+    raise UserError(f'{what}: {found.dtype}: expected an array of numbers')
+  if not np.isfinite(found).all():
+    first = [int(i) for i in np.argwhere(~np.isfinite(found))[0]]
+    raise UserError(f'{what}: {found[tuple(first)]} at {first}: expected finite numbers')
+  return found
 
 
 def of_model(

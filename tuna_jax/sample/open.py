@@ -52,6 +52,8 @@ def open_generator(
   """
   root = published.locate(checkpoint)
   _known(options)
+  if lora and not files.path(lora).is_dir():
+    raise UserError(f'lora={os.fspath(lora)!r}: no such folder')
   stored = store.open_stored(root, step=step, ema=ema)
   if stored.config is None:
     raise UserError(f'{root}: holds a VAE alone; expected a run or the weights of a model')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from tuna_jax.config import UserError
 from tuna_jax.ranges import Count, Few, Positive
@@ -35,6 +36,8 @@ class RequestLimits:
     if (size := asked.pop('size', None)) is not None:
       from tuna_jax.data.media import buckets  # numpy, which --help does not need
 
+      sides = re.findall('[0-9]+', str(size))
+      self.check(side=max(map(int, sides), default=None))  # before what a size has to be
       asked['side'] = max(buckets(str(size))[0])
     for name, value in asked.items():
       if value is not None and value > (most := getattr(self, name)):

@@ -54,6 +54,8 @@ def together(rates: Sequence[Rate]) -> float:
 
 def table(rates: Sequence[Rate], plan: Mapping | None = None) -> str:
   """What `data bench` prints. plan: the JSON of `tuna-jax plan --json`; UserError for another."""
+  if plan is not None and not isinstance(plan, Mapping):
+    raise UserError('this is no plan; `tuna-jax plan --json=FILE` writes one')
   if plan is not None and (absent := {'topology', 'hosts', 'pictures', 'roofline'} - plan.keys()):
     raise UserError(f'the plan has no {", ".join(sorted(absent))}; write it with plan --json=FILE')
   lines = [

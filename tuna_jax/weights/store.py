@@ -128,8 +128,10 @@ def read_config(directory) -> dict:
   root = files.path(directory)
   path = root / 'config.json'
   if not path.exists():
+    inside = [p.name for p in sorted(root.glob('*')) if is_stored(p)] if root.is_dir() else []
     raise CheckpointError(
       f'{directory}: no config.json there; expected a run or a weights directory'
+      + (f', such as {", ".join(inside)} in it' if inside else '')
     )
   found = files.read_json(path)
   kind = found.get('kind') if isinstance(found, dict) else None
