@@ -197,5 +197,5 @@ def _content(file: pathlib.Path) -> str:
     lines = curves.read(file)  # of a step that ran twice the last
     return json.dumps([{k: v for k, v in one.items() if k not in TIMED} for one in lines])
   if file.name == 'report.json':
-    return json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != 'steps'})
+    return json.dumps(json.loads(file.read_text())['scores'], sort_keys=True)
   return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -179,7 +179,7 @@ def test_files_of_windows_editors_are_read(root):
     (b'{"model": ', 'not JSON'),
     (b'\xff\xfe{}', 'not UTF-8'),
     (b'[' * 100_000, 'nested too deeply'),
-    (b'[]', 'not a tokenizer'),
+    (b'[]', 'expected a JSON object'),
     (b'{}', 'not a tokenizer'),
     (b'{"added_tokens": null}', 'not a tokenizer'),
     (b'{"added_tokens": [{"content": "x"}]}', 'not a tokenizer'),

@@ -18,7 +18,7 @@ def test_a_decoder_comes_back_from_its_own_config():
 
 
 def test_a_vision_tower_ends_at_the_feature_layer():
-  written = hf.siglip_json(CONFIG)
+  written = hf.vision_json(CONFIG)
   found = hf.vision_config(written, grid=CONFIG.vision.grid)
   assert found == CONFIG.vision
   assert hf.vision_config(written, grid=4, feature_layer=-2).num_layers == found.num_layers - 1
@@ -42,7 +42,7 @@ def test_a_part_of_another_size_is_told_its_sizes(tmp_path):
 
 
 def test_a_vision_tower_may_have_layers_that_are_not_read(tmp_path):
-  written = hf.siglip_json(CONFIG)
+  written = hf.vision_json(CONFIG)
   longer = {**written, 'num_hidden_layers': written['num_hidden_layers'] + 1}
   files.write_json(tmp_path / 'config.json', {'vision_config': longer})
   hf.check_sizes(tmp_path, CONFIG.vision, {})

@@ -135,7 +135,8 @@ class Generator:
     shift: float | None = None, solver: str | None = None,
   ) -> Drawing:  # fmt: skip
     """What is given, and the rest as the run of this model says, or as published for its design.
-    task: 't2i', 'edit' or 't2v'. Raises UserError for settings out of range."""
+    task: 't2i', 'edit' or 't2v'. points: steps of the time grid. Raises UserError for settings out
+    of range."""
     return Drawing.of(self.config.design, task, guidance, points, shift, solver, self.usual)
 
   @familiar

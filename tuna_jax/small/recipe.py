@@ -86,7 +86,8 @@ HELD = 4  # examples of mean size that a row holds
 def rows(data: DataConfig, tokenizer: Tokenizer, strides: tuple[int, int]) -> Rows:
   """Sizes of a row, from records of each source: the first ones, and some from all over it."""
   needs, rng = [], np.random.default_rng(0)
-  for source in open_sources(data):
+  asked = {task for _, weights in data.phases for task, _ in weights}
+  for source in (source for source in open_sources(data) if source.task in asked):
     spread = np.linspace(0, len(source) - 1, min(MEASURED, len(source))).astype(int)
     for i in {*spread.tolist(), *range(min(MEASURED, len(source)))}:
       try:
