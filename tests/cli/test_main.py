@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tuna_jax.cli import app, config_files
+
 SCRATCH = '''\
 """Greets the world a number of times.
 
@@ -366,3 +368,11 @@ def test_missing_processes_are_named_and_worth_a_retry(folder):
   )
   assert done.returncode == 75 and 'expected 2 processes, the run has 1' in done.stderr, done.stderr
   assert 'missing: 1' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(('value', 'shown'), [('x' * 300, 'x' * 300), ('\x85', r'\x85')])
+def test_the_name_of_a_file_that_cannot_be_is_one_line(value, shown, capsys):
+  with pytest.raises(SystemExit) as ended, app.plain_errors('tuna-jax train'):
+    config_files._find_file('config', value)
+  said = capsys.readouterr().err
+  assert ended.value.code == 2 and len(said.splitlines()) == 1 and f'--config={shown}:' in said

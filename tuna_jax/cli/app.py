@@ -49,7 +49,11 @@ PLAIN_TYPES = {'int': 'an integer', 'float': 'a number', 'bool': 'true or false'
 
 
 def fail(program: str, message: str):
-  """Prints one line on stderr and exits with EXIT_USAGE. A message may begin with the verb."""
+  """Prints one line on stderr and exits with EXIT_USAGE. A message may begin with the verb, and may
+  hold characters that would break the line, of a path or of a file, which are printed as escapes.
+  """
+  shown = (c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in message)
+  message = ''.join(shown)
   command, _, verb = program.partition(' ')
   named = verb and message.startswith((f'{verb} ', f'{verb}: '))
   print(f'{command} {message}' if named else f'{program}: {message}', file=sys.stderr)

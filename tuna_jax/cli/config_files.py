@@ -4,6 +4,7 @@ This comes before ml_collections, which answers a misspelt field with a tracebac
 line with the nearest right name.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -54,8 +55,9 @@ def _find_file(name: str, value: str) -> str:
   """The config path as given, or, where the working directory has none, beside the package."""
   path, colon, argument = value.partition(':')
   for candidate in (pathlib.Path(path), ROOT / path):
-    if candidate.is_file():
-      return f'{candidate}{colon}{argument}'
+    with contextlib.suppress(OSError):  # a name that is longer than file systems take
+      if candidate.is_file():
+        return f'{candidate}{colon}{argument}'
   folder = os.path.dirname(path) or '.'
   names = {str(p) for p in pathlib.Path('configs').glob('*.py')}
   for place in (pathlib.Path(folder), ROOT / folder):
