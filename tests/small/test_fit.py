@@ -123,6 +123,7 @@ def test_other_data_are_refused(tmp_path):
     ({'image_size': 33}, "size '33': both sides must be multiples of 16"),
     ({'data': 'gone'}, 'data: gone: no such file or folder'),
     ({'test': 'gone'}, 'test: gone: no such file or folder'),
+    ({'vae': 'gone'}, 'vae: gone: no such file or folder'),
     ({'data': ['a']}, 'data: expected str, found list'),
     ({'out': None}, 'out: expected str, found None'),
   ],

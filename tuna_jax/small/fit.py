@@ -146,7 +146,7 @@ def fit(
   size = str(image_size or (base.media.image_size if base else 64))
   media = MediaConfig(image_size=size, video_size=size, frames=frames)
   root = files.absolute(out)
-  for what, given in (('data', data), ('test', test)):
+  for what, given in (('data', data), ('test', test), ('vae', vae)):
     if given and not files.absolute(given).exists():
       raise UserError(f'{what}: {given}: no such file or folder')
   if root.exists() and not root.is_dir():
