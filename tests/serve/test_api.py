@@ -219,7 +219,8 @@ def test_a_large_body_is_refused_while_it_arrives(address):
 
 def test_pages_of_the_web_do_not_reach_a_server_on_loopback(address):
   path = '/v1/models'
-  assert refused(address, path, Host='evil.example')[0] == 403
+  status, body = refused(address, path, Host='evil.example')
+  assert status == 403 and json.loads(body)['error']['type'] == 'permission_error'
   assert refused(address, path, Origin='http://evil.example')[0] == 403
   own = urllib.request.Request(address + path, headers={'Origin': address})
   assert urllib.request.urlopen(own, timeout=30).status == 200

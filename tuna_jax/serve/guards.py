@@ -12,9 +12,10 @@ from typing import Any
 import uvicorn
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse
 
 from tuna_jax.config import UserError
+from tuna_jax.serve import protocol
 
 PATIENCE = 10  # seconds that requests in progress have when the server is stopped
 LOCAL = ('localhost', '127.0.0.1', '::1')
@@ -53,7 +54,8 @@ class LocalOnly:
       here = urllib.parse.urlsplit(f'//{headers.get("host", "")}')
       origin = urllib.parse.urlsplit(headers.get('origin', f'//{here.netloc}'))
       if here.hostname not in LOCAL or origin.netloc != here.netloc:
-        refusal = PlainTextResponse('served to this machine alone; --host=ADDRESS', 403)
+        said = protocol.error('served to this machine alone; --host=ADDRESS', 'permission_error')
+        refusal = JSONResponse(said, 403)
         return await refusal(scope, receive, send)
     await self._app(scope, receive, send)
 
