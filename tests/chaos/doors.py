@@ -211,7 +211,8 @@ def parse(arguments):
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         app.absl_app.run = lambda main, flags_parser: flags_parser(sys.argv)
-        given = [a.encode('utf-8', 'replace').decode() for a in arguments]
+        # An argument of a process holds no NUL.
+        given = [a.encode('utf-8', 'replace').decode().replace('\0', '') for a in arguments]
         sys.argv = ['tuna-jax', *given]
         main.main()
         code = 0
