@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from tuna_jax.configs import compare
@@ -75,3 +77,11 @@ def test_the_page_says_which_claims_hold(monkeypatch, tmp_path):
   assert verdict['row 9 over row 7, drawing'] == 'not run'
   page = (tmp_path / 'index.html').read_text()
   assert '50.0 [' in page and '1361' in page and 'does not hold' not in page
+
+
+def test_the_command_trains_the_recipe_where_no_flag_is_given():
+  """In a process of its own, since flags of two verbs have equal names."""
+  asked = "{n: compare.flags.FLAGS[n].default for n in ('steps', 'decoder', 'vae')}"
+  code = f'import json; from tuna_jax.cli import compare; print(json.dumps({asked}))'
+  said = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True).stdout)
+  assert said == {name: getattr(recipe.Recipe(), name) for name in ('steps', 'decoder', 'vae')}

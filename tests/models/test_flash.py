@@ -4,12 +4,14 @@ import functools
 import re
 
 import jax
+import jax.ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.models.test_attention import make, oracle, value_and_gradients
-from tuna_jax.models.flash import Blocks, flash_attention, key_blocks, query_blocks
+from tuna_jax.models.flash import SAVED, Blocks, flash_attention, key_blocks, query_blocks
+from tuna_jax.models.layers import _POLICIES as POLICIES
 
 FLOAT32 = 2e-5  # sums in another order
 BFLOAT16 = 0.03  # weights are rounded to 8 bits of mantissa before they meet the values
@@ -100,3 +102,11 @@ def test_the_program_for_cuda_holds_nothing_larger_than_its_arguments(length):
   assert max(sizes.values()) <= length * 2 * 72
   blocks = length // 64
   assert not [shape for shape in sizes if f'{blocks}x{blocks}x' in shape]
+
+
+@pytest.mark.parametrize(('remat', 'kept'), [('dots', 2), ('block', 0)])
+def test_remat_dots_keeps_the_output_and_its_log_sum_exps(remat, kept, capsys):
+  qkv, masks = make(rows=1, queries=64, keys=64)
+  run = jax.checkpoint(lambda *qkv: emulated(*qkv, **masks), policy=POLICIES[remat])
+  jax.ad_checkpoint.print_saved_residuals(lambda *qkv: run(*qkv).sum(), *qkv)
+  assert capsys.readouterr().out.count(f"named '{SAVED}'") == kept

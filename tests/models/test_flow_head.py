@@ -1,6 +1,7 @@
 """The flow head alone: who is modulated, by which time, and what is read out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,6 +52,13 @@ def test_text_before_a_picture_ignores_its_time(run):
   old, new = run()[1], run(time=time)[1]
   assert (old[0, :2] == new[0, :2]).all()  # gate 1, shift and scale 0, whatever t
   assert (old[0, 2:] != new[0, 2:]).any(-1).all()
+
+
+def test_the_gradient_of_a_picture_is_summed_in_float32():
+  owner = np.zeros((1, 4096), np.int32)
+  total = lambda table: jnp.sum(per_token(table, owner).astype(jnp.float32))
+  found = jax.grad(total)(jnp.ones((1, 2, 4), jnp.bfloat16))
+  np.testing.assert_array_equal(found.astype(np.float32), [[[4096] * 4, [0] * 4]])
 
 
 def test_each_picture_is_modulated_by_its_own_time(run):

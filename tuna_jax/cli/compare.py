@@ -19,7 +19,7 @@ _ROWS = flags.DEFINE_list('rows', '12,8,9,7,3,6,10,13', 'The rows of the table, 
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each row is trained with.', lower_bound=1)
 _SIZE = flags.DEFINE_enum('size', 'tiny', ['tiny'], 'The size; others train with `tuna-jax train`.')
 _OUT = flags.DEFINE_string('out', None, 'The folder that everything is written to.')
-_STEPS = flags.DEFINE_integer('steps', 2000, 'Steps of each row, both stages.', lower_bound=10)
+_STEPS = flags.DEFINE_integer('steps', 4000, 'Steps of each row, both stages.', lower_bound=10)
 _ENCODERS = flags.DEFINE_list(
   'encoders', None,
   'The steps that encoders are taught, as siglip:300,siglip2:2400; others keep their own.',
