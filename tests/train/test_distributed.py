@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests import shrink
 from tuna_jax.train import distributed, peers
+from tuna_jax.weights.digest import of_lazy
+from tuna_jax.weights.tensors import lazy
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -42,6 +45,10 @@ mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
 rows = jax.make_array_from_process_local_data(
     NamedSharding(mesh, PartitionSpec('data')), np.arange(2.0) + 2 * jax.process_index())
 print(float(jax.jit(jnp.sum)(rows)))
+from tuna_jax.weights import digest
+print(digest.of_arrays({'by numpy': rows})['by numpy'])
+digest.COMPILED = 0
+print(digest.of_arrays({'by a compiled loop': rows})['by a compiled loop'])
 """
 )
 
@@ -80,7 +87,7 @@ def test_two_processes_join_and_add_up_over_both():
   time.sleep(0.5)  # the order in which hosts come up must not matter
   for code, out, err in finish(start(TOGETHER, address, 2, 0, expect=2), second):
     assert code == 0, err
-    assert out == ['[10.0, 11.0]', '6.0']
+    assert out == ['[10.0, 11.0]', '6.0', *2 * [of_lazy(lazy(np.arange(4, dtype=np.float32)))]]
 
 
 GOING = (
@@ -137,7 +144,7 @@ def test_strangers_at_the_port_of_the_coordinator_are_passed_over():
         time.sleep(0.1)
   for code, out, err in finish(first, start(TOGETHER, f'127.0.0.1:{port}', 2, 1)):
     assert code == 0, err
-    assert out == ['[10.0, 11.0]', '6.0']
+    assert out == ['[10.0, 11.0]', '6.0', *2 * [of_lazy(lazy(np.arange(4, dtype=np.float32)))]]
 
 
 def test_strangers_at_the_watch_are_passed_over_and_silence_within_it_is_noticed():
@@ -224,7 +231,7 @@ def test_slurms_own_variables_are_enough():
   ]
   for code, out, err in finish(*processes):
     assert code == 0, err
-    assert out == ['[10.0, 11.0]', '6.0']
+    assert out == ['[10.0, 11.0]', '6.0', *2 * [of_lazy(lazy(np.arange(4, dtype=np.float32)))]]
 
 
 def test_more_expected_than_the_run_has_names_the_rest():

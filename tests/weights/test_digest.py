@@ -1,12 +1,13 @@
 """A digest shows every changed element, and is the same however the array is sharded or read."""
 
-import time
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from tuna_jax.weights import digest
@@ -90,22 +91,42 @@ def test_each_flipped_bit_and_each_swap_is_seen():
   assert len(seen | {of(value)}) == value.nbytes * 8 + value.size
 
 
+def test_large_arrays_of_a_cpu_are_summed_by_a_compiled_loop(monkeypatch):
+  arrays = {'a': jnp.asarray(array()), 'b': jnp.zeros((3,)), 'c': jnp.asarray(array(seed=1))}
+  monkeypatch.setattr(digest, 'COMPILED', arrays['a'].nbytes)
+  assert not digest._small(arrays['a']) and digest._small(arrays['b'])
+  assert digest.of_arrays(arrays) == {name: of(np.asarray(x)) for name, x in arrays.items()}
+
+
 def test_json_is_digested_whatever_the_order_of_its_keys():
   assert digest.of_json({'a': 1, 'b': [2]}) == digest.of_json({'b': [2], 'a': 1})
   assert digest.of_json({'a': 1}) != digest.of_json({'a': 2})
 
 
+COST = """
+import sys, time
+import jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp
+from tuna_jax.weights import digest
+
+random = np.random.default_rng(0).standard_normal
+arrays = {f'layer{n}': jnp.asarray(random((1024, 8192)), jnp.float32) for n in range(12)}
+digest.of_arrays(arrays)
+began = time.process_time()
+digest.of_arrays(arrays)
+hashed, began = time.process_time() - began, time.process_time()
+with ocp.StandardCheckpointer() as saver:
+  saver.save(sys.argv[1], arrays)
+print(sum(a.nbytes for a in arrays.values()) / 1e9, hashed, time.process_time() - began)
+"""
+
+
 @pytest.mark.slow
-def test_digests_of_a_checkpoint_cost_less_than_a_fifth_of_saving_it(tmp_path):
-  """In CPU seconds of this process, where the host hashes: on accelerators it does not."""
-  random = np.random.default_rng(0).standard_normal
-  arrays = {f'layer{n}': jnp.asarray(random((1024, 8192)), jnp.float32) for n in range(12)}
-  began = time.process_time()
-  digest.of_arrays(arrays)
-  hashed, began = time.process_time() - began, time.process_time()
-  with ocp.StandardCheckpointer() as saver:
-    saver.save(tmp_path / 'saved', arrays)
-  saved = time.process_time() - began
-  size = sum(a.nbytes for a in arrays.values()) / 1e9
+def test_digests_of_a_checkpoint_cost_less_than_a_twentieth_of_saving_it(tmp_path):
+  """In CPU seconds, once the loop is compiled as it is outside of tests."""
+  said = subprocess.run(
+    [sys.executable, '-c', COST, tmp_path / 'saved'], env=os.environ | {'XLA_FLAGS': ''},
+    capture_output=True, check=True, text=True,
+  ).stdout  # fmt: skip
+  size, hashed, saved = map(float, said.split())
   print(f'{size / hashed:.2f} GB hashed and {size / saved:.2f} GB saved per CPU second')
-  assert hashed < saved / 5
+  assert hashed < saved / 20

@@ -23,7 +23,8 @@ from jax.experimental import multihost_utils
 from tuna_jax.weights.tensors import Damaged, Lazy, row_blocks
 
 FIELD = 'tuna_jax_digests'  # of what we add to other formats: {tensor: digest}
-BLOCK = 1 << 16  # elements hashed at a time on the host, so that they stay in its cache
+BLOCK = 1 << 16  # elements hashed at a time by numpy, so that they stay in its cache
+COMPILED = 1 << 22  # bytes of an array from which on a CPU compiles a loop over it as well
 _STRIDE = np.uint32(0x9E3779B1)  # of xxHash, as the other constants
 _RAMP = np.arange(BLOCK, dtype=np.uint32) * _STRIDE
 
@@ -79,26 +80,27 @@ def of_lazy(value: Lazy) -> str:
 
 
 def of_arrays(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
-  """{name: digest}. Accelerators hash what they hold; nothing but the sums leaves them.
+  """{name: digest}. Devices hash what they hold, and nothing but the sums leaves them; numpy hashes
+  what is small on a CPU, where compiling would take longer.
 
   In a run of several processes all of them call this with the same names.
   """
   arrays = {name: jnp.asarray(value) for name, value in arrays.items()}
-  if all(d.platform != 'cpu' for a in arrays.values() for d in a.devices()):
-    sums = dict(zip(arrays, map(np.asarray, on_devices(list(arrays.values())))))
-  else:
-    sums = {name: _held(value) for name, value in arrays.items()}
-    shared = [name for name, value in arrays.items() if not value.is_fully_addressable]
-    if shared:  # each process has summed its own shards
-      parts = multihost_utils.process_allgather(np.stack([sums[name] for name in shared]))
-      sums.update(zip(shared, parts.sum(0, dtype=np.uint32)))
-  return {name: _hex(value) for name, value in sums.items()}
+  small = [name for name, value in arrays.items() if _small(value)]
+  sums = {name: _held(arrays[name]) for name in small}
+  large = [name for name in arrays if name not in sums]
+  sums.update(zip(large, map(np.asarray, on_devices([arrays[name] for name in large]))))
+  shared = [name for name in small if not arrays[name].is_fully_addressable]
+  if shared:  # each process has summed its own shards
+    parts = multihost_utils.process_allgather(np.stack([sums[name] for name in shared]))
+    sums.update(zip(shared, parts.sum(0, dtype=np.uint32)))
+  return {name: _hex(sums[name]) for name in arrays}
 
 
 @jax.jit
 def on_devices(arrays: list[jax.Array]) -> list[jax.Array]:
-  """uint32[2] of each array, computed where its shards are."""
-  found = []
+  """uint32[2] of each array, computed where its shards are, in one pass over each."""
+  found, zero = [], np.uint32(0)
   for x in arrays:
     if x.dtype == bool:
       x = x.astype(jnp.uint8)
@@ -107,7 +109,9 @@ def on_devices(arrays: list[jax.Array]) -> list[jax.Array]:
     for axis in range(bits.ndim):
       stride = np.uint32(math.prod(bits.shape[axis + 1 :]) % 2**32)
       at += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * stride
-    found.append(jnp.stack([h.sum(dtype=jnp.uint32) for h in _hashes(bits, at * _STRIDE)]))
+    hashes = tuple(_hashes(bits, at * _STRIDE))
+    add = lambda a, b: (a[0] + b[0], a[1] + b[1])  # both in one loop, which a CPU vectorises
+    found.append(jnp.stack(jax.lax.reduce(hashes, (zero, zero), add, range(bits.ndim))))
   return found
 
 
@@ -157,6 +161,11 @@ def of_json(value) -> str:
   """The digest of a value as JSON, whatever the order of its keys."""
   text = json.dumps(value, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _small(array: jax.Array) -> bool:
+  """Whether numpy hashes it."""
+  return array.nbytes < COMPILED and any(d.platform == 'cpu' for d in array.devices())
 
 
 def _held(array: jax.Array) -> np.ndarray:
