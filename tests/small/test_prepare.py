@@ -109,6 +109,27 @@ def test_a_folder_of_pictures_with_captions_is_enough(tmp_path, layout):
   assert len(pixels(train)) == len(found[0]['t2i'])
 
 
+@pytest.mark.parametrize('layout', ['pairs', 'metadata'])
+def test_a_folder_of_pairs_with_instructions_is_enough_for_edits(tmp_path, layout):
+  album, lines = tmp_path / 'album', []
+  for n in range(6):
+    draw(album / f'{n}_before.png', n)
+    draw(album / f'{n}_after.jpg', 10 + n)
+    if layout == 'pairs':
+      (album / f'{n}.txt').write_text('add snow\n')
+    pair = {'file_name': f'{n}_before.png', 'edited_file_name': f'{n}_after.jpg'}
+    lines.append(json.dumps(pair | {'instruction': 'add snow', 'text': 'a fox'}))
+  if layout == 'metadata':
+    (album / 'metadata.jsonl').write_text('\n'.join(lines))
+  train, test = prepare(str(album), str(tmp_path / 'out'), share=0.3, say=str)
+  edits = [r for mixture in (train, test) for r in records(mixture)['edit']]
+  assert sorted((r['raw_image'], r['out_image'], r['instruction']) for r in edits) == [
+    (f'{n}_before.png', f'{n}_after.jpg', 'add snow') for n in range(6)
+  ]
+  others = {'t2i', 'caption'} if layout == 'metadata' else set()
+  assert set(records(train)) == {'edit'} | others
+
+
 def test_metadata_may_hold_questions(tmp_path):
   album = tmp_path / 'album'
   for n in range(4):

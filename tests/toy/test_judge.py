@@ -52,6 +52,39 @@ def test_every_thing_of_the_world_is_recognised():
         assert judge.detect(world.render(world.Scene((thing,)))) == [thing]
 
 
+def between(a, b, size, share):
+  """A red thing whose outline is a share of the way from shape a to shape b, in signed distance."""
+
+  def inside(shape):
+    fine = ndimage.zoom(world.mask(shape, size), 4, order=1) >= 0.5
+    distance = ndimage.distance_transform_edt
+    return distance(fine) - distance(~fine)
+
+  fine = np.clip((1 - share) * inside(a) + share * inside(b) + 0.5, 0, 1)
+  cover = fine.reshape(32, 4, 32, 4).mean((1, 3))[..., None]
+  picture = np.full((64, 64, 3), 255.0)
+  picture[:32, :32] = 255 * (1 - cover) + np.array(world.COLOURS['red']) * cover
+  return picture
+
+
+@pytest.mark.parametrize('size', world.SIZES)
+def test_a_name_changes_half_way_from_one_shape_to_another(size):
+  """By overlap, 90 % of small things and all large ones kept their name at 0.2 of the way, and 10
+  and 7 % at 0.6 of it, as did a diamond that is nearly a cross."""
+
+  def named(share_of_way):
+    things = (
+      (a, judge.detect(degrade(between(a, b, size, share_of_way), *soft)))
+      for a, b in itertools.permutations(world.SHAPES, 2)
+      for soft in ((0, 0), (0.7, 8), (1.2, 12))
+    )
+    return share([(t.shape, t.size) for t in found] == [(a, size)] for a, found in things)
+
+  kept, lost = named(0.2), named(0.6)
+  print(f'{size}: {kept:.3f} keep their name at 0.2 of the way, {lost:.3f} at 0.6')
+  assert kept >= 0.96 and lost <= 0.06
+
+
 def test_a_half_erased_thing_is_a_blob():
   picture = world.render(world.Scene((world.Thing('circle', 'red', 'large', 'top left'),)))
   picture[:16] = 255

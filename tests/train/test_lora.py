@@ -13,6 +13,8 @@ from tests.models import small
 from tuna_jax import files, sharding, tree
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna
+from tuna_jax.sample.image import Drawing, Guidance
+from tuna_jax.sample.open import open_generator
 from tuna_jax.train import loop, state, step
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 from tuna_jax.weights import lora, steps, storage, store
@@ -107,6 +109,18 @@ def test_a_run_saves_adapters_alone_and_resumes(trained):
   assert found and all(lora.is_adapter(leaf) for leaf in found)
   again = loop.train(config, str(copy), jax.devices()[:1])
   jax.tree.map(np.testing.assert_array_equal, again, final)
+
+
+def test_a_run_is_merged_with_its_vae_and_with_how_it_is_asked_and_drawn(
+  trained, convert, tmp_path
+):
+  root, config, _ = trained
+  convert('merge', f'--input={root}/run', f'--output={tmp_path}/merged')
+  run, merged = (open_generator(path) for path in (root / 'run', tmp_path / 'merged'))
+  assert (merged.tasks, merged.media, merged.usual) == (run.tasks, run.media, run.usual)
+  assert merged.how('t2i') == run.how('t2i') == Drawing(Guidance(1.5), 16)
+  jax.tree.map(np.testing.assert_array_equal, merged.params, run.params)
+  jax.tree.map(np.testing.assert_array_equal, merged.vae_params, run.vae_params)
 
 
 def test_a_run_opens_as_the_merged_model_beside_its_base_wherever_they_are(trained, tmp_path):

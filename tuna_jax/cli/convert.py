@@ -207,12 +207,20 @@ def merge():
     sources['lora'] = _LORA.value
     leaves = lora.merged({**leaves, **peft.read(_LORA.value, stored.config)})
   notes = {**{k: v for k, v in stored.notes.items() if k != 'base'}, 'sources': sources}
+  vae = stored.vae
+  if stored.run:
+    notes['run'] = stored.run
+    if named := stored.run['vae']:
+      there = store.located(named, files.path(_INPUT.value))
+      vae = store.open_stored(there).vae if store.is_stored(there) else None
+      if vae is None:
+        print(f'the VAE {named} is not there: {_OUTPUT.value} is opened with --vae=DIR')
   copied = [
     file
     for folder in (_INPUT.value, f'{_INPUT.value}/tokenizer')
     for file in store.tokenizer_files(folder)
   ]
-  store.write(_OUTPUT.value, stored.config, leaves, stored.vae, notes, copied)
+  store.write(_OUTPUT.value, stored.config, leaves, vae, notes, copied)
   print(f'wrote {_OUTPUT.value}')
 
 

@@ -37,8 +37,12 @@ _TEST = flags.DEFINE_string(
   'test_mixture', '', 'The mixture file of your own records that were held out from training.'
 )
 flags.DEFINE_alias('data', 'test_mixture')
-_GUIDANCE = flags.DEFINE_float('guidance', 1.5, 'The scale of guidance by the text; 1 is none.')
-_sampler = options.define_sampler(points=16)
+_GUIDANCE = flags.DEFINE_float(
+  'guidance',
+  None,
+  'The scale of guidance by the text; 1 is none. By default it is what the run says.',
+)
+_sampler = options.define_sampler()
 _model_options = options.define_generator(batch_size=50)
 
 STAGES = ('stage3', 'stage2', 'stage1')
@@ -54,7 +58,6 @@ def main(argv):
   from tuna_jax import sharding
   from tuna_jax.evals import own_data, report
   from tuna_jax.evals.results import table
-  from tuna_jax.sample.generate import Drawing
   from tuna_jax.sample.open import open_generator
   from tuna_jax.toy import evaluate as world
   from tuna_jax.train import checkpoint
@@ -65,10 +68,10 @@ def main(argv):
   mixture = config.data.mixture
   if mixture != 'shapes':
     mixture = str(store.located(mixture, files.absolute(run)))
-  how = Drawing.of(config.model.design, 't2i', _GUIDANCE.value, **_sampler())
   # Whole weights on every device; the rows of a batch are spread over the devices.
   mesh = sharding.make_mesh(data=-1, fsdp=1)
   generator = open_generator(run, mesh=mesh, **options)
+  how = generator.how('t2i', _GUIDANCE.value, **_sampler())
   print(f'evaluating {run}', flush=True)
   say = lambda line: print(line, flush=True)
   with jax.set_mesh(mesh):

@@ -160,15 +160,15 @@ def define_drawing():
   return {flag.name: flag for flag in found}
 
 
-def define_sampler(points: int | None = None):
+def define_sampler():
   """Defines the flags of the sampler, and returns the function that gives their values; None is as
   the run of the model says, or as published for its design."""
   usual = 'By default it is what the run says, or as published for the design of the model.'
   found = (
     flags.DEFINE_integer(
-      'points', points,
-      'The points of the time grid; the sampler takes one step fewer.'
-      + ('' if points else ' By default what the run says, or 50, and 51 in pixel space.'),
+      'points', None,
+      'The points of the time grid; the sampler takes one step fewer. By default what the run says, '
+      'or 50, and 51 in pixel space.',
     ),
     flags.DEFINE_float(
       'shift', None,

@@ -49,14 +49,15 @@ def evaluate(
   train: str,
   test: str,
   n: int = 200,
-  how: Drawing = Drawing(),  # noqa: B008
+  how: Drawing | None = None,
   say: Callable[[str], None] = print,
   splits: Sequence[str] = tuple(SPLITS),
 ) -> Evaluation:
   """Scores every task of both mixture files; no targets are set.
 
   train, test: mixture files; floors and the judge of pictures are learned from the first. n: items
-  per row, fewer where there are fewer records. say: is told the scores of each part as it ends.
+  per row, fewer where there are fewer records. how: what is drawn is drawn; None is as the run of
+  the model says (`Generator.how`). say: is told the scores of each part as it ends.
   splits: those that are scored, 'train' and 'test'. Raises UserError for a mixture that cannot be
   read; a record that cannot is passed over.
   """
@@ -186,12 +187,13 @@ def pictures(generator, records, known, how, row, task) -> dict[str, Result]:
   """
   text, field = _DRAWN[task]
   prompts = [r[text] for r in records]
+  given = vars(how) if how else {}  # the generator knows what the run says
   if task == 'edit':
     sources = [r['raw_image'] for r in records]
-    drawn = [p.pixels for p in generator.edit(sources, prompts, seed=0, **vars(how))]
+    drawn = [p.pixels for p in generator.edit(sources, prompts, seed=0, **given)]
   else:
     make = generator.image if task == 't2i' else generator.video
-    drawn = [p.pixels for p in make(prompts, seed=0, **vars(how))]
+    drawn = [p.pixels for p in make(prompts, seed=0, **given)]
   real = [r[field] for r in records]
   others = _others(known, prompts, text, field)
   judge = Judge([*real, *(r[field] for r in others)], [*prompts, *(r[text] for r in others)])

@@ -59,18 +59,13 @@ def open_generator(
     raise UserError(f'{root}: holds a VAE alone; expected a run or the weights of a model')
   if stored.run is None:
     found = {'vae': root / 'vae', 'tokenizer': root}
-    defaults = {}
+    defaults = as_trained(stored)
     if stored.config.design == 'late_fusion':
       defaults['pooled'] = showo2.FRAMES, showo2.POOLED
     if 'pictures' in stored.notes:  # sides of squares that a published model was trained to draw
       defaults['media'] = MediaConfig(image_size=str(stored.notes['pictures'][0]))
   else:
-    data = stored.run['data']
-    defaults = {
-      'tasks': from_dict(TaskConfig, data['tasks']),
-      'media': from_dict(MediaConfig, data['media']),
-      'usual': from_dict(Usual, stored.run.get('sampling', {})),
-    }
+    defaults = as_trained(stored)
     vae_of_run = stored.run['vae'] and store.located(stored.run['vae'], root)
     learned = stored.notes.get('ground', {}).get('vae')
     if vae_of_run and not vae and learned and store.identity(vae_of_run) != learned:
@@ -109,6 +104,18 @@ def open_generator(
   return Generator(
     model, params, vae_params, words, vae_config=vae_config, **{**defaults, **options}
   )
+
+
+def as_trained(stored: store.Stored) -> dict[str, TaskConfig | MediaConfig | Usual]:
+  """Layouts of prompts, sizes and sampler of a run, or of weights that were merged from one."""
+  run = stored.run or stored.notes.get('run')
+  if run is None:
+    return {}
+  return {
+    'tasks': from_dict(TaskConfig, run['data']['tasks']),
+    'media': from_dict(MediaConfig, run['data']['media']),
+    'usual': from_dict(Usual, run.get('sampling', {})),
+  }
 
 
 def _known(options) -> None:

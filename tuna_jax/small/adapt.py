@@ -42,10 +42,11 @@ class Base:
       raise UserError(f'{path}: holds a VAE alone; expected a run or the weights of a model')
     media, tasks, shift, sampling = MediaConfig(), TaskConfig(), flow.TRAIN_SHIFT, Usual()
     vae, words = root / 'vae', root
-    if stored.run:
-      run = from_dict(TrainConfig, stored.run)
+    if known := stored.run or stored.notes.get('run'):
+      run = from_dict(TrainConfig, known)
       media, tasks, shift = run.data.media, run.data.tasks, run.time_shift
       sampling = run.sampling
+    if stored.run:
       vae, words = store.located(run.vae, root), root / 'tokenizer'
     found = media, tasks, shift, sampling
     return cls(str(root), stored.config, str(vae), str(words), *found)

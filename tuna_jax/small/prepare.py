@@ -2,8 +2,10 @@
 
 a mixture file                    rows of any kind and task (docs/data.md)
 a folder with metadata.jsonl      {"file_name", "text"} per line, as Hugging Face writes it;
-                                  or "question" and "answer", or "conversations"
+                                  "question" and "answer", or "conversations";
+                                  "instruction" and "edited_file_name"; or several of these
 a folder of NAME.jpg, NAME.txt    the text is the caption
+  NAME_before.jpg, NAME_after.jpg the text of NAME.txt is the instruction of an edit
 a folder of folders of pictures   the name of a folder is the caption of its pictures
 """
 
@@ -28,6 +30,8 @@ from tuna_jax.data.sources import MADE, SourceConfig, open_source, read_mixture
 from tuna_jax.data.tasks import TASKS
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif')
+# The tasks of a record of a folder, by a field that it has.
+_TASKS = {'caption': ('t2i', 'caption'), 'conversations': ('vqa',), 'instruction': ('edit',)}
 NAMES = {'train': 'mixture.json', 'test': 'mixture_test.json'}
 
 
@@ -103,12 +107,12 @@ def read_folder(folder: pathlib.Path, out) -> str:
   """Writes the records of a folder of pictures as a mixture below `out`, and returns its path."""
   lines: dict[str, list[dict]] = collections.defaultdict(list)
   for record in _records(folder):
-    for task in ('t2i', 'caption') if 'caption' in record else ('vqa',):
+    for task in next(tasks for field, tasks in _TASKS.items() if field in record):
       lines[task].append(record)
   if not lines:
     raise UserError(
-      f'{folder}: no pictures with texts; expected metadata.jsonl, NAME.txt beside NAME.jpg, or '
-      'folders whose names are captions'
+      f'{folder}: no pictures with texts; expected metadata.jsonl, NAME.txt beside NAME.jpg or '
+      'beside NAME_before.jpg and NAME_after.jpg, or folders whose names are captions'
     )
   out = files.path(out)
   out.mkdir(parents=True, exist_ok=True)
@@ -122,40 +126,57 @@ def read_folder(folder: pathlib.Path, out) -> str:
 
 
 def _records(folder: pathlib.Path) -> Iterator[dict]:
-  """{'image', and 'caption' or 'conversations'} of each picture of a folder that has a text."""
+  """Those of each picture of a folder that has a text, with a field of _TASKS."""
   if (folder / 'metadata.jsonl').exists():
     for n, line in enumerate((folder / 'metadata.jsonl').read_text('utf-8-sig').splitlines(), 1):
       if line.strip():
-        yield _of_metadata(f'{folder / "metadata.jsonl"}:{n}', json.loads(line))
+        yield from _of_metadata(f'{folder / "metadata.jsonl"}:{n}', json.loads(line))
     return
   pictures = sorted(
     path for path in folder.rglob('*') if path.suffix.lower() in PICTURES and path.name[0] != '.'
   )
-  beside = any(path.with_suffix('.txt').exists() for path in pictures)
-  for path in pictures:
-    name = str(path.relative_to(folder))
-    if beside:
-      if path.with_suffix('.txt').exists():
-        text = path.with_suffix('.txt').read_text('utf-8-sig', errors='replace').strip()
-        yield {'image': name, 'caption': text}
-    elif path.parent != folder:
+  named = {path.with_suffix(''): path for path in pictures}
+  text_of = lambda stem: stem.with_name(f'{stem.name}.txt')
+  pair_of = lambda stem: stem.with_name(stem.name.removesuffix('_before'))
+  beside = any(text_of(s).exists() or text_of(pair_of(s)).exists() for s in named)
+  for stem, path in named.items():
+    name, pair = str(path.relative_to(folder)), pair_of(stem)
+    after = named.get(pair.with_name(f'{pair.name}_after'))
+    if text_of(stem).exists():
+      yield {'image': name, 'caption': _text(text_of(stem))}
+    if pair != stem and after and text_of(pair).exists():
+      edited = str(after.relative_to(folder))
+      yield {'raw_image': name, 'out_image': edited, 'instruction': _text(text_of(pair))}
+    elif not beside and path.parent != folder:
       yield {'image': name, 'caption': path.parent.name.replace('_', ' ')}
 
 
-def _of_metadata(where: str, line) -> dict:
-  """The record of one line of metadata.jsonl."""
+def _text(path: pathlib.Path) -> str:
+  return path.read_text('utf-8-sig', errors='replace').strip()
+
+
+def _of_metadata(where: str, line) -> Iterator[dict]:
+  """The records of one line of metadata.jsonl."""
   given = line if isinstance(line, Mapping) else {}
   image = given.get('file_name') or given.get('image')
   caption = given.get('text') or given.get('caption')
-  if image and 'conversations' in given:
-    return {'image': image, 'conversations': given['conversations']}
-  if image and 'question' in given and 'answer' in given:
+  talk, edited = given.get('conversations'), given.get('edited_file_name')
+  if 'question' in given and 'answer' in given:
     pair = (('human', given['question']), ('gpt', str(given['answer'])))
-    return {'image': image, 'conversations': [{'from': who, 'value': text} for who, text in pair]}
-  if image and caption:
-    return {'image': image, 'caption': caption}
-  wanted = '"file_name" with "text", with "question" and "answer", or with "conversations"'
-  raise UserError(f'{where}: expected {wanted}, found {str(line)[:80]}')
+    talk = talk or [{'from': who, 'value': text} for who, text in pair]
+  edited = edited if 'instruction' in given else None
+  if not image or not (caption or talk or edited):
+    wanted = (
+      '"file_name" with "text", with "question" and "answer", with "conversations", or with '
+      '"instruction" and "edited_file_name"'
+    )
+    raise UserError(f'{where}: expected {wanted}, found {str(line)[:80]}')
+  if caption:
+    yield {'image': image, 'caption': caption}
+  if talk:
+    yield {'image': image, 'conversations': talk}
+  if edited:
+    yield {'raw_image': image, 'out_image': edited, 'instruction': given['instruction']}
 
 
 def _read(rows: list[SourceConfig], faults: list[str]) -> list[dict[int, list[str]]]:

@@ -11,14 +11,11 @@ from tuna_jax import files
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.evals import own_data, reconstruct, report
 from tuna_jax.evals.results import NOTHING, Evaluation, Sample
-from tuna_jax.sample.generate import Drawing
 from tuna_jax.sample.open import open_generator
-from tuna_jax.small import recipe
 from tuna_jax.toy import train_vae
 from tuna_jax.train.report import Repeated
 from tuna_jax.weights import steps, store
 
-HOW = Drawing.of('cascade', 't2i', own=recipe.SAMPLING)
 REFRESH = 15.0  # seconds between two writings of the page
 SHOWN = 6  # fixed held-out items of each task
 
@@ -58,7 +55,7 @@ class Page:
     self._repeated.close()
     began = time.perf_counter()
     generator = open_generator(run, batch_size=50)
-    found = own_data.evaluate(generator, *mixtures, n, HOW, self._say)
+    found = own_data.evaluate(generator, *mixtures, n, say=self._say)
     return self._write(found, seconds=time.perf_counter() - began)
 
   def _grow(self):
@@ -78,7 +75,7 @@ class Page:
     self._seen = name, step = newest
     generator = open_generator(str(self._root / name), batch_size=SHOWN)
     judged = own_data.evaluate(
-      generator, self._held_out, self._held_out, SHOWN, HOW, lambda _: None, splits=('test',)
+      generator, self._held_out, self._held_out, SHOWN, say=lambda _: None, splits=('test',)
     )
     samples = [s for result in judged.results.values() for s in result.samples]
     self._samples = [*self._samples, (f'Held out, at {name}, step {step}', samples)]
