@@ -167,7 +167,7 @@ def define_sampler():
   found = (
     flags.DEFINE_integer(
       'points', None,
-      'The points of the time grid; the sampler takes one step fewer. By default it is what the run '
+      'The points of the time grid; the sampler takes one step fewer. By default what the run '
       'says, or 50, and 51 in pixel space.',
     ),
     flags.DEFINE_float(
