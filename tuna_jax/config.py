@@ -195,6 +195,11 @@ class PathConfig:
       raise UserError(f"path.predicts={self.predicts!r}: expected 'velocity' or 'clean'")
 
 
+TOWERS = ('vision', 'decoder', 'flow_head')
+# From all of a layer's values to its input alone, and that in host memory (models/layers.py).
+REMATS = ('none', 'dots', 'narrow', 'attention', 'block', 'offload')
+
+
 @dataclasses.dataclass(frozen=True)
 class TunaConfig:
   """The whole model.
@@ -202,8 +207,9 @@ class TunaConfig:
   design: of DESIGNS, how a picture becomes visual tokens. A token holds `patch` x `patch` cells: of
   the VAE's latents, or pixels. layout: which ones a row of `Batch.latents` and of the velocity
   holds, 'patch' or 'raster' (`models.vision.patches` has the drawing).
-  dtype: compute type; parameters stay float32. remat: what a layer keeps for the backward pass:
-  'none' (everything), 'dots', 'block' (its input), 'offload'. attention: backend name of
+  dtype: compute type; parameters stay float32. remat: what a layer keeps for the backward pass, of
+  REMATS, for all towers ('block') or by tower ('vision=dots,decoder=block'; 'block' where nothing
+  is said). attention: backend name of
   `models.attention`, or 'auto'. compat: 'clean' or 'official'; the latter reproduces the faults of
   docs/architecture.md 13.2 that live in the model.
   """
@@ -226,16 +232,27 @@ class TunaConfig:
     for field, allowed in (
       ('design', tuple(DESIGNS)),
       ('layout', ('patch', 'raster')),
-      ('remat', ('none', 'dots', 'block', 'offload')),
       ('compat', ('clean', 'official')),
     ):
       if getattr(self, field) not in allowed:
         raise UserError(f'{field}={getattr(self, field)!r}: expected one of {allowed}')
+    for tower in TOWERS:
+      if self.remat_of(tower) not in REMATS:
+        raise UserError(f'remat={self.remat!r}: expected one of {REMATS}, or TOWER=ONE,...')
     row = DESIGNS[self.design]
     for field, wanted in (('vae', not row.pixels), ('vision', 'vision' in row.paths)):
       if (getattr(self, field) is not None) != wanted:
         must = 'needs one' if wanted else 'has none; expected null'
         raise UserError(f'{field}: the design {self.design!r} {must}')
+
+  def remat_of(self, tower: str) -> str:
+    """What the layers of 'vision', 'decoder' or 'flow_head' keep for the backward pass."""
+    if '=' not in self.remat:
+      return self.remat
+    rows = dict(row.strip().partition('=')[::2] for row in self.remat.split(','))
+    if unknown := rows.keys() - set(TOWERS):
+      raise UserError(f'remat={self.remat!r}: {sorted(unknown)} are none of the towers {TOWERS}')
+    return rows.get(tower, 'block')
 
   @property
   def channels(self) -> int:

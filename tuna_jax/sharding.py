@@ -54,6 +54,7 @@ _LONG_ROW = Place(P(_LONG, None), ('context', 'tensor'))  # [MLP, width]
 _COPY = Place(P())
 
 RULES: tuple[tuple[str, Place], ...] = (
+  ('v_(row|col)/.*', _COPY),  # mean squares of Adafactor, of the rows and columns of a matrix
   ('(vision/patch_embed|projector|patches/embed)/kernel', Place(P(None, WIDTH))),
   ('patches/mask_token|vision/(cls_token|register_tokens)', _COPY),
   ('vision/position_embed/embedding', Place(P(None, WIDTH))),
@@ -168,7 +169,7 @@ def _device_grid(inner: tuple[int, ...], devices, num_slices: int) -> np.ndarray
 def shardings(tree, mesh: Mesh, rules=RULES):
   """A tree of NamedSharding of the same structure, for parameters or a whole train state.
 
-  Leaves are arrays or ShapeDtypeStructs; scalars and keys are copied to every device. Raises
+  Leaves are arrays or ShapeDtypeStructs; single numbers and keys are copied to every device. Raises
   ValueError listing every leaf without a rule (and the nearest one), and every leaf with an axis
   that the mesh does not divide and that the rule does not drop.
   """
@@ -177,7 +178,7 @@ def shardings(tree, mesh: Mesh, rules=RULES):
 
   def place_leaf(path, leaf):
     name = name_of(path)
-    if leaf.ndim == 0:
+    if leaf.size == 1:
       return NamedSharding(mesh, P())
     place = next((place for pattern, place in compiled if pattern.fullmatch(name)), None)
     if place is None:
@@ -242,6 +243,13 @@ def on_devices(tree):
   """The tree with its host arrays on the first device; those on devices stay where they are, on
   those of several hosts too."""
   return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jax.device_put(a), tree)
+
+
+def near(tree):
+  """The tree in the memory of its devices, also what lies in that of their host."""
+  space = jax.memory.Space.Device
+  move = lambda a: a if jax.typeof(a).memory_space == space else jax.device_put(a, space)
+  return jax.tree.map(move, tree)
 
 
 def active_mesh():

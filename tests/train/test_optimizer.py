@@ -104,7 +104,7 @@ def test_an_unknown_schedule_is_named_with_the_nearest():
 def test_the_average_warms_up_as_published_and_the_first_update_copies():
   ema, history = {'a': jnp.float32(100)}, []
   for n in range(1, 5):
-    ema = optimizer.update_ema(ema, {'a': jnp.float32(n)}, jnp.int32(n), 0.9999)
+    ema = optimizer.update_ema(ema, {'a': jnp.float32(n)}, jnp.int32(n), PLAIN)
     history.append(float(ema['a']))
   expected = [1.0]
   for n in range(2, 5):  # docs/architecture.md 9: d = min(0.9999, (1 + n) / (10 + n))
@@ -114,7 +114,7 @@ def test_the_average_warms_up_as_published_and_the_first_update_copies():
 
 
 def test_the_average_never_decays_slower_than_asked():
-  ema = optimizer.update_ema({'a': jnp.float32(1)}, {'a': jnp.float32(0)}, jnp.int32(10**6), 0.9)
+  ema = optimizer.update_ema({'a': jnp.float32(1)}, {'a': jnp.float32(0)}, jnp.int32(10**6), dataclasses.replace(PLAIN, ema=0.9))
   np.testing.assert_allclose(ema['a'], 0.9, rtol=1e-6)
 
 

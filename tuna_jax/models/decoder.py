@@ -38,7 +38,7 @@ class Decoder(nn.Module):
     c = self.config
     d = c.decoder
     self.embedder = Embed(d.padded_vocab, d.dim, c.dtype, name='embed')
-    self.layers = stack(DecoderBlock, d.num_layers, c.remat, 'layers', config=c)
+    self.layers = stack(DecoderBlock, d.num_layers, c.remat_of('decoder'), 'layers', config=c)
     self.norm = RMSNorm(d.norm_eps, name='norm')
     if not d.tied:
       self.lm_head = dense(d.padded_vocab, c.dtype, bias=False, name='lm_head')

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from tuna_jax.config import TowerConfig
 from tuna_jax.models import rope
@@ -134,7 +135,8 @@ class Attention(nn.Module):
     k = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=k_bias, name='k_proj')(x)
     v = dense(c.num_kv_heads * c.head_dim, self.dtype, bias=self.qkv_bias, name='v_proj')(x)
     q, k, v = (
-      anchor(rearrange(a, 'b l (h d) -> b l h d', d=c.head_dim), 'heads') for a in (q, k, v)
+      checkpoint_name(anchor(rearrange(a, 'b l (h d) -> b l h d', d=c.head_dim), 'heads'), NARROW)
+      for a in (q, k, v)
     )
     if self.qk_norm_eps is not None:
       q = RMSNorm(self.qk_norm_eps, name='q_norm')(q)
@@ -151,7 +153,8 @@ class Attention(nn.Module):
     with jax.named_scope('scores'):  # profiles name the other parts by their modules
       y = attention(q, k, v, impl=self.impl, **masks)
     y = rearrange(y, 'b l h d -> b l (h d)')
-    return dense(x.shape[-1], self.dtype, bias=self.out_bias, name=self.out_name)(y), cache
+    y = dense(x.shape[-1], self.dtype, bias=self.out_bias, name=self.out_name)(y)
+    return checkpoint_name(y, NARROW), cache
 
 
 class SwiGLU(nn.Module):
@@ -183,11 +186,15 @@ class Mlp(nn.Module):
     return dense(self.out_dim, self.dtype, name='fc2')(anchor(y, 'mlp'))
 
 
+NARROW = 'narrow'  # of attention's projections, whose width is the tower's
+_only = jax.checkpoint_policies.save_only_these_names
 _POLICIES = {
   'dots': jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(SAVED),
+    _only(SAVED),
   ),
+  'narrow': _only(SAVED, NARROW),
+  'attention': _only(SAVED),
   'block': jax.checkpoint_policies.nothing_saveable,
   'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],

@@ -40,7 +40,7 @@ def bench(config: TrainConfig, steps: int = 5, peak: float | None = None) -> dic
   m = config.mesh
   mesh = sharding.make_mesh(m.data, m.fsdp, m.context, m.tensor, num_slices=m.slices)
   abstract = state_lib.abstract_state(config)
-  placed = sharding.shardings(abstract, mesh)
+  placed = state_lib.shardings(abstract, mesh, config)
   abstract = jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract.params, placed.params
   )

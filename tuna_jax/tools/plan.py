@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
 from tuna_jax.chips import CHIPS, DCN, devices_of, topology_name
-from tuna_jax.config import UserError
+from tuna_jax.config import TOWERS, UserError
 from tuna_jax.tools import encoder_cost, hlo
 from tuna_jax.train import flops
 from tuna_jax.train import state as state_lib
@@ -161,7 +161,7 @@ def step_arguments(config: TrainConfig, mesh):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
   state = state_lib.abstract_state(config)
-  placed = sharding.shardings(state, mesh)
+  placed = state_lib.shardings(state, mesh, config)
   one = batch_lib.empty(1, *config.sizes[1:])
   batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((config.rows, *a.shape[1:]), a.dtype), one)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -190,7 +190,8 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
       f'a larger topology: parameters, moments, average and gradients take {fixed / GIB:.1f} GiB '
       'per device before any row'
     )
-  if config.model.remat in ('none', 'dots'):
+  remats = {config.model.remat_of(tower) for tower in TOWERS}
+  if not remats <= {'block', 'offload'}:
     out.append(f'--config.model.remat=block (now {config.model.remat}): keep only layer inputs')
   if micro > 1:
     over = (needed - fixed) / (limit - fixed) if needed and limit > fixed else 2
@@ -201,7 +202,7 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
       f'per device at a time instead of {micro}'
     )
     out.append(f'--config.rows={config.rows * smaller // micro}: fewer rows per step')
-  if config.model.remat == 'block':
+  if remats == {'block'}:
     out.append('--config.model.remat=offload: keep layer inputs in host memory')
   if shape['data'] > 1 and 2 * shape['fsdp'] <= sharding.MAX_FSDP:
     out.append(
@@ -231,13 +232,14 @@ def _memory(config: TrainConfig, mesh, arguments, peak) -> dict[str, int]:
   rows = config.rows / (shape['data'] * shape['fsdp'] * config.optimizer.accumulate)
   item = jax.numpy.dtype(config.model.dtype).itemsize
   kept = 0.0
-  if config.model.remat == 'block':
-    for tower, tokens in (
-      (config.model.vision, config.visual),
-      (config.model.decoder, config.length),
-      (config.model.flow_head, config.length * (config.flow_coeff > 0)),
-    ):
-      kept += tower.num_layers * tower.dim * tokens if tower else 0
+  for name, tokens in (
+    ('vision', config.visual),
+    ('decoder', config.length),
+    ('flow_head', config.length * (config.flow_coeff > 0)),
+  ):
+    tower = getattr(config.model, name)
+    if tower and config.model.remat_of(name) == 'block':
+      kept += tower.num_layers * tower.dim * tokens
   memory = {
     'parameters': held(state.params),
     'ema': held(state.ema),

@@ -22,9 +22,10 @@ from tuna_jax.ranges import (
 )
 from tuna_jax.sample.image import Usual
 
-DTYPES = ('float32', 'bfloat16')  # of the encoder
+DTYPES = ('float32', 'bfloat16')  # of the encoder, of first moments and of averages
 FROZEN = ('float32', 'bfloat16', 'int8')  # of what does not train
-KINDS = ('adamw', 'muon')
+KINDS = ('adamw', 'muon', 'adafactor')
+HOST = ('moments', 'ema')  # what may lie in host memory
 Part = Annotated[float, Range(-1, 1)]
 SCHEDULES = ('constant', 'cosine', 'linear')
 
@@ -33,11 +34,14 @@ SCHEDULES = ('constant', 'cosine', 'linear')
 class OptimizerConfig:
   """AdamW with global-norm clipping and an exponential moving average.
 
-  kind: 'adamw', or 'muon' for the kernels with AdamW for the rest (`optimizer.scale_by`). groups:
+  kind: 'adamw'; 'muon' for the kernels with AdamW for the rest; or 'adafactor', whose second moment
+  of a matrix is a row and a column (`optimizer.scale_by`). mu_dtype: of first moments. groups:
   (name pattern, multiple of lr), first match wins; 0 means no gradient and no optimizer state.
   schedule: what follows `warmup` steps of linear rise: constant, or down to `final_lr` x lr at the
   last step. decay: patterns of the leaves that weight decay touches. ema: the decay d of the
-  average, warmed up as min(d, (1 + n) / (10 + n)). accumulate: micro-batches per step; the
+  average, warmed up as min(d, (1 + n) / (10 + n)); ema_dtype: of the average, which bfloat16 holds
+  with stochastic rounding; ema_every: steps between two updates of it, by d ** ema_every. host:
+  which of HOST lie in host memory between two steps (docs/advice.md 1). accumulate: micro-batches per step; the
   result equals one batch of all of them.
   lora: (pattern of kernels, rank, alpha), first match wins: low-rank adapters, which are leaves
   `lora_a` and `lora_b` beside their kernels (weights/lora.py). `groups` says what trains, as ever:
@@ -55,14 +59,20 @@ class OptimizerConfig:
   weight_decay: Share = 0.01
   decay: tuple[str, ...] = ('.*/kernel', '.*/embedding')
   clip: Positive = 1.0
+  mu_dtype: str = 'float32'
   ema: Decay = 0.9999
+  ema_dtype: str = 'float32'
+  ema_every: Few = 1
+  host: tuple[str, ...] = ()
   accumulate: Few = 1
   groups: tuple[tuple[str, NotNegative], ...] = (('.*', 1.0),)
   lora: tuple[tuple[str, Few, Positive], ...] = ()
 
   def __post_init__(self):
     for name, value, known in (
-      ('kind', self.kind, KINDS), ('schedule', self.schedule, SCHEDULES)
+      ('kind', self.kind, KINDS), ('schedule', self.schedule, SCHEDULES),
+      ('mu_dtype', self.mu_dtype, DTYPES), ('ema_dtype', self.ema_dtype, DTYPES),
+      *(('host', name, HOST) for name in self.host),
     ):  # fmt: skip
       if value not in known:
         near = nearest(value, known)

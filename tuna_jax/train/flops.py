@@ -2,18 +2,32 @@
 
 backward   once more for gradients of what flows through, once more for gradients of weights
 useful     forward + backward: the work of the model
-executed   what the device does: rematerialised layers and logits run forwards twice, and a
-           flash backward multiplies 5 matrices (7 unfused) where the mathematics needs 4
+executed   what the device does: what a layer does not keep and its backward pass needs runs
+           forwards twice, and so do logits; a flash backward multiplies 5 matrices (7 unfused)
+           where the mathematics needs 4
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
+from tuna_jax.config import TOWERS
 from tuna_jax.models.attention import SPLASH_FUSED_KEYS
 from tuna_jax.models.flops import PARTS, Tokens, attention, forward, matrices, products
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
+
+
+# Kernels of layers whose product runs again, by `TunaConfig.remat`. The last product of a layer does
+# not, unless a gate multiplies it. With these two, the scores of attention run again too.
+_WHOLE = ('block', 'offload')
+_LAST = '(decoder/layers/mlp/down_proj|vision/layers/mlp/fc2)'
+_AGAIN = {
+  'none': None,
+  'dots': None,
+  'narrow': f'(?!{_LAST}).*/layers/(mlp/.*|adaln)/kernel',
+} | dict.fromkeys(('attention', *_WHOLE), f'(?!{_LAST}).*/layers/.*/kernel')
 
 
 class Work(NamedTuple):
@@ -48,11 +62,12 @@ def train_flops(config: TrainConfig) -> Work:
   if not config.flow_coeff:
     used.discard('flow_head')
   weights = dict.fromkeys(PARTS, 0.0)  # gradients of weights
-  layers = dict.fromkeys(PARTS, 0.0)  # what remat runs twice
+  again = dict.fromkeys(PARTS, 0.0)  # products that remat runs twice
   for name, operations in products(model, tokens).items():
     part = matrices(model)[name][0]
     weights[part] += operations if name in trains else 0
-    layers[part] += operations if '/layers/' in name else 0
+    repeated = part in TOWERS and _AGAIN[model.remat_of(part)]
+    again[part] += operations if repeated and re.fullmatch(repeated, name) else 0
   once, scores = forward(model, tokens), attention(model, tokens)
 
   useful, executed = dict.fromkeys(PARTS, 0.0), 0.0
@@ -68,8 +83,8 @@ def train_flops(config: TrainConfig) -> Work:
       through = once[part] - scores[part] + weights[part]
       useful[part] += through + 2 * scores[part]
       executed += through + flash * scores[part]
-      executed += scores[part] if model.remat != 'none' else 0
-      executed += layers[part] if model.remat in ('block', 'offload') else 0
+      executed += again[part]
+      executed += scores[part] if part in TOWERS and model.remat_of(part) in _WHOLE else 0
       executed += once[part] if part == 'logits' else 0
   by_part = {part: n * config.rows for part, n in useful.items()}
   return Work(sum(by_part.values()), executed * config.rows, by_part)
@@ -88,9 +103,9 @@ def activation_bytes(config: TrainConfig) -> float:
     if tower is None or (part == 'flow_head' and not config.flow_coeff):
       continue
     heads = 2 * (tower.num_heads + tower.num_kv_heads) * tower.head_dim
-    numbers += count * tower.num_layers * (8 * tower.dim + 2 * heads + 4 * tower.mlp_dim)
-  passes = 3 + (model.remat in ('block', 'offload'))
-  return passes * item * numbers * config.rows
+    passes = 3 + (model.remat_of(part) in _WHOLE)
+    numbers += passes * count * tower.num_layers * (8 * tower.dim + 2 * heads + 4 * tower.mlp_dim)
+  return item * numbers * config.rows
 
 
 SOFTMAX = 8  # vector operations per score: mask, maximum, difference, exponential, sum, product
@@ -103,5 +118,6 @@ def softmax_operations(config: TrainConfig) -> float:
   scores, model = 0.0, config.model
   for part, operations in attention(model, row_of(config)).items():
     if operations and (part != 'flow_head' or config.flow_coeff):
-      scores += operations / (4.0 * getattr(model, part).head_dim)
-  return SOFTMAX * (3 + (config.model.remat != 'none')) * scores * config.rows
+      passes = 3 + (model.remat_of(part) in _WHOLE)
+      scores += passes * operations / (4.0 * getattr(model, part).head_dim)
+  return SOFTMAX * scores * config.rows

@@ -99,7 +99,7 @@ def _start(config: TrainConfig, mesh, checkpoints, pipeline, changed) -> tuple[T
   """The newest checkpoint's state, with `pipeline` at its place; or the state at step 0, fresh or
   around the weights of `init_from`. And what it comes from, in words."""
   abstract = state_lib.abstract_state(config)
-  placed = sharding.shardings(abstract, mesh)
+  placed = state_lib.shardings(abstract, mesh, config)
   abstract = jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed
   )

@@ -56,27 +56,37 @@ def make(
 
   return optax.chain(
     optax.clip_by_global_norm(config.clip),
-    scale_by(config.kind, config.b1, config.b2, config.eps),
+    scale_by(config.kind, config.b1, config.b2, config.eps, config.mu_dtype),
     optax.add_decayed_weights(config.weight_decay, decays),
     optax.stateless(scale),
     optax.scale_by_learning_rate(schedule(config, steps)),
   )
 
 
-def scale_by(kind: str, b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
-  """Adam, or Muon for the kernels and Adam for the rest; one learning rate suits both.
+def scale_by(
+  kind: str, b1: float, b2: float, eps: float = 1e-8, mu_dtype: str = 'float32'
+) -> optax.GradientTransformation:
+  """Adam; Muon for the kernels and Adam for the rest; or Adafactor. One learning rate suits all.
 
   Muon (Jordan 2024, arXiv 2502.16982) replaces the momentum of a matrix by the nearest
   semi-orthogonal one; its update has the root mean square of Adam's. The first axis of a kernel
   with 3 or 5 axes (scanned layers, temporal taps of a convolution) counts matrices; of the others
-  all but the last are inputs.
+  all but the last are inputs. Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) holds the mean
+  squares of the rows and of the columns of a matrix with at least 128 of each instead of those of
+  all numbers, and clips an update by its root mean square; the first moment is that of Adam.
   """
-  adam = optax.scale_by_adam(b1, b2, eps)
+  adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
   if kind == 'adamw':
     return adam
+  if kind == 'adafactor':
+    return optax.chain(
+      optax.scale_by_factored_rms(decay_rate=0.8, epsilon=1e-30),
+      optax.clip_by_block_rms(1.0),
+      optax.ema(b1, accumulator_dtype=mu_dtype),
+    )
   matrices = lambda leaves: jax.tree.map(_matrix, leaves)
   muon = optax.chain(
-    contrib.scale_by_muon(weight_dimension_numbers=matrices),
+    contrib.scale_by_muon(mu_dtype=mu_dtype, weight_dimension_numbers=matrices),
     optax.stateless(lambda updates, _: jax.tree.map(_like_adam, updates)),
   )
   kernels = lambda leaves: jax.tree_util.tree_map_with_path(
@@ -96,10 +106,29 @@ def _like_adam(update):
   return _MUON_RMS * math.sqrt(max(inputs, outputs)) * update
 
 
-def update_ema(ema, params, step, decay: float):
+def update_ema(ema, params, step, config: OptimizerConfig, key=None):
   """The average after update number `step` (from 1), with the official warm-up; the first update
-  copies.
+  copies. Between two of `ema_every` steps it stays. key: of the stochastic rounding to bfloat16.
   """
-  n = step.astype(jnp.float32)
-  d = jnp.where(step <= 1, 0.0, jnp.minimum(decay, (1 + n) / (10 + n)))
-  return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+  every, n = config.ema_every, step.astype(jnp.float32)
+  d = jnp.minimum(config.ema, (1 + n) / (10 + n)) ** every
+  d = jnp.where(step <= every, 0.0, d)
+
+  def update(ema):
+    new = {name: d * e.astype(jnp.float32) + (1 - d) * params[name] for name, e in ema.items()}
+    if config.ema_dtype == 'float32':
+      return new
+    keys = jax.random.split(jax.random.fold_in(key, step), len(new))
+    return {name: rounded(a, k) for (name, a), k in zip(new.items(), keys)}
+
+  if every == 1:
+    return update(ema)
+  return jax.lax.cond(step % every == 0, update, lambda ema: ema, ema)
+
+
+def rounded(x, key):
+  """float32 -> bfloat16, up or down by chance such that the mean is x: the small steps of an
+  average would be lost by rounding to the nearest."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tuna_jax import tree
+from tuna_jax import sharding, tree
 from tuna_jax.config import TunaConfig, UserError, from_dict, to_dict
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import optimizer
@@ -123,15 +123,29 @@ def from_params(params, config: TrainConfig) -> TrainState:
   """The state at step 0 around `params`."""
   transformation, multiples = make_optimizer(config)
   leaves = select(params, multiples)
-  return TrainState(
-    jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, leaves), transformation.init(leaves)
-  )
+  ema = {name: jnp.array(a, config.optimizer.ema_dtype) for name, a in leaves.items()}
+  return TrainState(jnp.zeros((), jnp.int32), params, ema, transformation.init(leaves))
 
 
 def abstract_state(config: TrainConfig) -> TrainState:
   """Shapes and types of the state, computing nothing."""
   make = functools.partial(from_params, config=config)
   return jax.eval_shape(make, shapes(config))
+
+
+def shardings(state: TrainState, mesh, config: TrainConfig) -> TrainState:
+  """Where the state lies: as `sharding.RULES` say, and in host memory what `optimizer.host` names."""
+  placed = sharding.shardings(state, mesh)
+  for name, part in (('moments', 'opt_state'), ('ema', 'ema')):
+    if name in config.optimizer.host:
+      # A number or two stay: a scalar in host memory is not worth a transfer.
+      far = jax.tree.map(
+        lambda a, s: s.with_memory_kind('pinned_host') if a.ndim else s,
+        getattr(state, part),
+        getattr(placed, part),
+      )
+      placed = placed._replace(**{part: far})
+  return placed
 
 
 def own(params, config: TrainConfig):
@@ -167,9 +181,10 @@ def not_finite(state: TrainState) -> list[str]:
 
 @jax.jit
 def _finite(state: TrainState):
-  return jax.tree.map(lambda a: jnp.all(jnp.isfinite(a)), state)
+  return jax.tree.map(lambda a: jnp.all(jnp.isfinite(a)), sharding.near(state))
 
 
 def weights(state: TrainState):
   """What one evaluates: averaged where averaged, frozen elsewhere."""
-  return merge(state.params, state.ema)
+  averages = {name: a.astype(jnp.float32) for name, a in sharding.near(state.ema).items()}
+  return merge(state.params, averages)

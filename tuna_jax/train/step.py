@@ -18,7 +18,7 @@ from tuna_jax import flow, losses
 from tuna_jax.batch import Batch
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.sharding import active_mesh
+from tuna_jax.sharding import active_mesh, near
 from tuna_jax.train import optimizer as optimizer_lib
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -177,12 +177,13 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
       jax.eval_shape(grad_fn, leaves, state.params, *jax.tree.map(lambda a: a[0], pieces), counts),
     )
     ((loss, sums), grads), _ = jax.lax.scan(add, zeros, pieces)
+  state = state._replace(ema=near(state.ema), opt_state=near(state.opt_state))
   with jax.named_scope('optimizer'):
     updates, opt_state = transformation.update(grads, state.opt_state, leaves)
     new = optax.apply_updates(leaves, updates)
   step = state.step + 1
   with jax.named_scope('average'):
-    ema = optimizer_lib.update_ema(state.ema, new, step, config.optimizer.ema)
+    ema = optimizer_lib.update_ema(state.ema, new, step, config.optimizer, key)
   found = {
     'loss': loss,
     'grad_norm': optax.tree.norm(grads),
