@@ -48,7 +48,7 @@ def taken(config, devices, count=3):
   rows = jax.tree.map(lambda a: np.concatenate([a, a]), BATCH)
   with jax.set_mesh(mesh):
     make = functools.partial(state.from_params, config=config)
-    now = jax.jit(make, out_shardings=placed)(start().params)
+    now = jax.jit(make, out_shardings=placed)(jax.device_get(start().params))
     batch = jax.device_put(rows, sharding.batch_sharding(mesh))
     program = step.jit_step(config, placed)
     for _ in range(count):
