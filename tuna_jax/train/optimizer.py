@@ -80,7 +80,7 @@ def scale_by(
     return adam
   if kind == 'adafactor':
     return optax.chain(
-      optax.scale_by_factored_rms(decay_rate=0.8, epsilon=1e-30),
+      optax.scale_by_factored_rms(epsilon=eps**2),  # beside squares, where Adam's is beside roots
       optax.clip_by_block_rms(1.0),
       optax.ema(b1, accumulator_dtype=mu_dtype),
     )
