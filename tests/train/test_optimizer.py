@@ -114,7 +114,12 @@ def test_the_average_warms_up_as_published_and_the_first_update_copies():
 
 
 def test_the_average_never_decays_slower_than_asked():
-  ema = optimizer.update_ema({'a': jnp.float32(1)}, {'a': jnp.float32(0)}, jnp.int32(10**6), dataclasses.replace(PLAIN, ema=0.9))
+  ema = optimizer.update_ema(
+    {'a': jnp.float32(1)},
+    {'a': jnp.float32(0)},
+    jnp.int32(10**6),
+    dataclasses.replace(PLAIN, ema=0.9),
+  )
   np.testing.assert_allclose(ema['a'], 0.9, rtol=1e-6)
 
 

@@ -77,7 +77,9 @@ class FlowHead(nn.Module):
 
   def setup(self):
     c = self.config
-    self.layers = stack(FlowBlock, c.flow_head.num_layers, c.remat_of('flow_head'), 'layers', config=c)
+    self.layers = stack(
+      FlowBlock, c.flow_head.num_layers, c.remat_of('flow_head'), 'layers', config=c
+    )
     self.final = FinalLayer(c, name='final')
     if c.flow_head.dim != c.decoder.dim:
       width = c.flow_head.dim

@@ -190,8 +190,7 @@ NARROW = 'narrow'  # of attention's projections, whose width is the tower's
 _only = jax.checkpoint_policies.save_only_these_names
 _POLICIES = {
   'dots': jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    _only(SAVED),
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _only(SAVED)
   ),
   'narrow': _only(SAVED, NARROW),
   'attention': _only(SAVED),

@@ -158,7 +158,9 @@ class Vision(nn.Module):
     else:
       x = x + self._learned_positions(coords, size).astype(c.dtype)
     span = Span(rotary, jnp.full_like(segment, segment.shape[1] - 1), segment, segment)
-    x, _ = stack(BLOCKS[v.encoder], v.num_layers, c.remat_of('vision'), 'layers', config=c)(x, span, None)
+    x, _ = stack(BLOCKS[v.encoder], v.num_layers, c.remat_of('vision'), 'layers', config=c)(
+      x, span, None
+    )
     x = x[:, : image.shape[1]]
     return nn.LayerNorm(epsilon=v.norm_eps, dtype=c.dtype, name='norm')(x) if v.final_norm else x
 

@@ -41,8 +41,8 @@ class OptimizerConfig:
   last step. decay: patterns of the leaves that weight decay touches. ema: the decay d of the
   average, warmed up as min(d, (1 + n) / (10 + n)); ema_dtype: of the average, which bfloat16 holds
   with stochastic rounding; ema_every: steps between two updates of it, by d ** ema_every. host:
-  which of HOST lie in host memory between two steps (docs/advice.md 1). accumulate: micro-batches per step; the
-  result equals one batch of all of them.
+  which of HOST lie in host memory between two steps (docs/advice.md 1). accumulate: micro-batches
+  per step; the result equals one batch of all of them.
   lora: (pattern of kernels, rank, alpha), first match wins: low-rank adapters, which are leaves
   `lora_a` and `lora_b` beside their kernels (weights/lora.py). `groups` says what trains, as ever:
   (('.*/lora_[ab]', 1.0), ('.*', 0.0)) for nothing but adapters.

@@ -18,9 +18,8 @@ from tuna_jax.models.flops import PARTS, Tokens, attention, forward, matrices, p
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
 
-
-# Kernels of layers whose product runs again, by `TunaConfig.remat`. The last product of a layer does
-# not, unless a gate multiplies it. With these two, the scores of attention run again too.
+# Kernels of layers whose product runs again, by `TunaConfig.remat`. The last product of a layer
+# does not, unless a gate multiplies it. With these two, the scores of attention run again too.
 _WHOLE = ('block', 'offload')
 _LAST = '(decoder/layers/mlp/down_proj|vision/layers/mlp/fc2)'
 _AGAIN = {

@@ -134,7 +134,7 @@ def abstract_state(config: TrainConfig) -> TrainState:
 
 
 def shardings(state: TrainState, mesh, config: TrainConfig) -> TrainState:
-  """Where the state lies: as `sharding.RULES` say, and in host memory what `optimizer.host` names."""
+  """Where the state lies: by `sharding.RULES`, and in host memory what `optimizer.host` names."""
   placed = sharding.shardings(state, mesh)
   for name, part in (('moments', 'opt_state'), ('ema', 'ema')):
     if name in config.optimizer.host:
