@@ -9,7 +9,7 @@ from PIL import Image
 from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.sources import open_source, read_mixture
-from tuna_jax.small.prepare import prepare
+from tuna_jax.small.prepare import _digest, _split, prepare
 
 
 def draw(path, number):
@@ -128,6 +128,11 @@ def test_a_folder_of_pairs_with_instructions_is_enough_for_edits(tmp_path, layou
   ]
   others = {'t2i', 'caption'} if layout == 'metadata' else set()
   assert set(records(train)) == {'edit'} | others
+
+
+def test_of_pairs_of_pictures_the_asked_share_is_held_out():
+  found = [{i: [_digest(b'%d' % i), _digest(b'-%d' % i)] for i in range(2000)}]
+  assert 170 < len(_split(found, 0.1)['test'][0]) < 230
 
 
 def test_metadata_may_hold_questions(tmp_path):

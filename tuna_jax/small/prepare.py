@@ -247,7 +247,9 @@ def _split(found: list[dict[int, list[str]]], share: float) -> dict[str, list[li
         a, b = sorted((root(several[0]), root(key)))
         parent[b] = a
   groups = sorted({root(key) for key in parent})
-  held = {g for g in groups if int(g[:8], 16) < share * 2**32} or set(groups[:1])
+  # The lowest digest of a group is the lower the more pictures it has: it is hashed again.
+  low = lambda group: int(_digest(group.encode())[:8], 16) < share * 2**32
+  held = set(filter(low, groups)) or set(groups[:1])
   test = [[i for i, k in keys.items() if root(k[0]) in held] for keys in found]
   train = [[i for i, k in keys.items() if root(k[0]) not in held] for keys in found]
   return {'train': train, 'test': test}
