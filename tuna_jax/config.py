@@ -211,7 +211,7 @@ class TunaConfig:
   REMATS, for all towers ('block') or by tower ('vision=dots,decoder=block'; 'block' where nothing
   is said). attention: backend name of
   `models.attention`, or 'auto'. compat: 'clean' or 'official'; the latter reproduces the faults of
-  docs/architecture.md 13.2 that live in the model.
+  docs/architecture.md 13.2 that live in the model. Raises UserError for another name.
   """
 
   vision: VisionConfig | None

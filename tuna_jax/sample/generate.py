@@ -47,7 +47,7 @@ class Generator:
   clips or answers are made at once. max_length: positions of a prompt and its result together.
   pooled: (frames, side) where questions see a clip as so many pictures, each pooled to side x side
   tokens (`showo2.FRAMES`, `showo2.POOLED`); None: as the latents of a clip. usual: how it draws
-  where nobody says otherwise.
+  where nobody says otherwise. Raises UserError for a batch_size below 1.
   """
 
   def __init__(

@@ -80,6 +80,7 @@ class Guidance:
   are in both branches.
   interval: (from, to) of t; outside it the conditional velocity is used, which costs one branch.
   rescale: in [0, 1], how far the guided velocity gets the conditional one's standard deviation.
+  Raises UserError for numbers out of these ranges.
   """
 
   scale: float = SCALE
