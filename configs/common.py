@@ -13,11 +13,12 @@ from typing import NamedTuple
 import ml_collections
 from tuna_jax.configs import tiny
 
-from tuna_jax.config import UserError, from_dict, to_dict
+from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.flow import train_shift
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.sizes import size as named_size
 from tuna_jax.train.config import EncoderConfig, OptimizerConfig, TrainConfig
 

@@ -3,9 +3,10 @@
 import ml_collections
 from tuna_jax.configs import mixtures, tiny
 
-from tuna_jax.config import UserError, from_dict, to_dict
+from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.sizes import size as named_size
 from tuna_jax.toy.train_vae import VaeTrainConfig
 

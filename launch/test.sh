@@ -63,4 +63,4 @@ if [[ $browser == 1 ]] && ! command -v chromium >/dev/null; then
   run $sudo apt-get install -y -qq --no-install-recommends chromium >/dev/null
 fi
 export JAX_PLATFORMS=cpu
-attended python -m pytest -q -n "$workers" "${arguments[@]}"
+attended python -m pytest -q -n "$workers" --dist worksteal "${arguments[@]}"

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from tuna_jax.configs import common
 
-from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, to_dict
+from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig, texts
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.mappings import to_dict
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.train.config import EncoderConfig, ReportConfig, TrainConfig
 from tuna_jax.tree import name_of

@@ -6,7 +6,8 @@ import pytest
 from tuna_jax.configs import common
 
 from tests import shrink
-from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, from_dict, to_dict
+from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig, nearest
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.toy.sizes import TINY
 
 
@@ -90,3 +91,15 @@ def test_stages_differ_in_what_they_say_they_differ_in():
       0.1,
     )
     assert (c.ntp_coeff, c.flow_coeff) == (0.2, 1.0)
+
+
+@pytest.mark.parametrize(
+  'name, near',
+  [
+    ('trian', 'train'), ('gen', 'generate'), ('temp', 'temperature'), ('ckpt', 'checkpoint'),
+    ('lr', 'optimizer.lr'), ('out', 'output'), ('chat', ''), ('draw', ''), ('x', ''),
+  ],
+)  # fmt: skip
+def test_a_name_is_answered_with_the_nearest_if_one_is_near(name, near):
+  names = 'train get generate data step temperature checkpoint optimizer.lr output rows'.split()
+  assert nearest(name, names) == (f'; nearest is {near!r}' if near else '')

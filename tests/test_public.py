@@ -57,7 +57,7 @@ print(tuna_jax.train.config.TrainConfig.__name__)
   ("SIZES['3b']", "unknown size '3b': expected one of 2b, 7b, "),
   ("fit(None, 'x')", 'data: expected str, found None'),
   ("fit('x', 'y', minutes=None)", 'minutes: expected float, found None'),
-  ('Guidance(None)', 'guidance scale=None: must be above 0'),
+  ('Guidance(None)', 'guidance scale=None: expected a number above 0'),
 ])  # fmt: skip
 def test_a_wrong_argument_is_one_clear_sentence(call, says):
   with pytest.raises(tuna_jax.UserError) as caught:

@@ -7,7 +7,7 @@ import pytest
 from tuna_jax.configs import common, vae
 
 from tests import shrink
-from tuna_jax.config import checked, from_dict, to_dict
+from tuna_jax.mappings import checked, from_dict, to_dict
 from tuna_jax.ranges import Range
 from tuna_jax.toy.train_vae import VaeTrainConfig
 from tuna_jax.train.config import TrainConfig

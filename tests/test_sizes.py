@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from tuna_jax import sizes, tree
-from tuna_jax.config import TunaConfig, VaeConfig, from_dict, to_dict
+from tuna_jax.config import TunaConfig, VaeConfig
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 
 # docs/architecture.md 0, in our names.

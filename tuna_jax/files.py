@@ -18,7 +18,8 @@ import uuid
 import fsspec
 from etils import epath
 
-from tuna_jax.config import UserError, kind
+from tuna_jax.config import UserError
+from tuna_jax.mappings import kind
 
 _log = logging.getLogger(__name__)
 WEB = 'nothing is downloaded from the web: download it and give its path'

@@ -1,5 +1,5 @@
-"""The range of a field of a config, written as its type: `rows: Count`. `config.from_dict` refuses
-a value outside of it."""
+"""The range of a field of a config, written as its type: `rows: Count`. `mappings.from_dict`
+refuses a value outside of it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ class Range(NamedTuple):
     low = self.low < value if self.above else self.low <= value
     return low and (value < self.high if self.below else value <= self.high)
 
-  def __str__(self):
+  def wanted(self, value: float) -> str:
+    """What was expected instead of `value`; 2**31 - 1 is told only to what exceeds it."""
     low = f'{"above" if self.above else "at least"} {self.low:,g}'
     high = f'{"below" if self.below else "at most"} {self.high:,.10g}'
-    ends = ([low] if self.low > -MOST else []) + ([high] if self.high < MOST else [])
+    told = self.high < (2**31 - 1 if value < self.low else MOST)
+    ends = ([low] if self.low > -MOST else []) + ([high] if told else [])
     return ' and '.join(ends) or 'a finite number'
 
 

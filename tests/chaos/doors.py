@@ -19,13 +19,14 @@ from tests.weights.small import small_config
 from tests.weights.test_peft import DECODER, written
 from tuna_jax import batch
 from tuna_jax.cli import app, main
-from tuna_jax.config import UserError, from_dict, to_dict
+from tuna_jax.config import UserError
 from tuna_jax.data import pack, sources
 from tuna_jax.data.latents import LatentCache
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.segments import layout
 from tuna_jax.data.tasks import TASKS, Context
 from tuna_jax.data.tokenizer import Letters, Tokenizer
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.parity import cases
 from tuna_jax.sample import requests
 from tuna_jax.sample.image import Guidance

@@ -10,7 +10,7 @@ from tests import shrink
 from tests.weights.small import random_leaves, small_config
 from tests.weights.test_peft import DECODER, written
 from tuna_jax import files
-from tuna_jax.config import to_dict
+from tuna_jax.mappings import to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights import parts, safetensors, store, torchfile
 from tuna_jax.weights.tensors import lazies

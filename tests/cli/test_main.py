@@ -376,3 +376,8 @@ def test_the_name_of_a_file_that_cannot_be_is_one_line(value, shown, capsys):
     config_files._find_file('config', value)
   said = capsys.readouterr().err
   assert ended.value.code == 2 and len(said.splitlines()) == 1 and f'--config={shown}:' in said
+
+
+def test_the_module_is_the_command():
+  done = subprocess.run([sys.executable, '-m', 'tuna_jax', 'trian'], capture_output=True, text=True)
+  assert done.returncode == 2 and "nearest is 'train'" in done.stderr

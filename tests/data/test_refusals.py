@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.data.made import encoded, halves
-from tuna_jax.config import checked
 from tuna_jax.data import media
 from tuna_jax.data.limits import Limits
 from tuna_jax.data.media import MediaConfig, MediaError, read_image
+from tuna_jax.mappings import checked
 from tuna_jax.sample import requests
 
 CONFIG = MediaConfig('64', '64', 9)

@@ -72,7 +72,10 @@ def launch(script, *arguments, **environment):
 def test_a_dry_run_of_the_tests_runs_none():
   done = launch('test.sh', '--live', '--browser', '--dry-run', 'tests/cli', TUNA_TEST_WORKERS='3')
   assert (done.returncode, done.stderr) == (0, '')
-  assert done.stdout.splitlines()[-1] == 'python -m pytest -q -n 3 --live --browser tests/cli'
+  assert (
+    done.stdout.splitlines()[-1]
+    == 'python -m pytest -q -n 3 --dist worksteal --live --browser tests/cli'
+  )
 
 
 def test_lint_comes_before_the_tests():

@@ -109,6 +109,28 @@ def generator():
     (lambda g: g.edit('make it blue', np.zeros((4, 4, 3))), 'found ndarray; edit takes .images,'),
     (lambda g: g.video(7), 'prompt: expected text or a list of texts, found int'),
     (lambda g: g.text(3), 'found int'),
+    (
+      lambda g: g.text('a', max_new_tokens='8'),
+      "text: max_new_tokens='8': expected a whole number",
+    ),
+    (lambda g: g.text('a', temperature='a'), "text: temperature='a': expected a number, found str"),
+    (lambda g: g.text('a', seed=None), 'seed: expected a whole number, or one per request'),
+    (lambda g: list(g.stream('a', top_k=True)), 'stream: top_k=True: expected a whole number'),
+    (lambda g: g.image('a', points=8.0), 'image: points=8.0: expected a whole number, found float'),
+    (lambda g: g.image('a', solver=3), 'image: solver=3: expected text, found int'),
+    (lambda g: g.image('a', num_inference_steps='8'), "points='8': expected a whole number"),
+    (lambda g: g.image('a', size=(32,)), "expected one of .*'N' or 'HxW'"),
+    (lambda g: g.image('a', negative=3), 'negative: expected text, or one text per request'),
+    (lambda g: g.video('a', frames='5'), "video: frames='5': expected a whole number, found str"),
+    (lambda g: g.video('a', fps=None), 'video: fps=None: expected a whole number, found None'),
+    (lambda g: g.edit('a.png', 'b', shift='1'), "edit: shift='1': expected a number, found str"),
+    (lambda g: g.edit('a.png', 'b', seed='1'), 'seed: expected a whole number'),
+    (lambda g: g.edit('a.png', 'b', guidance='1'), "guidance scale='1': expected"),
+    (lambda g: g.story('a', pictures='2'), "story: pictures='2': expected a whole number"),
+    (
+      lambda g: Generator(small.CONFIG, {}, {}, None, tasks='x'),
+      "Generator: tasks='x': expected TaskConfig, found",
+    ),
   ],
 )
 def test_what_is_no_request_is_told_so(generator, call, said):

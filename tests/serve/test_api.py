@@ -167,7 +167,9 @@ def test_a_bad_question_is_a_sentence(client, more, says):
   ('more', 'says'),
   [
     ({'size': '128x64'}, '128 pixels on the longer side; at most 64'),
-    ({'size': '17x16'}, 'multiples of 16'),
+    ({'size': '17x16'}, 'height 16 and width 17: both sides must be multiples of 16'),
+    ({'prompt': ' '}, 'prompt: empty'),
+    ({'n': 0}, 'n=0: expected at least 1'),
     ({'n': 3}, '3 pictures of one request; at most 2'),
     ({'extra_body': {'points': 9}}, '9 points of the time grid; at most 4'),
     ({'extra_body': {'solver': 'rk4'}}, "solver 'rk4'"),
@@ -177,7 +179,7 @@ def test_a_bad_question_is_a_sentence(client, more, says):
 )
 def test_a_bad_wish_for_a_picture_is_a_sentence(client, more, says):
   with pytest.raises(openai.BadRequestError) as error:
-    client.images.generate(model='tuna', prompt='a red ball', **more)
+    client.images.generate(**{'model': 'tuna', 'prompt': 'a red ball', **more})
   assert says in error.value.body['message']
 
 
@@ -207,13 +209,21 @@ def test_what_is_no_request_at_all_is_refused_in_the_same_shape(address):
   assert refused(address, '/v1/nothing')[0] == 404
   status, body = refused(address, '/v1/chat/completions')
   assert status == 405 and json.loads(body)['error']['type'] == 'invalid_request_error'
+  kind = {'Content-Type': 'application/json; charset=utf-8'}
   for data in (b'{', b'[' * 100_000, b'[]', b'\xff'):
-    status, body = refused(address, '/v1/chat/completions', data)
+    status, body = refused(address, '/v1/chat/completions', data, **kind)
     assert status == 400 and 'JSON' in json.loads(body)['error']['message']
 
 
+@pytest.mark.parametrize('path', ['chat/completions', 'images/generations', 'images/edits'])
+def test_a_body_of_another_kind_is_refused(address, path):
+  status, body = refused(address, f'/v1/{path}', b'{}', **{'Content-Type': 'text/plain'})
+  assert status == 415 and 'found text/plain' in json.loads(body)['error']['message']
+
+
 def test_a_large_body_is_refused_while_it_arrives(address):
-  status, body = refused(address, '/v1/chat/completions', b' ' * 100_001)
+  kind = {'Content-Type': 'application/json'}
+  status, body = refused(address, '/v1/chat/completions', b' ' * 100_001, **kind)
   assert status == 413 and 'more than 0.1 MB' in json.loads(body)['error']['message']
 
 

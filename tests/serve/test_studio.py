@@ -9,8 +9,8 @@ import pytest
 
 from tests.serve import served
 from tests.serve.served import FEW, LIMITS, PICTURE
-from tuna_jax.config import to_dict
 from tuna_jax.data.mixture import DataConfig
+from tuna_jax.mappings import to_dict
 from tuna_jax.sample.output import read_info
 from tuna_jax.serve import examples
 from tuna_jax.serve.studio import How, Studio

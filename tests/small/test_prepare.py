@@ -83,6 +83,27 @@ def test_records_that_cannot_be_used_are_counted_and_named(tmp_path):
   assert said[0].startswith('1 records cannot be used')
 
 
+def test_a_picture_that_is_none_is_named(tmp_path):
+  (tmp_path / 'album').mkdir()
+  (tmp_path / 'album' / 'fox.jpg').write_text('no picture')
+  (tmp_path / 'album' / 'fox.txt').write_text('a red fox')
+  with pytest.raises(UserError, match=r'no record to train on; .*fox\.jpg: not a readable picture'):
+    prepare(str(tmp_path / 'album'), str(tmp_path / 'out'), say=str)
+
+
+def test_a_line_of_metadata_that_is_no_json_is_named(tmp_path):
+  draw(tmp_path / '1.png', 1)
+  (tmp_path / 'metadata.jsonl').write_text('{"file_name": "1.png", "text": "fox"}\n{fox')
+  with pytest.raises(UserError, match=r'metadata\.jsonl:2: '):
+    prepare(str(tmp_path), str(tmp_path / 'out'), say=str)
+
+
+def test_one_picture_is_too_few_and_it_is_said(tmp_path):
+  draw(tmp_path / 'red_fox' / '1.png', 1)
+  with pytest.raises(UserError, match='no record to train on; .*more pictures are needed'):
+    prepare(str(tmp_path), str(tmp_path / 'out'), say=str)
+
+
 def test_at_most_so_many_pictures_are_used_and_it_is_said(album, tmp_path):
   said = []
   train, _ = prepare(str(album / 'my.json'), str(tmp_path / 'out'), most=7, say=said.append)
@@ -147,5 +168,5 @@ def test_metadata_may_hold_questions(tmp_path):
 
 def test_a_folder_without_texts_says_what_is_expected(tmp_path):
   draw(tmp_path / 'album' / '1.png', 1)
-  with pytest.raises(UserError, match='NAME.txt beside NAME.jpg'):
+  with pytest.raises(UserError, match=r'NAME\.txt beside NAME\.jpg.*such as red_fox/1\.jpg'):
     prepare(str(tmp_path / 'album'), str(tmp_path / 'out'), say=str)

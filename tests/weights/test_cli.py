@@ -9,7 +9,7 @@ import pytest
 
 from tests.weights.small import random_leaves, small_config
 from tuna_jax import tree
-from tuna_jax.config import to_dict
+from tuna_jax.mappings import to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights import lora, parts, peft, safetensors, store, tables, torchfile
 from tuna_jax.weights.convert import export

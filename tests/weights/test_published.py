@@ -177,7 +177,13 @@ def test_get_lists_the_names():
 def test_get_tells_what_to_do_where_the_hub_cannot_be_reached():
   said = get('showo2-1.5b', '--dry-run', code=2)
   assert 'http://127.0.0.1:9 did not give its files' in said
-  assert 'set HF_ENDPOINT to a mirror' in said and 'copy its folder' in said
+  assert (
+    'Set HF_ENDPOINT to a mirror' in said
+    and '`tuna-jax convert import --input=FOLDER` takes it' in said
+  )
+  said = get('siglip', code=2)
+  assert 'google/siglip-so400m-patch14-384 in any other way' in said
+  assert '`tuna-jax convert assemble --vision=FOLDER` takes it' in said
 
 
 def test_get_reads_from_the_endpoint_that_is_named():

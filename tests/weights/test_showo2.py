@@ -8,7 +8,7 @@ import pytest
 
 from tests.models import designs
 from tests.weights.small import random_leaves, shapes_only
-from tuna_jax.config import to_dict
+from tuna_jax.mappings import to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.sizes import SIZES
 from tuna_jax.weights import parts, safetensors, store, torchfile

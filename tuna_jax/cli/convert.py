@@ -34,6 +34,7 @@ from tuna_jax import config as configs
 from tuna_jax import files, sizes
 from tuna_jax.cli import app
 from tuna_jax.config import UserError
+from tuna_jax.mappings import from_dict
 from tuna_jax.tools import recover
 from tuna_jax.weights import (
   compare,
@@ -299,7 +300,7 @@ def _config():
   if _SIZE.value:
     return sizes.size(_SIZE.value)
   text = files.read_object(_MODEL.value)
-  return configs.from_dict(configs.TunaConfig, text.get('config', text))
+  return from_dict(configs.TunaConfig, text.get('config', text))
 
 
 def _need(action, **needed):

@@ -29,7 +29,8 @@ from ml_collections import config_flags
 
 from tuna_jax import files
 from tuna_jax.cli import app, packing
-from tuna_jax.config import UserError, checked
+from tuna_jax.config import UserError
+from tuna_jax.mappings import checked
 
 ACTIONS = {
   'shapes': 'Writes mixture files of the rendered world, whose records are made as they are read.',
@@ -249,9 +250,9 @@ def _verdict(failed):
 def encode(path):
   import json
 
-  from tuna_jax.config import to_dict
   from tuna_jax.configs import common
   from tuna_jax.data import encoded, sources
+  from tuna_jax.mappings import to_dict
   from tuna_jax.train import encoder
   from tuna_jax.train.config import EncoderConfig
 

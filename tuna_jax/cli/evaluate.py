@@ -56,6 +56,7 @@ def main(argv):
   import jax
 
   from tuna_jax import sharding
+  from tuna_jax.data.sources import read_mixture
   from tuna_jax.evals import own_data, report
   from tuna_jax.evals.results import table
   from tuna_jax.sample.open import open_generator
@@ -68,6 +69,10 @@ def main(argv):
   mixture = config.data.mixture
   if mixture != 'shapes':
     mixture = str(store.located(mixture, files.absolute(run)))
+  own, test = not is_world(mixture), _TEST.value
+  if own:
+    test = test or os.path.join(os.path.dirname(mixture), 'mixture_test.json')
+    read_mixture(test)  # before the model is loaded
   # Whole weights on every device; the rows of a batch are spread over the devices.
   mesh = sharding.make_mesh(data=-1, fsdp=1)
   generator = open_generator(run, mesh=mesh, **options)
@@ -75,11 +80,10 @@ def main(argv):
   print(f'evaluating {run}', flush=True)
   say = lambda line: print(line, flush=True)
   with jax.set_mesh(mesh):
-    if is_world(mixture):
+    if not own:
       result = world.evaluate(generator, _N.value, how, _TARGETS.value, say)
       title = 'A tiny Tuna sees, draws, edits and films'
     else:
-      test = _TEST.value or os.path.join(os.path.dirname(mixture), 'mixture_test.json')
       result = own_data.evaluate(generator, mixture, test, _N.value, how, say)
       title = f'A tiny Tuna learns from {mixture}'
   print(table(result.rows, result.titles))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from tuna_jax.cli.app import EXIT_RETRY
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError
+from tuna_jax.mappings import from_dict
 from tuna_jax.serve.limits import WORDS, RequestLimits
 
 flags.disclaim_key_flags()  # they belong to the verb that calls a function of this module

@@ -21,11 +21,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from tuna_jax import files
-from tuna_jax.config import UserError, kind
+from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import load, named
 from tuna_jax.data.shards import paths_of, renamed
 from tuna_jax.data.sources import SourceConfig
+from tuna_jax.mappings import kind
 
 ENDING = '.array_record'
 COUNTS = (

@@ -22,13 +22,14 @@ import ml_dtypes
 import numpy as np
 
 from tuna_jax import files
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError
 from tuna_jax.data import arrayrecord
 from tuna_jax.data.latents import Encode, Group, encode_all
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import BadRecord, named
 from tuna_jax.data.sources import Source, SourceConfig
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.mappings import from_dict
 
 PREFIX, ABOUT = 'latents:', 'about.json'
 MEDIA = {'picture': ('image_size',), 'pictures': ('image_size',), 'clip': ('video_size', 'frames')}

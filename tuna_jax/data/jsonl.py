@@ -10,11 +10,12 @@ import re
 
 import numpy as np
 
-from tuna_jax.config import UserError, kind
+from tuna_jax.config import UserError
 from tuna_jax.data import shards
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import load, named
 from tuna_jax.data.sources import SourceConfig
+from tuna_jax.mappings import kind
 
 
 class JsonlSource:

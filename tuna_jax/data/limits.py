@@ -10,7 +10,8 @@ import stat
 from typing import BinaryIO
 
 from tuna_jax import files
-from tuna_jax.config import UserError, kind
+from tuna_jax.config import UserError
+from tuna_jax.mappings import kind
 from tuna_jax.ranges import Count, Positive
 
 

@@ -63,7 +63,9 @@ def buckets(name: str) -> tuple[Size, ...]:
     size = (int(parts[0]), int(parts[-1]))
     if min(size) > 0 and not (size[0] % 16 or size[1] % 16):
       return (size,)
-    raise UserError(f'size {name!r}: both sides must be multiples of 16')
+    raise UserError(
+      f'height {size[0]} and width {size[1]}: both sides must be multiples of 16, and above 0'
+    )
   known = ', '.join(BUCKETS)
   raise UserError(f"size {name!r}: expected one of {known}, 'N' or 'HxW'{nearest(name, BUCKETS)}")
 

@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from tuna_jax import files
-from tuna_jax.config import UserError, from_dict, kind
+from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TASKS, check_task
 from tuna_jax.data.views import Some
+from tuna_jax.mappings import from_dict, kind
 from tuna_jax.ranges import Count, Positive, Whole
 
 # What the path of a mixture row looks like -> what opens the row, called with (SourceConfig,
@@ -123,7 +124,7 @@ def read_mixture(path: str | os.PathLike) -> tuple[SourceConfig, ...]:
   try:
     rows = files.read_json(path)
   except FileNotFoundError as e:
-    raise FileNotFoundError(f'mixture {path}: no such file') from e
+    raise UserError(f'mixture {path}: no such file') from e
   if not isinstance(rows, list) or not rows:
     found = 'an empty list' if rows == [] else kind(rows)
     wanted = 'a list of rows {"path", "root", "task", "weight"}'

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tuna_jax import files
-from tuna_jax.config import UserError, kind
+from tuna_jax.config import UserError
 from tuna_jax.data import shards
 from tuna_jax.data.columns import class_name, read_classes, record_of
 from tuna_jax.data.jsonl import nesting
@@ -24,6 +24,7 @@ from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import PICTURES, load, named
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.mappings import kind
 
 _PICTURES = frozenset(
   'png jpg jpeg jfif webp bmp gif tif tiff avif heic jp2 ppm tga img image'.split()

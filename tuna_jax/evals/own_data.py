@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from tuna_jax.config import UserError, kind
+from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.records import BadRecord, usable
 from tuna_jax.data.sources import Source, open_source, read_mixture
@@ -22,6 +22,7 @@ from tuna_jax.data.tasks import PLACEHOLDER, TASKS, turns_of
 from tuna_jax.evals import results
 from tuna_jax.evals.nearest import Judge, group
 from tuna_jax.evals.results import KNOWN, Evaluation, Result, Sample
+from tuna_jax.mappings import kind
 from tuna_jax.sample.generate import Drawing, Generator
 
 CAPTION_TOKENS = 64

@@ -77,6 +77,22 @@ def chat(generator, turns, pieces, marked, *reply) -> Plan:
   return [*plan, *reply]
 
 
+def branches(generator, prompt, negative: str, target: Image | Video, guidance) -> list[Plan]:
+  """The plans of one prompt or conversation to draw `target` from, one per branch of guidance: with
+  its text, with `negative` instead, and without text and pictures."""
+  if isinstance(prompt, str):
+    if guidance.image_scale is not None:
+      raise UserError('guidance image_scale is for edits: here are no source pictures')
+    plans = [tasks.generation(generator.tokenizer, text, target) for text in (prompt, negative)]
+  else:
+    turns, visuals, marked = requests.turns_of(prompt, ())
+    without = requests.replace_question(turns, negative)
+    media = generator.read(visuals)
+    plans = [chat(generator, t, media, marked, target) for t in (turns, without)]
+    plans.append(chat(generator, requests.without_pictures(without), (), marked, target))
+  return plans[: guidance.branches]
+
+
 def check_length(generator, example: Example, room: int) -> None:
   """Raises UserError where the prompt and `room` more positions are too long."""
   if example.length + room > generator.max_length:

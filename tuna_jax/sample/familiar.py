@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import functools
 import inspect
+import numbers
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tuna_jax import files
 from tuna_jax.config import UserError, nearest
+from tuna_jax.mappings import kind
 
 # What diffusers, transformers and OpenAI's client call our arguments.
 NAMES = {
@@ -22,12 +26,18 @@ NAMES = {
   'max_tokens': 'max_new_tokens',
   'max_completion_tokens': 'max_new_tokens',
 }
+# What stands for a type of an argument, and its name in a message.
+TYPES = {
+  int: (numbers.Integral, 'a whole number'),
+  float: (numbers.Real, 'a number'),
+  str: (str, 'text'),
+}
 
 
 def familiar(method: Callable) -> Callable:
   """The method, which also takes the familiar names of its arguments: those of NAMES, `height` and
   `width` for `size`, and `num_inference_steps` for `points` - 1. Raises UserError for an unknown or
-  doubled name."""
+  doubled name, and for a value of another type."""
   known = list(inspect.signature(method).parameters)[1:]
   parameters = inspect.signature(method).parameters
   needed = [name for name in known if parameters[name].default is inspect.Parameter.empty]
@@ -49,16 +59,35 @@ def familiar(method: Callable) -> Callable:
       if name in NAMES:
         _put(method, named, taken, NAMES[name], named.pop(name))
       elif name == 'num_inference_steps':
-        _put(method, named, taken, 'points', named.pop(name) + 1)
+        steps = named.pop(name)
+        points = steps + 1 if isinstance(steps, numbers.Integral) else steps
+        _put(method, named, taken, 'points', points)
     if {'height', 'width'} & named.keys():
       if not {'height', 'width'} <= named.keys():
         raise UserError(f'{method.__name__}: height and width go together; size=N is a square')
       _put(method, named, taken, 'size', (named.pop('height'), named.pop('width')))
     if missing := [name for name in needed if name not in named and name not in taken]:
       raise UserError(f'{method.__name__}: no {" and no ".join(missing)} given')
+    check_types(method, dict(zip(known, given)) | named)
     return method(self, *given, **named)
 
   return call
+
+
+def check_types(function: Callable, given: Mapping[str, Any]) -> None:
+  """Raises UserError for an argument of another type than the function says, where that is a plain
+  one of TYPES, a bool or a dataclass, or None beside it."""
+  hints = typing.get_type_hints(function)
+  for name, value in given.items():
+    types = typing.get_args(hints.get(name)) or (hints.get(name),)
+    wanted = [t for t in types if t is not type(None)]
+    if len(wanted) != 1 or (value is None and len(types) > 1):
+      continue
+    known = wanted[0] in TYPES or wanted[0] is bool or dataclasses.is_dataclass(wanted[0])
+    plain, words = TYPES.get(wanted[0], (wanted[0], getattr(wanted[0], '__name__', '')))
+    if known and (not isinstance(value, plain) or (type(value) is bool and plain is not bool)):
+      where = function.__qualname__.removesuffix('.__init__').rpartition('.')[2]
+      raise UserError(f'{where}: {name}={value!r}: expected {words}, found {kind(value)}')
 
 
 def _put(method, named: dict, taken, name: str, value) -> None:

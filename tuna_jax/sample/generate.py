@@ -50,6 +50,7 @@ class Generator:
   where nobody says otherwise. Raises UserError for a batch_size below 1.
   """
 
+  @familiar
   def __init__(
     self, config: TunaConfig, params, vae_params, tokenizer: Tokenizer, *,
     vae_config: VaeConfig | None = None, tasks: TaskConfig | None = None,
@@ -210,6 +211,7 @@ class Generator:
     entries = requests.per_request(images, len(texts), many)
     if not all(entries):
       raise UserError('edit: no source picture')
+    seeds = requests.seeds_of(seed, len(texts))
     size = None if size is None else requests.size_name(size)
     _, stride = strides(self.config)
     sources = [requests.read_source(s, self.media, size, stride) for e in entries for s in e]
@@ -220,7 +222,6 @@ class Generator:
       target = Image(np.zeros((*sources[-1].media.shape[:3], 0), np.float32), True)
       branches = ((sources, text), (sources, other), ([], other))[: how.guidance.branches]
       plans.append([tasks_lib.editing(self.tokenizer, s, t, target) for s, t in branches])
-    seeds = requests.seeds_of(seed, len(texts))
     drawn = self.decode(self.draw(plans, seeds, how, report))
     infos = [
       {**info, 'sources': [requests.name_of(s) for s in entry]}
@@ -313,21 +314,8 @@ class Generator:
 
   def _generate(self, prompts, negative, target, seed, how, report, firsts=None):
     """(pixels, infos) of prompts and conversations."""
-    plans = []
-    for prompt, other in zip(prompts, requests.each(negative, len(prompts), 'negative')):
-      if isinstance(prompt, str):
-        if how.guidance.image_scale is not None:
-          raise UserError('guidance image_scale is for edits: here are no source pictures')
-        branches = [tasks_lib.generation(self.tokenizer, text, target) for text in (prompt, other)]
-      else:
-        turns, visuals, marked = requests.turns_of(prompt, ())
-        without = requests.replace_question(turns, other)
-        media = self.read(visuals)
-        branches = [
-          asking.chat(self, t, v, marked, target) for t, v in ((turns, media), (without, media))
-        ]
-        branches.append(asking.chat(self, requests.without_pictures(without), (), marked, target))
-      plans.append(branches[: how.guidance.branches])
+    others = requests.each(negative, len(prompts), 'negative')
+    plans = [asking.branches(self, *both, target, how.guidance) for both in zip(prompts, others)]
     seeds = requests.seeds_of(seed, len(prompts))
     drawn = self.draw(plans, seeds, how, report, firsts)
     return self.decode(drawn), requests.infos(prompts, negative, seeds, how)

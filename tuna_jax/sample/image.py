@@ -94,7 +94,7 @@ class Guidance:
       if value is None and name == 'image_scale':
         continue
       if not isinstance(value, numbers.Real) or not value > 0:
-        raise UserError(f'guidance {name}={value}: must be above 0; 1 is no guidance')
+        raise UserError(f'guidance {name}={value!r}: expected a number above 0; 1 is none')
     low, high = self.interval
     if not 0 <= low < high <= 1:
       raise UserError(f'guidance interval={self.interval}: expected 0 <= from < to <= 1')
@@ -149,7 +149,8 @@ class Drawing:
     if guidance is None:
       guidance = own.guidance or usual.scales[TASKS.index(task)]
     if not isinstance(guidance, Guidance):
-      guidance = Guidance(float(guidance))
+      real = isinstance(guidance, numbers.Real)
+      guidance = Guidance(float(guidance) if real else guidance)
     return cls(
       guidance,
       (own.points or usual.points) if points is None else points,

@@ -8,12 +8,13 @@ import os
 import jax
 
 from tuna_jax import files, sharding, tree
-from tuna_jax.config import UserError, from_dict, nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.mappings import from_dict
 from tuna_jax.models.shapes import tuna_shapes
-from tuna_jax.sample import showo2
+from tuna_jax.sample import familiar, showo2
 from tuna_jax.sample.generate import Generator
 from tuna_jax.sample.image import Usual
 from tuna_jax.weights import lora as adapters
@@ -52,6 +53,8 @@ def open_generator(
   """
   root = published.locate(checkpoint)
   _known(options)
+  familiar.check_types(Generator.__init__, options)
+  familiar.check_types(open_generator, {'step': step, 'ema': ema, 'dtype': dtype})
   if lora and not files.path(lora).is_dir():
     raise UserError(f'lora={os.fspath(lora)!r}: no such folder')
   stored = store.open_stored(root, step=step, ema=ema)

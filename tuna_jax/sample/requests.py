@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image as Pil
 
 from tuna_jax import files
-from tuna_jax.config import UserError, kind, nearest
+from tuna_jax.config import UserError, nearest
 from tuna_jax.data import media
 from tuna_jax.data.media import MediaConfig, Size
 from tuna_jax.data.tasks import PLACEHOLDER
+from tuna_jax.mappings import kind
 from tuna_jax.sample import familiar
 
 FILMS = ('.mp4', '.webm', '.mkv', '.mov', '.avi', '.m4v')  # paths read as clips, as folders are
@@ -142,6 +143,8 @@ def each(value: str | Sequence[str], count: int, what: str) -> list[str]:
   """One text for all requests, or one each."""
   if isinstance(value, str):
     return [value] * count
+  if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
+    raise UserError(f'{what}: expected text, or one text per request, found {kind(value)}')
   if len(value) != count:
     raise UserError(f'{what}: {len(value)} texts for {count} requests')
   return list(value)
@@ -167,7 +170,8 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
 
 def size_name(size: str | int | Size) -> str:
   """A size as `media.buckets` reads it."""
-  return f'{size[0]}x{size[1]}' if isinstance(size, (tuple, list)) else str(size)
+  pair = isinstance(size, (tuple, list)) and len(size) == 2
+  return f'{size[0]}x{size[1]}' if pair else str(size)
 
 
 def read(source, config: MediaConfig, stride: int) -> np.ndarray:

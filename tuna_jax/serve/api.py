@@ -143,8 +143,7 @@ class Api:
 
   async def edits(self, request: Request) -> JSONResponse:
     """POST /v1/images/edits."""
-    if not request.headers.get('content-type', '').startswith('multipart/form-data'):
-      raise UserError('expected a form, multipart/form-data, with image and prompt')
+    _expect(request, 'multipart/form-data')
     async with request.form(max_files=16, max_fields=64) as form:
       items = form.multi_items()
       files = [v for k, v in items if k in ('image', 'image[]') and not isinstance(v, str)]
@@ -202,7 +201,15 @@ class Api:
     return JSONResponse(body, 404)
 
 
+def _expect(request: Request, kind: str) -> None:
+  """Refuses a body that is declared to be of another kind."""
+  found = request.headers.get('content-type', '').partition(';')[0].strip().lower()
+  if found != kind:
+    raise HTTPException(415, f'Content-Type: expected {kind}, found {found or "none"}')
+
+
 async def _json(request: Request):
+  _expect(request, 'application/json')
   try:
     return json.loads(await request.body())
   except (ValueError, RecursionError) as error:

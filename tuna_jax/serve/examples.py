@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError
 from tuna_jax.data.mixture import DataConfig, open_sources
 from tuna_jax.evals import own_data
+from tuna_jax.mappings import from_dict
 from tuna_jax.weights import published, store
 
 _log = logging.getLogger(__name__)

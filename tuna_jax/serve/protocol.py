@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError
+from tuna_jax.mappings import from_dict
 from tuna_jax.ranges import Count, NotNegative, Positive, Range, Share, Whole
 from tuna_jax.sample import familiar, requests
 from tuna_jax.serve.limits import RequestLimits
@@ -105,6 +106,8 @@ def drawn_of(body: Mapping, limits: RequestLimits) -> tuple[Drawn, dict[str, Any
   asked = from_dict(Drawn, _effective(body, kept=('response_format',)))
   if asked.response_format not in (None, 'b64_json', 'url'):
     raise UserError(f'response_format={asked.response_format!r}: expected b64_json or url')
+  if not asked.prompt.strip():
+    raise UserError('prompt: empty; expected what to draw or to change')
   if asked.stream:
     raise UserError('stream: pictures are sent when they are complete; leave it out')
   size = None if asked.size in (None, 'auto') else size_of(asked.size)

@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Callable
 
 from tuna_jax import flow
-from tuna_jax.config import TunaConfig, UserError, from_dict
+from tuna_jax.config import TunaConfig, UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.mappings import from_dict
 from tuna_jax.sample.image import Usual
 from tuna_jax.small import recipe
 from tuna_jax.train.config import ReportConfig, TrainConfig

@@ -25,12 +25,13 @@ from collections.abc import Callable
 from typing import Annotated
 
 from tuna_jax import files
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import texts
 from tuna_jax.data.sources import read_mixture
 from tuna_jax.data.tokenizer import Tokenizer
 from tuna_jax.evals import curves
+from tuna_jax.mappings import from_dict
 from tuna_jax.ranges import Count, Range, Whole
 from tuna_jax.small import adapt, prepare, recipe, watch
 from tuna_jax.toy import train_vae

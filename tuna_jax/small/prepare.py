@@ -23,8 +23,9 @@ import numpy as np
 
 from tuna_jax import files
 from tuna_jax.config import UserError
-from tuna_jax.data.limits import locate
+from tuna_jax.data.limits import locate, naming
 from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.pictures import open_image
 from tuna_jax.data.records import BadRecord, guard, texts_of
 from tuna_jax.data.sources import MADE, SourceConfig, open_source, read_mixture
 from tuna_jax.data.tasks import TASKS
@@ -86,7 +87,9 @@ def prepare(
           np.save(file, np.array(sorted(numbers), np.int64))
         written.append(dataclasses.asdict(row) | {'records': f'{split}.{n}.npy'})
     if not written:
-      why = f'; the first of {len(faults)} unusable ones: {faults[0]}' if faults else ''
+      why = '; all there are is held out, or nothing is: more pictures are needed'
+      if faults:
+        why = f'; the first of {len(faults)} unusable ones: {faults[0]}'
       what = 'to train on' if split == 'train' else 'to hold out'
       raise UserError(f'{data}: no record {what}{why}')
     counts = ', '.join(f'{len(c)} {r.task}' for r, c in zip(rows[split], chosen[split]) if c)
@@ -111,8 +114,10 @@ def read_folder(folder: pathlib.Path, out) -> str:
       lines[task].append(record)
   if not lines:
     raise UserError(
-      f'{folder}: no pictures with texts; expected metadata.jsonl, NAME.txt beside NAME.jpg or '
-      'beside NAME_before.jpg and NAME_after.jpg, or folders whose names are captions'
+      f'{folder}: no pictures with texts; expected NAME.txt beside NAME.jpg, which holds its '
+      'caption, or beside NAME_before.jpg and NAME_after.jpg, or lines such as '
+      '{"file_name": "1.jpg", "text": "a red fox"} in metadata.jsonl, or folders whose names are '
+      'captions, such as red_fox/1.jpg'
     )
   out = files.path(out)
   out.mkdir(parents=True, exist_ok=True)
@@ -129,8 +134,12 @@ def _records(folder: pathlib.Path) -> Iterator[dict]:
   """Those of each picture of a folder that has a text, with a field of _TASKS."""
   if (folder / 'metadata.jsonl').exists():
     for n, line in enumerate((folder / 'metadata.jsonl').read_text('utf-8-sig').splitlines(), 1):
-      if line.strip():
-        yield from _of_metadata(f'{folder / "metadata.jsonl"}:{n}', json.loads(line))
+      where = f'{folder / "metadata.jsonl"}:{n}'
+      try:
+        if line.strip():
+          yield from _of_metadata(where, json.loads(line))
+      except json.JSONDecodeError as error:
+        raise UserError(f'{where}: not JSON ({error.msg})') from None
     return
   pictures = sorted(
     path for path in folder.rglob('*') if path.suffix.lower() in PICTURES and path.name[0] != '.'
@@ -200,8 +209,8 @@ def _read(rows: list[SourceConfig], faults: list[str]) -> list[dict[int, list[st
 def _contents(source, record: Mapping, digests: dict[str, str]) -> Iterator[str]:
   """A digest of each picture and clip of a raw record; of its texts, if it shows nothing."""
   fields = TASKS[source.task].fields
-  media = [record[field] for field, kind in fields.items() if kind not in ('text', 'turns')]
-  for value in media:
+  media = [(record[name], kind) for name, kind in fields.items() if kind not in ('text', 'turns')]
+  for value, kind in media:
     for one in value if isinstance(value, list) else [value]:
       if not isinstance(one, str):
         yield _digest(np.ascontiguousarray(one) if isinstance(one, np.ndarray) else one)
@@ -209,6 +218,9 @@ def _contents(source, record: Mapping, digests: dict[str, str]) -> Iterator[str]
       if (name := f'{source.root}:{one}') not in digests:
         path = str(locate(one, source.root))
         content = path.encode() if os.path.isdir(path) else files.path(path).read_bytes()
+        if kind != 'clip':
+          with naming(path, 'picture'):
+            open_image(content)  # reads the header alone
         digests[name] = _digest(content)
       yield digests[name]
   if not media:

@@ -20,10 +20,11 @@ import numpy as np
 import optax
 
 from tuna_jax import files, stopping
-from tuna_jax.config import UserError, VaeConfig, to_dict
+from tuna_jax.config import UserError, VaeConfig
 from tuna_jax.data.mixture import DataConfig, fingerprint, open_sources
 from tuna_jax.data.records import PICTURES, media_of
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.mappings import to_dict
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import WanVae, decode_pixels, encode_pixels, to_float
 from tuna_jax.ranges import (

@@ -18,7 +18,8 @@ class _Train(types.ModuleType):
     stop has saved, and FloatingPointError for a loss that is no longer finite. The whole is said in
     `tuna_jax.train.loop.train`.
     """
-    from tuna_jax.config import UserError, kind
+    from tuna_jax.config import UserError
+    from tuna_jax.mappings import kind
     from tuna_jax.train import loop  # imports jax
     from tuna_jax.train.config import TrainConfig
 

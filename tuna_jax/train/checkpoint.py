@@ -29,9 +29,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from tuna_jax import files, tree
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError
 from tuna_jax.data.pipeline import merge_states
 from tuna_jax.data.tokenizer import Tokenizer
+from tuna_jax.mappings import from_dict
 from tuna_jax.train import provenance
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.state import TrainState, own

@@ -26,12 +26,13 @@ from jax.sharding import PartitionSpec as P
 
 from tuna_jax import tree
 from tuna_jax.batch import check_frames, colours, to_rows
-from tuna_jax.config import TunaConfig, UserError, VaeConfig, to_dict
+from tuna_jax.config import TunaConfig, UserError, VaeConfig
 from tuna_jax.data.encoded import MEDIA, LatentsSource
 from tuna_jax.data.media import buckets
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.sources import Source
 from tuna_jax.data.tasks import TASKS
+from tuna_jax.mappings import to_dict
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.models.vae import check_clip, encode_chunk
 from tuna_jax.train import programs as programs_lib

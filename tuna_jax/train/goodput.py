@@ -10,7 +10,7 @@ import time
 import jax
 
 from tuna_jax import files
-from tuna_jax.config import from_dict
+from tuna_jax.mappings import from_dict
 from tuna_jax.ranges import Count, NotNegative, Whole
 
 # start: until the first step can be compiled: data, weights, encoder. data: the host waits for a

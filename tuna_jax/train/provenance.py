@@ -13,10 +13,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from tuna_jax import files
-from tuna_jax.config import UserError, nearest, to_dict
+from tuna_jax.config import UserError, nearest
 from tuna_jax.data.mixture import fingerprint
 from tuna_jax.data.pipeline import Pipeline
 from tuna_jax.data.sources import MADE
+from tuna_jax.mappings import to_dict
 from tuna_jax.train.config import TrainConfig
 from tuna_jax.train.feed import Feed
 from tuna_jax.weights import steps, store

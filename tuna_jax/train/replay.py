@@ -18,8 +18,9 @@ import numpy as np
 from tuna_jax import batch as batch_lib
 from tuna_jax import files
 from tuna_jax.batch import Batch
-from tuna_jax.config import UserError, from_dict
+from tuna_jax.config import UserError
 from tuna_jax.data.limits import reason
+from tuna_jax.mappings import from_dict
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.ranges import Whole, Width
 from tuna_jax.train import checkpoint, state, step

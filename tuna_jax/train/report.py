@@ -21,7 +21,8 @@ from tensorboardX import record_writer
 
 from tuna_jax import files, tree
 from tuna_jax.chips import peak_flops
-from tuna_jax.config import UserError, to_dict
+from tuna_jax.config import UserError
+from tuna_jax.mappings import to_dict
 from tuna_jax.sample.output import Picture
 from tuna_jax.train import flops, metrics
 from tuna_jax.train.config import TrainConfig

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from tuna_jax import sharding, tree
-from tuna_jax.config import TunaConfig, UserError, from_dict, to_dict
+from tuna_jax.config import TunaConfig, UserError
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.train import optimizer
 from tuna_jax.train.config import TrainConfig

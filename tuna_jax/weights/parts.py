@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tuna_jax import sizes, tree
-from tuna_jax.config import TunaConfig, to_dict
+from tuna_jax.config import TunaConfig
+from tuna_jax.mappings import to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights import designs, hf, peft, tables
 from tuna_jax.weights.convert import Plan, export, plan

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from tuna_jax import files, tree
-from tuna_jax.config import TunaConfig, from_dict
+from tuna_jax.config import TunaConfig
+from tuna_jax.mappings import from_dict
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.ranges import Finite
 from tuna_jax.weights import designs, lora, tables

@@ -32,10 +32,12 @@ Say = Callable[[str], None]
 
 
 class Source(NamedTuple):
-  """Files of one repository: those that match a pattern. licence: as its page states it."""
+  """Files of one repository: those that match a pattern. flag: of `tuna-jax convert assemble` for a
+  part; of a model '', which `convert import` takes. licence: as its page states it."""
 
   repo: str
   patterns: tuple[str, ...]
+  flag: str = ''
   licence: str = 'Apache-2.0'
 
 
@@ -73,18 +75,18 @@ class Listing(NamedTuple):
 _TEXT = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt')
 _LLM = (*_TEXT, 'config.json', 'model*.safetensors', 'model.safetensors.index.json')
 
+_TOWER = ('config.json', 'model*.safetensors*')
+
 PARTS = {
-  'wan2.1-vae': Source('Wan-AI/Wan2.1-T2V-14B', ('Wan2.1_VAE.pth',)),
-  'wan2.2-vae': Source('Wan-AI/Wan2.2-TI2V-5B', ('Wan2.2_VAE.pth',)),
-  'qwen2.5-1.5b': Source('Qwen/Qwen2.5-1.5B-Instruct', _LLM),
-  'qwen2.5-7b': Source('Qwen/Qwen2.5-7B-Instruct', _LLM),
-  'siglip2': Source('google/siglip2-so400m-patch16-512', ('config.json', 'model*.safetensors*')),
-  'siglip': Source('google/siglip-so400m-patch14-384', ('config.json', 'model*.safetensors*')),
-  'dinov3': Source(
-    'facebook/dinov3-vith16plus-pretrain-lvd1689m', ('config.json', 'model*.safetensors*'), 'DINOv3'
-  ),
+  'wan2.1-vae': Source('Wan-AI/Wan2.1-T2V-14B', ('Wan2.1_VAE.pth',), 'vae'),
+  'wan2.2-vae': Source('Wan-AI/Wan2.2-TI2V-5B', ('Wan2.2_VAE.pth',), 'vae'),
+  'qwen2.5-1.5b': Source('Qwen/Qwen2.5-1.5B-Instruct', _LLM, 'decoder'),
+  'qwen2.5-7b': Source('Qwen/Qwen2.5-7B-Instruct', _LLM, 'decoder'),
+  'siglip2': Source('google/siglip2-so400m-patch16-512', _TOWER, 'vision'),
+  'siglip': Source('google/siglip-so400m-patch14-384', _TOWER, 'vision'),
+  'dinov3': Source('facebook/dinov3-vith16plus-pretrain-lvd1689m', _TOWER, 'vision', 'DINOv3'),
   'showo2-semantic-layers': Source(
-    'Sierkinhane/pre-distilled_semantic_layers', ('*.pt',), 'not stated'
+    'Sierkinhane/pre-distilled_semantic_layers', ('*.pt',), 'vision', 'not stated'
   ),
 }
 
@@ -231,11 +233,12 @@ def digest(path: str | os.PathLike, length: int) -> str:
 def unreachable(hub: huggingface_hub.HfApi, source: Source, error: Exception) -> str:
   """What happened, and what to do about it."""
   said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  takes = f'assemble --{source.flag}' if source.flag else 'import --input'
   return (
-    f'{source.repo}: {hub.endpoint} did not give its files ({said}). Either set HF_ENDPOINT to a '
-    'mirror, or run the same command on a machine that reaches the hub and copy its folder '
-    f'{folder("NAME")} to the same place here; or download {", ".join(source.patterns)} of '
-    f'{hub.endpoint}/{source.repo} in any other way and run `tuna-jax convert import`'
+    f'{source.repo}: {hub.endpoint} did not give its files ({said}). Set HF_ENDPOINT to a mirror, '
+    f'or download {", ".join(source.patterns)} of {hub.endpoint}/{source.repo} in any other way '
+    f'into a folder, and `tuna-jax convert {takes}=FOLDER` takes it, or run the same command on '
+    f'a machine that reaches the hub and copy a model, {folder("NAME")}, to the same place here'
   )
 
 

@@ -26,7 +26,8 @@ import numpy as np
 from etils import epath
 
 from tuna_jax import files, tree
-from tuna_jax.config import TunaConfig, UserError, VaeConfig, from_dict, nearest, to_dict
+from tuna_jax.config import TunaConfig, UserError, VaeConfig, nearest
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.models.shapes import vae_shapes
 from tuna_jax.weights import digest, lora, safetensors, steps, storage
 from tuna_jax.weights.convert import place
