@@ -113,6 +113,12 @@ def test_a_curve_has_a_line_for_each_task_and_one_for_all_of_them(written):
   assert numbers['losses']['stage1']['step'] == 49
 
 
+def test_a_single_measurement_is_a_dash():
+  (line,) = curves.panel('held out', {'edit': (1, [(50, 2.0)])}, 'log', 100).lines
+  (left, y), (right, same) = (map(float, point.split(',')) for point in line.points.split())
+  assert right - left == 6 and y == same
+
+
 def test_a_step_logged_twice_is_read_once(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "psnr": 3.0}\n{"step": 1, "psnr": 2.0}\n')
   assert curves.read(tmp_path / 'metrics.jsonl') == [{'step': 1, 'psnr': 2.0}]

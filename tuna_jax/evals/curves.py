@@ -102,7 +102,13 @@ def panel(title: str, lines: Mapping[str, tuple[int, Points]], scale: str, last:
   low, high = low - pad, high + pad
   x = lambda step: round(LEFT + (RIGHT - LEFT) * step / max(last, 1), 1)
   y = lambda value: round(TOP + (BOTTOM - TOP) * (high - at(value)) / (high - low), 1)
-  draw = lambda points: ' '.join(f'{x(step)},{y(value)}' for step, value in points)
+
+  def draw(points):
+    places = [(x(step), y(value)) for step, value in points]
+    if len(places) == 1:  # a dash, since a line of one point shows nothing
+      places = [(places[0][0] + shift, places[0][1]) for shift in (-3, 3)]
+    return ' '.join(f'{a},{b}' for a, b in places)
+
   colour = lambda number: number and 1 + (number - 1) % (COLOURS - 1)
   steps = ((0, 'start', '{}'), (0.5, 'middle', '{}'), (1, 'end', 'step {}'))
   return Panel(
