@@ -3,8 +3,8 @@
   python docs/own_data/fetch.py easy-vqa --out=DIR       from PyPI with pip (MIT): questions
   python docs/own_data/fetch.py fashion-mnist --out=DIR  from Debian with apt-get (MIT): captions
 
-Each writes DIR/mixture.json and DIR/mixture_test.json, which `tuna-jax fit` takes. Fetching again
-does nothing where the package is there.
+Each writes DIR/mixture.json and DIR/mixture_test.json, which `tuna-jax fit` takes; the second also
+the folder DIR/dyed of pairs with instructions. Fetching again does nothing where the package is.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ CLASSES = (
   *('a t-shirt', 'trousers', 'a pullover', 'a dress', 'a coat'),
   *('a sandal', 'a shirt', 'a sneaker', 'a bag', 'an ankle boot'),
 )  # of Fashion-MNIST, by label
+DYES = {'red': (200, 40, 40), 'green': (40, 150, 60), 'blue': (50, 80, 210), 'gold': (225, 180, 30)}
+PAIRS = 2000  # pictures that are dyed
 
 
 def easy_vqa(out: pathlib.Path) -> None:
@@ -64,8 +66,22 @@ def fashion_mnist(out: pathlib.Path) -> None:
       for number, (pixels, label) in enumerate(zip(pictures, labels)):
         path = f'{split}/{number:05}.png'
         Image.fromarray(255 - np.pad(pixels, 2)).save(out / path)
+        if split == 'train' and number < PAIRS:
+          dye(out / 'dyed', number, np.pad(pixels, 2))
         file.write(json.dumps({'image': path, 'caption': CLASSES[label]}) + '\n')
     mixture(out / name, {'t2i': f'{split}.jsonl', 'caption': f'{split}.jsonl'})
+
+
+def dye(folder: pathlib.Path, number: int, ink: np.ndarray) -> None:
+  """A pair of pictures and what changes the first into the second, as files of a folder. ink:
+  uint8 [H, W], 255 where the picture is darkest."""
+  folder.mkdir(exist_ok=True)
+  name = tuple(DYES)[number % len(DYES)]
+  share = ink[..., None] / 255
+  dyed = 255 * (1 - share) + np.array(DYES[name]) * share
+  Image.fromarray(255 - ink).convert('RGB').save(folder / f'{number:05}_before.png')
+  Image.fromarray(dyed.astype(np.uint8)).save(folder / f'{number:05}_after.png')
+  (folder / f'{number:05}.txt').write_text(f'dye it {name}\n')
 
 
 def mixture(path: pathlib.Path, files: dict[str, str]) -> None:
