@@ -23,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tuna_jax import files
 from tuna_jax.config import UserError
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import load, named
+from tuna_jax.data.records import Stored, named
 from tuna_jax.data.shards import paths_of, renamed
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.mappings import kind
@@ -36,7 +36,7 @@ _OPTIONS = 'group_size:1,uncompressed'  # each record by itself; pictures are co
 _ARRAY = 1
 
 
-class ArrayRecordSource:
+class ArrayRecordSource(Stored):
   """The records of packed files: a path, or a pattern of paths (`shards.paths_of`)."""
 
   def __init__(self, config: SourceConfig, media: MediaConfig):
@@ -51,21 +51,9 @@ class ArrayRecordSource:
     return len(self._data)
 
   @named
-  def __getitem__(self, index):
-    return load(self.raw(index), self.task, self.root, self._media)
-
-  @named
   def raw(self, index):
     """The record as it was packed. Raises BadRecord for anything else."""
     return renamed(loads(self._data[int(index)]), self._fields)
-
-  def where(self, index):
-    """PATH[INDEX], counted over all files."""
-    return f'{self.name}[{index}]'
-
-  def smallest(self):
-    """The first: sizes are not known before records are read."""
-    return 0
 
 
 def open_files(paths: list[str], counted: bool = True) -> ArrayRecordDataSource:

@@ -13,12 +13,12 @@ import numpy as np
 from tuna_jax.config import UserError
 from tuna_jax.data import shards
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import load, named
+from tuna_jax.data.records import Sharded, named
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.mappings import kind
 
 
-class JsonlSource:
+class JsonlSource(Sharded):
   """The lines of a file, or of the files of a pattern. Media paths start at the row's root, or at
   the directory of the first file.
   """
@@ -37,13 +37,6 @@ class JsonlSource:
 
   def _open(self, paths):
     return shards.Shards(paths, lines, gap=1)
-
-  def __len__(self):
-    return len(self._shards)
-
-  @named
-  def __getitem__(self, index):
-    return load(self.raw(index), self.task, self.root, self._media)
 
   @named
   def raw(self, index):
@@ -64,10 +57,6 @@ class JsonlSource:
     """FILE:LINE."""
     path, number = self._shards.place(index)
     return f'{path}:{number + 1}'
-
-  def smallest(self):
-    """The shortest line."""
-    return self._shards.smallest()
 
 
 _PACKED = ('.gz', '.tgz', '.bz2', '.xz', '.zst', '.zip')

@@ -15,7 +15,7 @@ from tuna_jax.data import shards
 from tuna_jax.data.columns import record_of
 from tuna_jax.data.jsonl import JsonlSource
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import named
+from tuna_jax.data.records import Sharded, named
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.data.tasks import TASKS
 
@@ -53,10 +53,7 @@ class JsonListSource(JsonlSource):
     """The JSON object, its conversation in our form. Raises BadRecord for anything else."""
     return record_of(super().raw(index), self.task)
 
-  def where(self, index):
-    """FILE[NUMBER]."""
-    path, number = self._shards.place(index)
-    return f'{path}[{number}]'
+  where = Sharded.where
 
 
 def elements(path: str) -> shards.Index:

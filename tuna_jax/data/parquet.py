@@ -21,7 +21,7 @@ from tuna_jax.config import UserError, nearest
 from tuna_jax.data import shards
 from tuna_jax.data.columns import read_classes, record_of
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import load, named
+from tuna_jax.data.records import Stored, named
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.data.tasks import TASKS
 
@@ -29,7 +29,7 @@ _MEMORY = 512 << 20  # bytes of row groups remembered; the last one always is
 _FILES = 64  # files kept open
 
 
-class ParquetSource:
+class ParquetSource(Stored):
   """The rows of files, in order. A column is the field of its name, or as the `fields` say."""
 
   def __init__(self, config: SourceConfig, media: MediaConfig):
@@ -60,10 +60,6 @@ class ParquetSource:
     return int(self._ends[-1]) if len(self._ends) else 0
 
   @named
-  def __getitem__(self, index):
-    return load(self.raw(index), self.task, self.root, self._media)
-
-  @named
   def raw(self, index):
     """The record, embedded media as encoded bytes."""
     group = int(np.searchsorted(self._ends, index, 'right'))
@@ -76,10 +72,6 @@ class ParquetSource:
     """FILE[ROW]."""
     file = int(np.searchsorted(self._files, index, 'right')) - 1
     return f'{self._paths[file]}[{int(index - self._files[file])}]'
-
-  def smallest(self):
-    """The first: sizes are not known before records are read."""
-    return 0
 
   def _table(self, group: int):
     with self._lock:

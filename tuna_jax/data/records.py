@@ -62,6 +62,50 @@ def usable(source, limit: int) -> Iterator[dict[str, Any]]:
     yield record
 
 
+class Stored:
+  """What sources have in common; each has `task`, `name`, `root`, `_media`, a length and `raw`."""
+
+  @named
+  def __getitem__(self, index):
+    return load(self.raw(index), self.task, self.root, self._media)
+
+  def where(self, index):
+    """NAME[INDEX], counted over all files."""
+    return f'{self.name}[{index}]'
+
+  def smallest(self):
+    """The first: sizes are not known before records are read, or all are about as large."""
+    return 0
+
+
+class Sharded(Stored):
+  """The records of `_shards`, which know the place and the bytes of each."""
+
+  def __len__(self):
+    return len(self._shards)
+
+  def where(self, index):
+    """FILE[INDEX], counted within the file."""
+    path, number = self._shards.place(index)
+    return f'{path}[{number}]'
+
+  def smallest(self):
+    """The record of the fewest bytes."""
+    return self._shards.smallest()
+
+
+class Made(Stored):
+  """`_config.size` records that are made when they are read, with their media."""
+
+  root = ''
+
+  def __len__(self):
+    return self._config.size
+
+  def __getitem__(self, index):
+    return self.raw(index)
+
+
 def load(record: dict[str, Any], task: str, root: str, config: media.MediaConfig) -> dict[str, Any]:
   """Checks one record and reads its media: uint8 arrays, or a list of them where a list stands.
 

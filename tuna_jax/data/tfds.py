@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import tensorflow_datasets as tfds
 
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import load, named
+from tuna_jax.data.records import Stored, named
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.data.tasks import TASKS
 
 
-class TfdsSource:
+class TfdsSource(Stored):
   """One split of a prepared directory. Fields are named as in JSONL records."""
 
   def __init__(self, config: SourceConfig, media: MediaConfig):
@@ -24,10 +24,6 @@ class TfdsSource:
 
   def __len__(self):
     return len(self._data)
-
-  @named
-  def __getitem__(self, index):
-    return load(self.raw(index), self.task, self.root, self._media)
 
   @named
   def raw(self, index):
@@ -43,14 +39,6 @@ class TfdsSource:
         pairs = zip(value['from'], value['value'])
         record[field] = [{'from': _text(f), 'value': _text(v)} for f, v in pairs]
     return record
-
-  def where(self, index):
-    """tfds:DIR/SPLIT[INDEX]."""
-    return f'{self.name}[{index}]'
-
-  def smallest(self):
-    """The first: sizes are not known before records are read."""
-    return 0
 
 
 def _text(value) -> str:

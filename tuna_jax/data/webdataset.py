@@ -21,7 +21,7 @@ from tuna_jax.data import shards
 from tuna_jax.data.columns import class_name, read_classes, record_of
 from tuna_jax.data.jsonl import nesting
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import PICTURES, load, named
+from tuna_jax.data.records import PICTURES, Sharded, named
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.mappings import kind
@@ -34,7 +34,7 @@ _TEXTS = ('txt', 'text', 'caption')
 _BLOCK = 512  # of a tar
 
 
-class WebDatasetSource:
+class WebDatasetSource(Sharded):
   """The records of tars, in order. See `_record` for which member becomes which field."""
 
   def __init__(self, config: SourceConfig, media: MediaConfig):
@@ -43,13 +43,6 @@ class WebDatasetSource:
     self.root = config.root or os.path.dirname(config.path) or '.'
     self._fields, self._classes = config.fields, read_classes(config.classes)
     self._shards = shards.Shards(shards.paths_of(config.path), samples)
-
-  def __len__(self):
-    return len(self._shards)
-
-  @named
-  def __getitem__(self, index):
-    return load(self.raw(index), self.task, self.root, self._media)
 
   @named
   def raw(self, index):
@@ -96,15 +89,6 @@ class WebDatasetSource:
         record[field] = data
     record |= {field: [data for _, data in sorted(found)] for field, found in lists.items()}
     return record_of(record, self.task, self._classes)
-
-  def where(self, index):
-    """FILE[INDEX], counted within the file."""
-    path, number = self._shards.place(index)
-    return f'{path}[{number}]'
-
-  def smallest(self):
-    """The record of the fewest bytes."""
-    return self._shards.smallest()
 
 
 def split(name: str) -> tuple[str, str]:

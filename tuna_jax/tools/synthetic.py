@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from tuna_jax.data.media import MediaConfig, buckets, choose_bucket
+from tuna_jax.data.records import Made
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.data.tasks import TASKS
 
@@ -27,21 +28,14 @@ QUESTION = {1: 0.85, 2: 0.1, 4: 0.05}  # pictures of a question -> share
 EDIT = {1: 0.85, 2: 0.15}  # sources of an edit -> share
 
 
-class SyntheticSource:
+class SyntheticSource(Made):
   """`config.size` records of one task; media are zeros of the buckets of `media`."""
 
   tasks: ClassVar = tuple(TASKS)
-  root = ''
 
   def __init__(self, config: SourceConfig, media: MediaConfig):
     self.task, self.name = config.task, f'{config.path}/{config.task}'
     self._config, self._media = config, media
-
-  def __len__(self):
-    return self._config.size
-
-  def __getitem__(self, index):
-    return self.raw(index)
 
   def raw(self, index):
     """The fields of the task, filled."""
@@ -61,14 +55,6 @@ class SyntheticSource:
       'clip': lambda: _zeros(self._media.frames, *buckets(self._media.video_size)[0]),
     }  # fmt: skip
     return {field: make[kind]() for field, kind in TASKS[self.task].fields.items()}
-
-  def where(self, index):
-    """synthetic/TASK[INDEX]."""
-    return f'{self.name}[{index}]'
-
-  def smallest(self):
-    """The first: sizes are not known before records are made."""
-    return 0
 
   def _picture(self, rng):
     aspect = _draw(ASPECTS, rng)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tuna_jax.data.media import MediaConfig
+from tuna_jax.data.records import Made
 from tuna_jax.data.sources import SourceConfig
 from tuna_jax.toy import records
 
 
-class ShapesSource:
+class ShapesSource(Made):
   """`config.size` records, made when they are read. Pictures are 64x64 and clips have 9 frames,
   whatever `media` asks for.
   """
@@ -19,22 +20,8 @@ class ShapesSource:
   def __init__(self, config: SourceConfig, media: MediaConfig):
     del media
     self.task, self.name = config.task, f'{config.path}/{config.task}/{config.split}'
-    self.root, self._config = '', config
-
-  def __len__(self):
-    return self._config.size
-
-  def __getitem__(self, index):
-    return self.raw(index)
+    self._config = config
 
   def raw(self, index):
     """`records.record` of this task, split and seed."""
     return records.record(self.task, self._config.split, self._config.seed, int(index))
-
-  def where(self, index):
-    """shapes/TASK/SPLIT[INDEX]."""
-    return f'{self.name}[{index}]'
-
-  def smallest(self):
-    """The first: all are about as large."""
-    return 0
