@@ -127,7 +127,9 @@ def test_a_missing_leaf_stops_the_hand_over_and_is_named(chain, tmp_path):
   assert not (tmp_path / 'run' / 'config.json').exists()  # nothing claims to be a run
 
 
-@pytest.mark.parametrize('stage', shrink.STAGES)
+@pytest.mark.parametrize(
+  'stage', [pytest.param(s, marks=[pytest.mark.slow] * (s != 'stage3')) for s in shrink.STAGES]
+)
 def test_what_a_stage_leaves_draws_and_writes(chain, stage):
   generator = open_generator(chain.run(stage)[0], batch_size=1)
   drawn = np.asarray(generator.image('a red circle', points=2))
@@ -262,7 +264,9 @@ def test_a_signal_before_the_first_step_saves_nothing_and_says_so(chain, tmp_pat
   assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_in_a_save_or_between_steps_leaves_a_run_that_continues(chain, tmp_path, number):
   config = stoppable(chain, checkpoint_every=1)
 

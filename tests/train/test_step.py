@@ -168,7 +168,7 @@ def test_nothing_to_learn_is_a_loss_of_zero():
 
 
 @pytest.mark.parametrize('stage', shrink.STAGES)
-@pytest.mark.parametrize('size', ['2b', '7b'])
+@pytest.mark.parametrize('size', ['2b', pytest.param('7b', marks=pytest.mark.slow)])
 def test_the_real_step_of_a_published_size_traces(stage, size):
   config = dataclasses.replace(shrink.real(stage, size), rows=8)
   abstract = state.abstract_state(config)
