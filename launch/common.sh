@@ -122,10 +122,13 @@ ensure_venv() {
     echo "$ME: making $venv with $python"
     "$python" -m venv "$venv" || die "$python has no venv module; on Debian and Ubuntu: apt install python3-venv"
   fi
+  # Python compiles a module when it is first imported; pip would compile all 20,000 of them, for a minute.
+  unset PYTHONDONTWRITEBYTECODE
   if ! [[ -e $stamp && $stamp -nt $ROOT/setup.py ]]; then
     local start=$SECONDS
     echo "$ME: installing tuna_jax${extras:+[$extras]} into $venv ..."
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT${extras:+[$extras]}"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+      --editable "$ROOT${extras:+[$extras]}"
     touch "$stamp"
     echo "$ME: installed in $((SECONDS - start)) s"
   fi

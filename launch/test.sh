@@ -53,8 +53,8 @@ if [[ $lint == 1 ]]; then
   run ruff format --check .
 fi
 if [[ $live == 1 ]] && ! python -c 'import importlib.metadata as m; m.version("lmms-eval")' 2>/dev/null; then
-  run python -m pip install --quiet --disable-pip-version-check "${LMMS_EVAL_NEEDS[@]}"
-  run python -m pip install --quiet --disable-pip-version-check --no-deps "$LMMS_EVAL"
+  run python -m pip install --quiet --disable-pip-version-check --no-compile "${LMMS_EVAL_NEEDS[@]}"
+  run python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps "$LMMS_EVAL"
 fi
 if [[ $browser == 1 ]] && ! command -v chromium >/dev/null; then
   command -v apt-get >/dev/null || die "--browser: no chromium, and no apt-get to install it; install it yourself"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tuna_jax.config import UserError
 from tuna_jax.data import media, shards
 from tuna_jax.data.records import BadRecord
 from tuna_jax.data.sources import SourceConfig, open_source, read_mixture
@@ -245,3 +246,8 @@ def test_home_folders_are_expanded_in_mixtures(tmp_path, monkeypatch):
   home, beside = read_mixture(tmp_path / 'm.json')
   assert (home.path, home.root) == (f'{tmp_path}/home/a.jsonl', f'{tmp_path}/home/pictures')
   assert beside.path == f'{tmp_path}/~a.jsonl'
+
+
+def test_a_mixture_that_is_not_there_is_named(tmp_path):
+  with pytest.raises(UserError, match=r'mixture .*gone\.json: no such file'):
+    read_mixture(tmp_path / 'gone.json')

@@ -69,6 +69,10 @@ def test_a_cpu_makes_layers_in_bfloat16_float32_one_at_a_time():
     ({'dtyp': 'int8'}, "takes no 'dtyp'; nearest is 'dtype'"),
     ({'batchsize': 2}, "takes no 'batchsize'; nearest is 'batch_size'"),
     ({'dtype': 'fp16'}, 'expected one of'),
+    ({'dtype': 8}, 'open_generator: dtype=8: expected text, found int'),
+    ({'step': '3'}, "open_generator: step='3': expected a whole number, found str"),
+    ({'ema': None}, 'open_generator: ema=None: expected bool, found None'),
+    ({'tasks': 'x'}, "Generator: tasks='x': expected TaskConfig, found str"),
   ],
 )
 def test_an_option_that_is_none_is_named_with_the_nearest(stored, option, said):
