@@ -237,11 +237,12 @@ def _stages(root, progress, config, held_out, model, tokenizer, vae, seed, say):
     report = ReportConfig(held_out=held_out, held_out_every=every)
     return recipe.stage(name, config, sizes, steps, model, report=report, **more, **common)
 
-  def first():
-    steps = progress.choose('stage1', lambda: min(recipe.FIRST, 20 * progress.minutes))
-    return stage('stage1', steps, 'decoder')
-
   after = lambda before, share: _after(root, progress, before, share, say)
+
+  def first():
+    most = min(recipe.FIRST, 20 * progress.minutes)
+    fit_in = lambda: after('decoder', 0.3) / recipe.COSTLIER
+    return stage('stage1', progress.choose('stage1', lambda: min(most, fit_in())), 'decoder')
 
   def second():
     return stage('stage2', progress.choose('stage2', lambda: after('stage1', 0.65)), 'stage1')

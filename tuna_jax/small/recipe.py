@@ -37,6 +37,7 @@ RATES = {
 SAMPLING = Usual(guidance=1.5, points=16)
 RANK = 16  # of adapters; their alpha is twice that
 FIRST = 200  # steps of stage 1 at most; they measure how long a step takes
+COSTLIER = 5  # a step of stage 1 took 3 to 6 times one of the decoder, which bounds its steps
 MEASURED = 200  # records per source that rows are sized for
 VOCABULARY = 4096  # at most
 LONGEST = 512  # tokens of a text; records with longer ones are passed over
