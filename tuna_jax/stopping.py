@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -105,11 +106,17 @@ def ignore() -> None:
 
 
 def as_worker() -> None:
-  """In a process that works for another one: SIGTERM ends it as an exit would, which removes files
-  that are half written; the other signals are for its parent."""
+  """In a process that works for another one: SIGTERM, or the end of the other, ends it as an exit
+  would, which removes files that are half written; other signals are for its parent."""
 
   def leave(number, frame):
     raise SystemExit(128 + number)
 
+  def follow(parent):
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
   ignore()
   signal.signal(signal.SIGTERM, leave)
+  parent = multiprocessing.parent_process()
+  threading.Thread(target=follow, args=(parent,), daemon=True).start()

@@ -29,6 +29,7 @@ CHANGES = ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir')
 
 def child(ask):
   os.setsid()
+  print(os.getpid(), flush=True)  # now its session is known by it
   os.dup2(os.open(ask['said'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
   os.dup2(1, 2)
   counter = os.open(ask['said'] + '.moments', os.O_WRONLY | os.O_CREAT, 0o644)
@@ -68,6 +69,10 @@ def child(ask):
     resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (most, most))
   os.environ.update(ask['environment'])
   verb, *arguments = ask['command']
+  if verb.endswith('.sh'):  # which cannot trap what is ignored when it starts
+    for number in (signal.SIGINT, signal.SIGHUP):
+      signal.signal(number, signal.SIG_DFL)
+    os.execvp('bash', ['bash', verb, *arguments])
   sys.argv = [verb, *arguments]
   runpy.run_module(f'tuna_jax.cli.{verb}', run_name='__main__', alter_sys=True)
 
@@ -77,7 +82,6 @@ for line in sys.stdin:
   if not pid:
     child(ask)
     sys.exit(0)
-  print(pid, flush=True)
   print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
@@ -94,7 +98,7 @@ class Ended(NamedTuple):
 class Processes:
   """Runs verbs in forked processes, one after the other."""
 
-  def __init__(self, folder):
+  def __init__(self, folder, environment=None):
     self._folder, self._number = pathlib.Path(folder), 0
     cache = {
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -102,7 +106,8 @@ class Processes:
       'PYTHONPATH': str(shrink.ROOT),
     }
     self._driver = subprocess.Popen(
-      [sys.executable, '-c', DRIVER], cwd=shrink.ROOT, env=os.environ | cache, text=True,
+      [sys.executable, '-c', DRIVER], cwd=shrink.ROOT, env=os.environ | cache | (environment or {}),
+      text=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
 
@@ -124,7 +129,7 @@ class Processes:
     pid, said = started
     code = int(self._driver.stdout.readline())
     deadline = time.monotonic() + 10
-    while alive := _session(pid):
+    while alive := session(pid):
       assert time.monotonic() < deadline, f'{alive} outlive the process'
       time.sleep(0.05)
     counted = pathlib.Path(f'{said}.moments')
@@ -142,30 +147,34 @@ class Processes:
 
 
 @contextlib.contextmanager
-def driver(folder):
+def driver(folder, environment=None):
   """A `Processes` whose parent ends with the block."""
-  made = Processes(folder)
+  made = Processes(folder, environment)
   try:
     yield made
   finally:
     made.close()
 
 
-def _session(leader: int) -> list[str]:
-  """The living processes of the session of `leader`."""
-  found = []
+def session(leader: int) -> dict[int, str]:
+  """{number: command line} of the living processes of the session of `leader`."""
+  found = {}
   for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
     with contextlib.suppress(OSError):
       state, _, _, session = stat.read_text().rpartition(')')[2].split()[:4]
       if int(session) == leader and state != 'Z':
-        found.append((stat.parent / 'cmdline').read_text().replace('\0', ' '))
+        line = (stat.parent / 'cmdline').read_text().replace('\0', ' ')
+        found[int(stat.parent.name)] = line
   return found
 
 
 # ---- what is left
 
 # Of files whose bytes tell times, names of folders or a storage layout: not compared, or in part.
-PASSING = ('log.txt', 'lock', 'goodput.json', 'index.html', 'stacks-0.txt', 'certificate.json')
+PASSING = (
+  'log.txt', 'lock', 'goodput.json', 'index.html', 'stacks-0.txt', 'certificate.json', 'fit.json',
+  'steps.jsonl',
+)  # fmt: skip
 TIMED = 'seconds data_wait tokens_per_second_per_device tflops_per_second_per_device mfu'.split()
 
 

@@ -2,16 +2,20 @@
 nothing had been. A fast sample runs always, all of it with --slow.
 """
 
+import contextlib
 import itertools
 import os
 import random
 import shutil
 import signal
+import sys
+import time
 from typing import NamedTuple
 
 import pytest
 
 from tests.chaos import processes, verbs
+from tests.weights import hub
 from tuna_jax.stopping import AGAIN, SIGNALS
 
 SEED = 15
@@ -19,8 +23,10 @@ SEED = 15
 POINTS = {
   'train': 6, 'decoder': 14, 'vae': 8, 'evaluate': 3, 'generate': 4, 'import': 5, 'export': 4,
   'assemble': 4, 'merge': 4, 'pack': 8, 'encode': 6, 'shapes': 2, 'preview': 2, 'verify': 1,
+  'index': 3, 'get': 4, 'align': 2, 'fit': 4,
 }  # fmt: skip
 PLAIN = ('import', 'pack')
+WORKER = f'{sys.executable} -m tuna_jax.cli'
 FINISHED = 'exists already; choose another --output or remove it'
 
 
@@ -45,33 +51,44 @@ def points():
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  with processes.driver(tmp_path_factory.mktemp('said')) as made:
-    yield made.run
+def place(tmp_path_factory):
+  """(inputs, where a verb writes)."""
+  inputs, out = (tmp_path_factory.mktemp(name) for name in ('in', 'out'))
+  verbs.album(inputs / 'album')
+  verbs.weights(inputs / 'weights')
+  return inputs, out
 
 
 @pytest.fixture(scope='module')
-def whole(run, tmp_path_factory):
+def driver(tmp_path_factory, place):
+  data = {'Wan2.1_VAE.pth': b'latents ' * 500_000, 'README.md': b'nobody asks for it'}
+  with contextlib.ExitStack() as stack:
+    server = stack.enter_context(hub.serving({'Wan-AI/Wan2.1-T2V-14B': data}))
+    environment = {'HF_ENDPOINT': server.url, 'HF_HOME': str(place[1] / 'hub')}
+    yield stack.enter_context(processes.driver(tmp_path_factory.mktemp('said'), environment))
+
+
+@pytest.fixture(scope='module')
+def run(driver):
+  return driver.run
+
+
+@pytest.fixture(scope='module')
+def whole(run, place):
   """Runs a verb undisturbed, once: (its inputs, where it writes, its moments, what it leaves)."""
-  root, known = tmp_path_factory.mktemp('kills'), {}
-  inputs, out = root / 'in', root / 'out'
-  inputs.mkdir()
-  verbs.album(inputs / 'album')
-  verbs.weights(inputs / 'weights')
+  known, (inputs, out) = {}, place
 
   def find(verb):
     if verb in ('evaluate', 'generate') and not (inputs / 'run').exists():
       find('train')
     if verb not in known:
-      shutil.rmtree(out, ignore_errors=True)
-      out.mkdir()
+      verbs.begin(verb, inputs, out)
       ended = run(verbs.command(verb, inputs, out), out)
       assert ended.code == 0, ended.said
       if verb == 'train':
         shutil.copytree(out / 'run', inputs / 'run')
       known[verb] = ended.moments, processes.left(out)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+    verbs.begin(verb, inputs, out)
     return inputs, out, *known[verb]
 
   return find
@@ -92,8 +109,7 @@ def test_a_verb_that_was_struck_ends_as_one_that_was_not(point, run, whole):
   ended = run(command, out, at=at, number=point.number)
   if ended.moments < at:  # a run that is slow saves more often, since some saves go by the clock
     at = 1 + int(point.share * 0.8 * ended.moments)
-    shutil.rmtree(out)
-    out.mkdir()
+    verbs.begin(point.verb, inputs, out)
     ended = run(command, out, at=at, number=point.number)
   if point.number == signal.SIGKILL:
     assert ended.code == -signal.SIGKILL, ended.said
@@ -105,7 +121,44 @@ def test_a_verb_that_was_struck_ends_as_one_that_was_not(point, run, whole):
   assert processes.left(out) == wanted
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('verb, line', [('serve', 1), ('demo', 1), ('compare', 3)])
+def test_a_verb_that_would_go_on_ends_at_once_when_it_is_asked_to(verb, line, run, place):
+  if verb == 'demo':
+    pytest.importorskip('gradio')
+  inputs, out = place
+  verbs.begin(verb, inputs, out)
+  command = verbs.command(verb, inputs, out)
+  ended = run(command, inputs, at=line, number=signal.SIGTERM)  # a moment is a line it prints
+  last = ended.said.strip().splitlines()[-1]
+  assert ended.code == AGAIN and 'the same command' in last, ended.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'script, number',
+  [('supervise', n) for n in (*SIGNALS, signal.SIGKILL)]
+  + [('local', n) for n in (signal.SIGTERM, signal.SIGKILL)],
+)
+def test_a_script_passes_signals_on_and_runs_again_what_was_killed(script, number, driver, whole):
+  _, verb, begun = verbs.SCRIPTS[script]
+  inputs, out, _, wanted = whole(verb)
+  command = verbs.command(script, inputs, out)
+  started = leader, said = driver.start(command, out, count=False)
+  while not any(out.glob(begun)):
+    assert processes.session(leader), said.read_text()
+    time.sleep(0.01)
+  if number == signal.SIGKILL:
+    (leader,) = (k for k, line in processes.session(leader).items() if line.startswith(WORKER))
+  os.kill(leader, number)
+  ended = driver.end(started)
+  assert ended.code == (0 if number == signal.SIGKILL else AGAIN), ended.said
+  finish(driver.run, command, out)
+  shutil.rmtree(out / 'compile-cache', ignore_errors=True)
+  assert processes.left(out) == wanted
+
+
 def test_the_matrix_has_sixty_points_of_all_signals():
   every = [param.values[0] for param in points()]
   assert len(every) >= 60 and {p.number for p in every} == {signal.SIGKILL, *SIGNALS}
-  assert len({p.verb for p in every}) == len(verbs.VERBS) and os.name == 'posix'
+  assert {p.verb for p in every} == set(verbs.VERBS)

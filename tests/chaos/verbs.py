@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import shutil
+import sys
 
 from PIL import Image
 from tuna_jax.configs import vae as vae_config
 
 from tests import shrink
+from tests.sample import small
 from tests.weights.small import random_leaves, small_config
 from tests.weights.test_peft import DECODER, written
 from tuna_jax import files
@@ -19,7 +24,7 @@ TALK = [{'from': 'human', 'value': '<image>\nwhat?'}, {'from': 'gpt', 'value': '
 
 
 def album(root):
-  """A mixture of nine pictures, of which one cannot be used, and of texts."""
+  """A mixture of nine pictures, of which one cannot be used, and of questions; one of texts."""
   root.mkdir()
   for n in range(9):
     Image.new('RGB', (20 + n, 30), (25 * n, 0, 0)).save(root / f'{n}.png')
@@ -33,6 +38,9 @@ def album(root):
   rows = [{'path': f'{task}.jsonl', 'task': task} for task in lines]
   for name in ('mixture.json', 'mixture_test.json'):
     files.write_json(root / name, rows)
+  text = [{'conversations': [{**TALK[0], 'value': f'{n}?'}, TALK[1]]} for n in range(20)]
+  (root / 'text.jsonl').write_text('\n'.join(map(json.dumps, text)) + '\n')
+  files.write_json(root / 'text.json', [{'path': 'text.jsonl', 'task': 'text'}])
 
 
 def weights(root):
@@ -85,8 +93,8 @@ VERBS = {  # name: its command line; {in} holds what `make` made, {out} is where
   'decoder': _decoder,
   'vae': _vae,
   'evaluate': lambda: [
-    'evaluate', '--workdir={in}/run', '--report={out}/report', '--data={in}/album/mixture.json',
-    '--n=1', '--points=2', '--batch_size=1',
+    'evaluate', '--workdir={in}/run', '--report={out}/report', '--n=1', '--points=2',
+    '--batch_size=1',
   ],
   'generate': lambda: [
     'generate', 't2i', 'a red circle', '--checkpoint={in}/run', '--output={out}/a.png',
@@ -122,9 +130,60 @@ VERBS = {  # name: its command line; {in} holds what `make` made, {out} is where
     f'--tokenizer={shrink.assets()}/tokenizer', '--image_size=64',
   ],
   'verify': lambda: ['ckpt', 'verify', '{in}/weights/ours'],
+  'index': lambda: ['data', 'check', '{out}/long.json', '--limit=10'],
+  'get': lambda: ['get', 'wan2.1-vae'],
+  'align': lambda: [
+    'align', '--a={in}/ball', '--b={in}/ball:visual', '--out={out}/align',
+    '--n=20', '--topk=2',
+  ],
+  'fit': lambda: [
+    'fit', '{in}/album/text.json', '--out={out}/fit', '--held_out=0.3', '--n=2', '--minutes=1',
+  ],
 }  # fmt: skip
+# What does not end by itself, or takes a program of its own at every start: {verb: command line}.
+LONG = {
+  'compare': [
+    'compare', '--rows=7', '--seeds=1', '--steps=10', '--decoder=10', '--vae=10', '--n=1',
+    '--out={out}/compare',
+  ],
+  'serve': ['serve', '--checkpoint={in}/ball', '--port=0'],
+  'demo': ['demo', '--checkpoint={in}/ball', '--port=0'],
+}  # fmt: skip
+# Scripts that run a verb: {script: (flags, verb, a file from which on it is at work)}.
+SCRIPTS = {
+  'supervise': (['--wait=0'], 'pack', 'packed/*'),
+  'local': (['--name=decoder', '--out={out}'], 'decoder', 'decoder/checkpoints/[0-9]*'),
+}
+
+
+def begin(verb, inputs, out):
+  """Empties the folder that a verb writes to, but for what it finds there."""
+  shutil.rmtree(out, ignore_errors=True)
+  pathlib.Path(out).mkdir()
+  if verb in ('align', 'serve', 'demo') and not (ball := inputs / 'ball').exists():
+    store.save(ball, small.CONFIG, small.params(), {'pictures': [16]})
+    store.save(ball / 'vae', small.VAE, small.vae_params())
+    small.tokenizer().save(ball)
+  if verb == 'index':  # of more than 16 MB, whose index is kept
+    record = json.dumps({'conversations': TALK[1:], 'more': 'x' * 100_000}) + '\n'
+    (out / 'long.jsonl').write_text(170 * record)
+    os.utime(out / 'long.jsonl', (0, 0))
+    files.write_json(out / 'long.json', [{'path': 'long.jsonl', 'task': 'text'}])
+  if verb == 'fit':  # its steps are chosen by the clock; these are as if chosen before
+    steps = dict.fromkeys(('decoder', 'stage1', 'stage2', 'stage3'), 4)
+    (out / 'fit').mkdir()
+    files.write_json(out / 'fit' / 'fit.json', {'data': '', 'steps': steps})
 
 
 def command(verb, inputs, out) -> list[str]:
   """The command line of a verb."""
-  return [part.replace('{in}', str(inputs)).replace('{out}', str(out)) for part in VERBS[verb]()]
+  parts = LONG[verb] if verb in LONG else script(verb) if verb in SCRIPTS else VERBS[verb]()
+  return [part.replace('{in}', str(inputs)).replace('{out}', str(out)) for part in parts]
+
+
+def script(name) -> list[str]:
+  """A script of launch/ and the command that it runs, which it tells where to work."""
+  flags, verb, _ = SCRIPTS[name]
+  module, *parts = VERBS[verb]()
+  parts = [part for part in parts if not part.startswith('--workdir')]
+  return [f'launch/{name}.sh', *flags, '--', sys.executable, '-m', f'tuna_jax.cli.{module}', *parts]

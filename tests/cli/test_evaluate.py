@@ -2,8 +2,10 @@
 
 import pytest
 
+from tests import shrink
 from tuna_jax.cli.evaluate import find_run
 from tuna_jax.config import UserError
+from tuna_jax.train import checkpoint
 
 
 def a_run(path):
@@ -25,3 +27,9 @@ def test_a_stage_that_is_not_there_is_named_with_the_nearest(tmp_path):
     find_run(str(tmp_path), 'stage3')
   with pytest.raises(UserError, match='no run there; expected stage3 or stage2 or stage1'):
     find_run(str(tmp_path / 'nothing'), '')
+
+
+def test_a_model_of_the_rendered_world_is_not_judged_on_a_mixture(tmp_path, tuna_jax):
+  checkpoint.Checkpoints(tmp_path / 'run', shrink.stage('stage2')).write_config()
+  said = tuna_jax('evaluate', f'--workdir={tmp_path}/run', '--data=my_test.json', code=2)
+  assert 'my_test.json' in said and 'is judged on held-out items of its own' in said

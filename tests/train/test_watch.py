@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tuna_jax.data import records
 from tuna_jax.stopping import Signals, Stopped
 from tuna_jax.train import watch
 
@@ -28,9 +29,7 @@ class Clock:
 
 
 def watched(tmp_path, clock, wait=1.0, stops=True):
-  found = watch.Watch(tmp_path, wait, clock, stops)
-  found.waiting = lambda: 'reading a.jsonl:7 for 30 s'
-  return found
+  return watch.Watch(tmp_path, wait, clock, stops)
 
 
 def test_a_run_that_waits_for_data_is_stopped_where_it_waits_and_says_for_what(tmp_path, caplog):
@@ -39,14 +38,14 @@ def test_a_run_that_waits_for_data_is_stopped_where_it_waits_and_says_for_what(t
     stop.hold()
     watching = watched(tmp_path, clock)
     try:
-      with stop.raising():
+      with stop.raising(), records.noted(lambda: 'a.jsonl:7'), records.noted(lambda: 'b.jsonl:8'):
         threading.Event().wait(30)
     finally:
       clock.turn('save')
       watching.close()
   said = (tmp_path / 'stacks-0.txt').read_text()
   assert said.startswith(
-    f'{tmp_path}: guard.wait=1: data takes longer; reading a.jsonl:7 for 30 s;'
+    f'{tmp_path}: guard.wait=1: data takes longer; reading a.jsonl:7 for 1 s, b.jsonl:8 for 1 s;'
   )
   assert 'test_watch.py' in said and 'Thread' in said and said in caplog.text
 
@@ -65,7 +64,8 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path, caplog):
 def test_a_slow_batch_is_named_once_before_that(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(watch, 'SLOW_S', 0.1)
   watching = watched(tmp_path, Clock('data'), wait=2.0)
-  time.sleep(1)
+  with records.noted(lambda: 'a.jsonl:7'):
+    time.sleep(1)
   watching.close()
   assert [r.levelno for r in caplog.records] == [logging.WARNING]
   assert 'no batch for 0 s; reading a.jsonl:7' in caplog.text
@@ -74,6 +74,7 @@ def test_a_slow_batch_is_named_once_before_that(tmp_path, caplog, monkeypatch):
 HANGS = """
 import sys, time
 from tests.train.test_watch import Clock
+from tuna_jax.data import records
 from tuna_jax.stopping import Signals
 from tuna_jax.train import watch
 watch.GRACE_S = 1.0

@@ -42,7 +42,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       if repo not in self.server.repos or len(path.split('/')) > 4:
         return self._reply(404, b'{}')
       return self._reply(200, json.dumps(self._info(repo)).encode())
-    return self._file(path)
+    return self._file(path) if path.count('/') > 3 else self._reply(404, b'{}')
 
   do_HEAD = do_GET
 

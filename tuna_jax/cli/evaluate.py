@@ -70,6 +70,11 @@ def main(argv):
   if mixture != 'shapes':
     mixture = str(store.located(mixture, files.absolute(run)))
   own, test = not is_world(mixture), _TEST.value
+  if test and not own:
+    raise UserError(
+      f'--test_mixture={test}: {run} was trained on the rendered world and is judged on held-out '
+      'items of its own; leave the flag out'
+    )
   if own:
     test = test or os.path.join(os.path.dirname(mixture), 'mixture_test.json')
     read_mixture(test)  # before the model is loaded

@@ -15,7 +15,7 @@ import numpy as np
 
 from tuna_jax.config import UserError, nearest
 from tuna_jax.data.media import MediaConfig
-from tuna_jax.data.records import texts_of, usable
+from tuna_jax.data.records import noted, texts_of, usable
 from tuna_jax.data.sources import (
   MADE,
   WORLD,
@@ -91,7 +91,10 @@ def open_sources(config: DataConfig) -> list[Source]:
     ]
   else:
     rows = read_mixture(config.mixture)
-  sources = [open_source(row, config.media) for row in rows]
+  sources = []
+  for row in rows:
+    with noted(lambda row=row: row.path):
+      sources.append(open_source(row, config.media))
   asked = {task for _, weights in config.phases for task, weight in weights if weight}
   if 'text' in asked and not asked & {source.task for source in sources}:
     _log.info('%s has no source for %s: its texts alone are read', config.mixture, ', '.join(asked))

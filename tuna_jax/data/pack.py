@@ -13,6 +13,7 @@ import functools
 import io
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -141,14 +142,16 @@ def make_all(shards: Sequence[Shard], processes: int, say: Callable[[str], None]
   """
   todo = dict.fromkeys(shards)
   isolated = False
+  # Who is stopped leaves at once, and the tracker need not tell that it cleans up.
+  sys.warnoptions.append('ignore:resource_tracker')
   while todo:
     spawned = multiprocessing.get_context('spawn')
     try:
       with concurrent.futures.ProcessPoolExecutor(
         processes, spawned, initializer=stopping.as_worker
       ) as pool:
-        futures = {pool.submit(make, _isolated(s) if isolated else s): s for s in todo}
         try:
+          futures = {pool.submit(_work, _isolated(s) if isolated else s): s for s in todo}
           for future in concurrent.futures.as_completed(futures):
             done = future.result()
             del todo[futures[future]]
@@ -165,6 +168,14 @@ def make_all(shards: Sequence[Shard], processes: int, say: Callable[[str], None]
       say(
         'a process was ended by a record or for its memory: each record is decoded apart from now'
       )
+
+
+def _work(shard: Shard) -> int:
+  """The same as `make`, in a process of a pool, which would take its end for a result."""
+  try:
+    return make(shard)
+  except SystemExit as ended:
+    os._exit(ended.code)
 
 
 def make_with_beam(shards: Sequence[Shard], options: Sequence[str]) -> None:

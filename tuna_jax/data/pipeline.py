@@ -174,10 +174,6 @@ class Pipeline:
   def _places(self, phase: int, items: list[list[int]]) -> list[list[str]]:
     return [[self._records.place(phase, index) for index in row] for row in items]
 
-  def reading(self) -> str:
-    """Which records are being read now, and for how long."""
-    return self._records.reading()
-
   def counts(self) -> dict[str, Any]:
     """What was read since the start of this process: batches, examples by task, skipped and too
     large records by source with the first names, and the filled share of L, V and M.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-import time
 
 import numpy as np
 
@@ -48,8 +47,6 @@ class Records:
     self._large: dict[int, set[int]] = collections.defaultdict(set)  # source -> too large records
     self._read: collections.Counter[int] = collections.Counter()  # source -> records read
     self._lock = threading.Lock()  # of these three
-    # By thread: source, record, and since when it is read.
-    self._reading: dict[int, tuple[int, int, float]] = {}
 
   def example(self, phase: int, index: int, skipped: list) -> Example | None:
     """The example at `index` of the stream of a phase. None, and (source, reason, whether it is
@@ -59,8 +56,6 @@ class Records:
     source = self.sources[number]
     with self._lock:
       self._read[number] += 1
-    here = threading.get_ident()
-    self._reading[here] = number, record, time.monotonic()
     try:
       rng = np.random.default_rng((self._seed, phase, index))
       return examples.example(source, record, self._context, rng, self._strides, self._room)
@@ -75,15 +70,6 @@ class Records:
             _log.warning('skipped record %d of %s: %s', len(found), source.name, e)
           self._check_budget(number, str(e))
       return None
-    finally:
-      del self._reading[here]
-
-  def reading(self) -> str:
-    """Which records are being read, and since when, the longest first."""
-    found = sorted(self._reading.copy().values(), key=lambda one: one[2])[:4]
-    now = time.monotonic()
-    told = [f'{self.sources[n].where(record)} for {now - t:.0f} s' for n, record, t in found]
-    return f'reading {", ".join(told)}' if told else 'no record is being read'
 
   def place(self, phase: int, index: int) -> str:
     """Where the record at `index` of the stream of a phase stands."""

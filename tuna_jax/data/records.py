@@ -9,7 +9,8 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,35 @@ class BadRecord(UserError):
   """One record that cannot be used; the message starts with where it is."""
 
 
+_READING: dict[object, tuple[Callable[[], str], float]] = {}  # what is read, and since when
+
+
+@contextlib.contextmanager
+def noted(where: Callable[[], str]):
+  """Within the block `reading` tells what is read."""
+  key = object()
+  _READING[key] = where, time.monotonic()
+  try:
+    yield
+  finally:
+    del _READING[key]
+
+
+def reading() -> str:
+  """What this process reads now, in any thread, and for how long, the longest first."""
+  now, found = time.monotonic(), {}
+  for where, since in sorted(_READING.copy().values(), key=lambda one: one[1]):
+    found.setdefault(where(), f'{now - since:.0f} s')
+  told = [f'{where} for {since}' for where, since in found.items()][:4]
+  return f'reading {", ".join(told)}' if told else 'no record is being read'
+
+
 @contextlib.contextmanager
 def guard(source, index: int):
   """Turns whatever is raised inside into a BadRecord: 'file:line: what', in one printable line."""
   try:
-    yield
+    with noted(lambda: source.where(index)):
+      yield
   except Exception as e:  # JSON, codecs and tokenizers raise anything for what people put in
     where = source.where(index)
     why = ' '.join((str(e) if isinstance(e, UserError) else reason(e)).split())

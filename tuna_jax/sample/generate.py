@@ -295,6 +295,8 @@ class Generator:
     latents that are posterior means, so nothing is random. Raises ValueError for sides that the
     VAE does not divide."""
     c = self.config
+    if media:
+      requests.need_vae(self)
     if c.vae is None:
       cells = [colours(x) for x in media]
     else:
@@ -323,6 +325,7 @@ class Generator:
   def target(self, kind, size, frames: int):
     """A target to draw: float32 [T, h, w, 0], its shape in latent cells without values. Raises
     UserError for a size or a number of `frames` that the model does not draw."""
+    requests.need_vae(self)
     height, width = media_lib.buckets(requests.size_name(size))[0]
     temporal, spatial = strides(self.config)
     if frames < 1 or (frames - 1) % temporal:

@@ -78,7 +78,7 @@ def open_generator(
       )
     found = {'vae': vae_of_run, 'tokenizer': root / 'tokenizer'}
   vae_config = vae_params = None
-  if stored.config.vae is not None:
+  if stored.config.vae is not None and (vae or str(found['vae'])):  # a run on texts alone has none
     vae_config, vae_params = store.load_vae(
       _existing('vae', vae or found['vae'], 'config.json', root),
       dtype if dtype == 'float32' else 'bfloat16',
@@ -135,9 +135,8 @@ def _known(options) -> None:
 def _existing(what: str, directory, file: str, root) -> str:
   """`directory`, if it holds `file` (a tokenizer may be a qwen.tiktoken)."""
   folder = files.path(directory)
-  if not str(directory) or not any((folder / f).exists() for f in (file, 'qwen.tiktoken')):
+  if not any((folder / f).exists() for f in (file, 'qwen.tiktoken')):
     raise UserError(
-      f'{root}: no {what} in {str(directory) or "its config"}, seen from {os.getcwd()}; '
-      f'--{what}=DIR says where it is'
+      f'{root}: no {what} in {directory}, seen from {os.getcwd()}; --{what}=DIR says where it is'
     )
   return str(folder)

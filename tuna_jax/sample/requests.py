@@ -174,6 +174,12 @@ def size_name(size: str | int | Size) -> str:
   return f'{size[0]}x{size[1]}' if pair else str(size)
 
 
+def need_vae(generator) -> None:
+  """Raises UserError where there are to be pictures, and the model was loaded without its VAE."""
+  if generator.config.vae is not None and generator.vae_params is None:
+    raise UserError('the run has no vae in its config and only talks; --vae=DIR says where one is')
+
+
 def read(source, config: MediaConfig, stride: int) -> np.ndarray:
   """A picture or a clip as uint8 [F, H, W, 3] in its nearest bucket.
 

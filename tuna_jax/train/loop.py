@@ -67,7 +67,6 @@ def train(
     feed = Feed(config, mesh)
     pipeline = feed.pipeline(config.data, config.seed)
     closing.callback(pipeline.close)
-    watch.waiting = pipeline.reading
     ground = provenance.ground(config, feed, pipeline)
     changed = provenance.check(workdir, config, ground, allow_change)
     state, start = _start(config, mesh, checkpoints, pipeline, changed)

@@ -12,11 +12,11 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 
 import jax
 
 from tuna_jax import files, stopping
+from tuna_jax.data import records
 from tuna_jax.train.goodput import Goodput
 
 _log = logging.getLogger(__name__)
@@ -32,10 +32,7 @@ class Watch:
   itself to stop as a signal would (`stopping.Signals`): a run that waits for data saves. If the
   clock stands still after that for GRACE_S, because a step or a save hangs, the process is ended
   with code 75. stops: whether signals are handled; otherwise the stacks are all that happens.
-  waiting: tells what is being read, once that is known.
   """
-
-  waiting: Callable[[], str] = staticmethod(lambda: 'no data yet')
 
   def __init__(self, workdir, wait: float, clock: Goodput, stops: bool = True):
     self._path = files.path(workdir) / f'stacks-{jax.process_index()}.txt'
@@ -59,11 +56,11 @@ class Watch:
         return
       if kind == 'data' and silent > SLOW_S and told != since:
         told = since
-        _log.warning('%s: no batch for %.0f s; %s', self._path.parent, silent, self.waiting())
+        _log.warning('%s: no batch for %.0f s; %s', self._path.parent, silent, records.reading())
 
   def _stop(self, kind: str, since: float):
     said = f'{self._path.parent}: guard.wait={self._wait:g}: {kind} takes longer'
-    said += f'; {self.waiting()}' if kind in ('start', 'data') else ''
+    said += f'; {records.reading()}' if kind in ('start', 'data') else ''
     text = f'{said}; the stacks of all threads of process {jax.process_index()}:\n{_stacks()}'
     _log.error('%s', text)
     storing = threading.Thread(target=files.write_text, args=(self._path, text), daemon=True)

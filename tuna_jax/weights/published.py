@@ -195,8 +195,9 @@ def look_up(hub: huggingface_hub.HfApi, source: Source) -> Listing:
 def fetch(hub: huggingface_hub.HfApi, listing: Listing, cache=None) -> epath.Path:
   """Downloads what the cache lacks, verifies every file, and returns their folder.
 
-  A lost connection continues where it broke off; a file that was complete stays for the next run.
-  Raises UserError for a damaged file, which is removed.
+  A lost connection continues where it broke off; a file that was complete stays for the next run,
+  and what a killed one left of another is removed once that is there. Raises UserError for a
+  damaged file, which is removed.
   """
   source, where = listing.source, None
   for file in listing.files:
@@ -206,9 +207,12 @@ def fetch(hub: huggingface_hub.HfApi, listing: Listing, cache=None) -> epath.Pat
       )
     except (errors.HTTPError, OSError) as error:
       raise UserError(unreachable(hub, source, error)) from error
+    stored = epath.Path(os.path.realpath(where))
+    for partial in stored.parent.glob(f'{stored.name}.*.incomplete'):
+      partial.unlink(missing_ok=True)
     found = digest(where, len(file.digest))
     if found != file.digest:
-      for path in {os.fspath(where), os.path.realpath(where)}:  # the cache links where it can
+      for path in {os.fspath(where), os.fspath(stored)}:  # the cache links where it can
         os.unlink(path)
       raise UserError(
         f'{source.repo}/{file.name}: the file that arrived is damaged: its digest is {found}, '
