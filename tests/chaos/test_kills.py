@@ -2,7 +2,6 @@
 nothing had been. A fast sample runs always, all of it with --slow.
 """
 
-import contextlib
 import itertools
 import os
 import random
@@ -15,7 +14,6 @@ from typing import NamedTuple
 import pytest
 
 from tests.chaos import processes, verbs
-from tests.weights import hub
 from tuna_jax.stopping import AGAIN, SIGNALS
 
 SEED = 15
@@ -23,7 +21,7 @@ SEED = 15
 POINTS = {
   'train': 6, 'decoder': 14, 'vae': 8, 'evaluate': 3, 'generate': 4, 'import': 5, 'export': 4,
   'assemble': 4, 'merge': 4, 'pack': 8, 'encode': 6, 'shapes': 2, 'preview': 2, 'verify': 1,
-  'index': 3, 'get': 4, 'align': 2, 'fit': 4,
+  'fit': 3, 'index': 3, 'get': 4, 'align': 2,
 }  # fmt: skip
 PLAIN = ('import', 'pack')
 WORKER = f'{sys.executable} -m tuna_jax.cli'
@@ -48,50 +46,6 @@ def points():
       marks = () if verb in PLAIN and n == (verb == 'pack') else (pytest.mark.slow,)
       found.append(pytest.param(point, marks=marks, id=f'{verb}-{number.name}-{point.share}'))
   return found
-
-
-@pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """(inputs, where a verb writes)."""
-  inputs, out = (tmp_path_factory.mktemp(name) for name in ('in', 'out'))
-  verbs.album(inputs / 'album')
-  verbs.weights(inputs / 'weights')
-  return inputs, out
-
-
-@pytest.fixture(scope='module')
-def driver(tmp_path_factory, place):
-  data = {'Wan2.1_VAE.pth': b'latents ' * 500_000, 'README.md': b'nobody asks for it'}
-  with contextlib.ExitStack() as stack:
-    server = stack.enter_context(hub.serving({'Wan-AI/Wan2.1-T2V-14B': data}))
-    environment = {'HF_ENDPOINT': server.url, 'HF_HOME': str(place[1] / 'hub')}
-    yield stack.enter_context(processes.driver(tmp_path_factory.mktemp('said'), environment))
-
-
-@pytest.fixture(scope='module')
-def run(driver):
-  return driver.run
-
-
-@pytest.fixture(scope='module')
-def whole(run, place):
-  """Runs a verb undisturbed, once: (its inputs, where it writes, its moments, what it leaves)."""
-  known, (inputs, out) = {}, place
-
-  def find(verb):
-    if verb in ('evaluate', 'generate') and not (inputs / 'run').exists():
-      find('train')
-    if verb not in known:
-      verbs.begin(verb, inputs, out)
-      ended = run(verbs.command(verb, inputs, out), out)
-      assert ended.code == 0, ended.said
-      if verb == 'train':
-        shutil.copytree(out / 'run', inputs / 'run')
-      known[verb] = ended.moments, processes.left(out)
-    verbs.begin(verb, inputs, out)
-    return inputs, out, *known[verb]
-
-  return find
 
 
 def finish(run, command, out):

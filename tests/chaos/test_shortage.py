@@ -4,7 +4,6 @@ same command ends as it would have once there is enough. Two at once: one works.
 
 import os
 import resource
-import shutil
 import subprocess
 
 import pytest
@@ -35,31 +34,21 @@ SHORT = (
 PLAIN = (('export', 'disk'), ('pack', 'writing'))
 
 
-@pytest.fixture(scope='module')
-def driver(tmp_path_factory):
-  with processes.driver(tmp_path_factory.mktemp('said')) as made:
-    yield made
-
-
 @pytest.fixture
-def place(tmp_path):
-  """(inputs, an empty folder, what mounts a file system of its own on it)."""
-  inputs, out = tmp_path / 'in', tmp_path / 'out'
-  inputs.mkdir()
-  out.mkdir()
-  verbs.album(inputs / 'album')
-  verbs.weights(inputs / 'weights')
+def mount(place):
+  """Mounts a file system of its own, with these options, where verbs write."""
+  out = str(place[1])
 
   def mount(options):
     done = subprocess.run(
-      ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(out)], capture_output=True, check=False
+      ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', out], capture_output=True, check=False
     )
     if done.returncode:
       pytest.skip('only who may mount a file system can fill a small one')
 
-  yield inputs, out, mount
+  yield mount
   if os.path.ismount(out):
-    subprocess.run(['umount', '-l', str(out)], check=True)
+    subprocess.run(['umount', '-l', out], check=True)
 
 
 def rows():
@@ -69,8 +58,10 @@ def rows():
 
 
 @pytest.mark.parametrize('verb, what, much, says', rows())
-def test_what_runs_out_is_named_and_the_same_command_ends_it(driver, place, verb, what, much, says):
-  inputs, out, mount = place
+def test_what_runs_out_is_named_and_the_same_command_ends_it(
+  run, whole, mount, verb, what, much, says
+):
+  inputs, out, _, wanted = whole(verb)
   command, limits = verbs.command(verb, inputs, out), {}
   if what == 'disk':
     mount(f'size={much}')
@@ -78,27 +69,22 @@ def test_what_runs_out_is_named_and_the_same_command_ends_it(driver, place, verb
     mount(much)
   else:
     limits = {what: much}
-  ended = driver.run(command, out, limits=limits)
+  ended = run(command, out, limits=limits)
   if says:
     ours = [line for line in ended.said.splitlines() if line.startswith('tuna-jax ')]
     assert ended.code == 2 and says in ours[-1], ended.said[-3000:]
   assert ended.code, 'there was enough of it'
   if os.path.ismount(out):
     subprocess.run(['mount', '-o', f'remount,rw,{PLENTY}', str(out)], check=True)
-  ended = driver.run(command, out)
+  ended = run(command, out)
   assert ended.code == 0, ended.said[-3000:]
-  found = processes.left(out)
-  for name in os.listdir(out):
-    where = out / name
-    shutil.rmtree(where) if where.is_dir() else where.unlink()
-  assert driver.run(command, out).code == 0
-  assert found == processes.left(out)
+  assert processes.left(out) == wanted
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('verb', ['decoder', 'vae', 'import', 'pack', 'encode'])
-def test_of_two_at_once_one_works_and_the_other_says_so_or_agrees(driver, place, tmp_path, verb):
-  inputs, out, _ = place
+def test_of_two_at_once_one_works_and_the_other_says_so_or_agrees(driver, whole, tmp_path, verb):
+  inputs, out, _, wanted = whole(verb)
   command = verbs.command(verb, inputs, out)
   with processes.driver(tmp_path) as second:
     started = driver.start(command, out), second.start(command, out)
@@ -107,10 +93,7 @@ def test_of_two_at_once_one_works_and_the_other_says_so_or_agrees(driver, place,
   assert codes in ([0, 0], [0, 2]), [one.said[-2000:] for one in ended]
   refused = ''.join(one.said for one in ended if one.code)
   assert codes == [0, 0] or FINISHED in refused or 'works there' in refused, refused
-  found = processes.left(out)
-  shutil.rmtree(out)
-  out.mkdir()
-  assert driver.run(command, out).code == 0 and found == processes.left(out)
+  assert processes.left(out) == wanted
 
 
 def test_limits_are_those_of_the_system():

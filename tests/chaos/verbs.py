@@ -172,7 +172,9 @@ def begin(verb, inputs, out):
   if verb == 'fit':  # its steps are chosen by the clock; these are as if chosen before
     steps = dict.fromkeys(('decoder', 'stage1', 'stage2', 'stage3'), 4)
     (out / 'fit').mkdir()
-    files.write_json(out / 'fit' / 'fit.json', {'data': '', 'steps': steps})
+    files.write_json(
+      out / 'fit' / 'fit.json', {'data': str(inputs / 'album' / 'text.json'), 'steps': steps}
+    )
 
 
 def command(verb, inputs, out) -> list[str]:
