@@ -93,9 +93,17 @@ def trained(tmp_path_factory):
   root = tmp_path_factory.mktemp('lora')
   config = shrink.stage('stage3')
   store.save(root / 'base', config.model, shrink.randomise(tuna_shapes(config.model), 0))
+  vae, params = store.load_vae(config.vae)  # its statistics are learned, and no run has them
+  vae = dataclasses.replace(vae, latent_mean=(0.5,) * 8, latent_std=(2.0,) * 8)
+  store.save(root / 'vae', vae, params)
   adapted = OptimizerConfig(lr=1e-2, warmup=0, groups=ONLY, lora=ROWS, ema=0.0)
   config = dataclasses.replace(
-    config, rows=2, init_from=str(root / 'base'), frozen='bfloat16', optimizer=adapted
+    config,
+    rows=2,
+    init_from=str(root / 'base'),
+    frozen='bfloat16',
+    optimizer=adapted,
+    vae=str(root / 'vae'),
   )
   return root, config, loop.train(config, str(root / 'run'), jax.devices()[:1])
 
@@ -121,6 +129,7 @@ def test_a_run_is_merged_with_its_vae_and_with_how_it_is_asked_and_drawn(
   assert merged.how('t2i') == run.how('t2i') == Drawing(Guidance(1.5), 16)
   jax.tree.map(np.testing.assert_array_equal, merged.params, run.params)
   jax.tree.map(np.testing.assert_array_equal, merged.vae_params, run.vae_params)
+  assert merged.vae_config == run.vae_config != run.config.vae
 
 
 def test_a_run_opens_as_the_merged_model_beside_its_base_wherever_they_are(trained, tmp_path):

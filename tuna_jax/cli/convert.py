@@ -208,20 +208,23 @@ def merge():
     sources['lora'] = _LORA.value
     leaves = lora.merged({**leaves, **peft.read(_LORA.value, stored.config)})
   notes = {**{k: v for k, v in stored.notes.items() if k != 'base'}, 'sources': sources}
-  vae = stored.vae
+  config, vae = stored.config, stored.vae
   if stored.run:
     notes['run'] = stored.run
     if named := stored.run['vae']:
       there = store.located(named, files.path(_INPUT.value))
-      vae = store.open_stored(there).vae if store.is_stored(there) else None
-      if vae is None:
+      if store.is_stored(there):
+        found = store.open_stored(there)
+        # The statistics of the latents are known to the VAE that was trained and not to the run.
+        config, vae = dataclasses.replace(config, vae=found.vae_config), found.vae
+      else:
         print(f'the VAE {named} is not there: {_OUTPUT.value} is opened with --vae=DIR')
   copied = [
     file
     for folder in (_INPUT.value, f'{_INPUT.value}/tokenizer')
     for file in store.tokenizer_files(folder)
   ]
-  store.write(_OUTPUT.value, stored.config, leaves, vae, notes, copied)
+  store.write(_OUTPUT.value, config, leaves, vae, notes, copied)
   print(f'wrote {_OUTPUT.value}')
 
 

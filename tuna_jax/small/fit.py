@@ -211,7 +211,8 @@ def _after(root, progress, before: str, share: float, say) -> float:
   records = curves.read(root / before / 'metrics.jsonl')
   taken = [r['seconds'] for r in records if 'seconds' in r]
   each = statistics.mean(taken[len(taken) // 2 :])
-  free = share * (progress.left - 60 * progress.minutes * recipe.SHARES['report'])
+  left = progress.left - 60 * progress.minutes * recipe.SHARES['report']
+  free = share * max(left, 0.0)
   say(f'a step of {before} took {each:.3f} s: {free:.0f} s are for the next stage')
   return free / each
 
