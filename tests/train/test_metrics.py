@@ -5,6 +5,7 @@ import importlib.machinery
 import io
 import json
 import re
+import subprocess
 import sys
 import types
 
@@ -117,6 +118,15 @@ def test_curves_lie_on_disk_and_in_tensorboard(log):
     and np.isnan(records[1]['loss'])
   )
   assert any((folder / 'tensorboard').iterdir())
+
+
+@pytest.mark.parity
+def test_a_run_does_not_load_pytorch(tmp_path):
+  script = (
+    'import sys; from tuna_jax.train import loop, report; report._board(sys.argv[1]).close(); '
+    "assert 'torch' not in sys.modules; import torch; torch.zeros(1)"
+  )
+  subprocess.run([sys.executable, '-c', script, tmp_path], check=True, cwd=shrink.ROOT)
 
 
 def test_a_continued_run_appends(log):

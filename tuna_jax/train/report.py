@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
-from tensorboardX import record_writer
 
 from tuna_jax import files, tree
 from tuna_jax.chips import peak_flops
@@ -171,10 +169,16 @@ def summary(config: TrainConfig, mesh, state: TrainState, workdir: str, start: s
   ]
 
 
-def _board(folder) -> tensorboardX.SummaryWriter:
-  """A writer of TensorBoard's files into `folder`, on object storage in parts."""
+def _board(folder):
+  """A SummaryWriter of TensorBoard's files into `folder`, on object storage in parts."""
+  # It would load PyTorch wherever that is installed, which takes as long as all other imports.
+  torch = sys.modules.setdefault('torch', None)
+  import tensorboardX
+
+  if torch is None:
+    del sys.modules['torch']
   if files.is_remote(folder):
-    record_writer.register_writer_factory(str(folder).partition(':')[0], _Parts)
+    tensorboardX.record_writer.register_writer_factory(str(folder).partition(':')[0], _Parts)
   # Its own name has the second and the host alone, so a quick restart would write over it. Its
   # thread waits for uploads, and beyond the queue's size the run would wait for the thread.
   return tensorboardX.SummaryWriter(
