@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 from typing import NamedTuple
@@ -110,6 +111,30 @@ def test_a_script_passes_signals_on_and_runs_again_what_was_killed(script, numbe
   finish(driver.run, command, out)
   shutil.rmtree(out / 'compile-cache', ignore_errors=True)
   assert processes.left(out) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('verb, number', [
+  ('pack', signal.SIGTERM), ('encode', signal.SIGHUP), ('vae', None)])  # fmt: skip
+def test_data_that_never_answer_keep_nobody_from_ending(verb, number, driver, place):
+  inputs, out = place
+  verbs.begin(verb, inputs, out)
+  mixture = f'{inputs}/album/remote.json'
+  command = verbs.command(verb, inputs, out)
+  command = [part.replace(f'{inputs}/album/mixture.json', mixture) for part in command]
+  if verb == 'vae':
+    command += [f'--config.data.mixture={mixture}', '--config.wait=5']
+  with socket.create_server(('127.0.0.1', 0)) as silent:
+    host = f'http://127.0.0.1:{silent.getsockname()[1]}'
+    environment = {'STORAGE_EMULATOR_HOST': host}
+    started = driver.start(command, out, count=False, environment=environment)
+    silent.settimeout(300)
+    with silent.accept()[0]:
+      if number:
+        os.kill(started[0], number)
+      ended = driver.end(started)
+  assert ended.code == AGAIN and 'the same command' in ended.said.splitlines()[-1], ended.said
+  assert number or f'data takes longer; reading {inputs}/album/t2i.jsonl:' in ended.said
 
 
 def test_the_matrix_has_sixty_points_of_all_signals():

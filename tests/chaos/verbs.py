@@ -38,6 +38,7 @@ def album(root):
   rows = [{'path': f'{task}.jsonl', 'task': task} for task in lines]
   for name in ('mixture.json', 'mixture_test.json'):
     files.write_json(root / name, rows)
+  files.write_json(root / 'remote.json', [{**rows[0], 'root': 'gs://bucket/pictures'}])
   text = [{'conversations': [{**TALK[0], 'value': f'{n}?'}, TALK[1]]} for n in range(20)]
   (root / 'text.jsonl').write_text('\n'.join(map(json.dumps, text)) + '\n')
   files.write_json(root / 'text.json', [{'path': 'text.jsonl', 'task': 'text'}])
