@@ -1,5 +1,6 @@
 """Scores on records of one's own, in training and held out."""
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from tests.evals.small import HOW, N, generator
 from tuna_jax.evals import own_data
+from tuna_jax.sample.image import Usual
 
 
 @pytest.fixture(scope='module')
@@ -53,6 +55,21 @@ def test_records_of_ones_own_are_scored_in_training_and_held_out(album):
   }
   assert all(row.target is None and row.ceiling == 1.0 for row in scores.rows.values())
   assert scores.rows['captions_train'].floor == 0.5 and scores.rows['captions_test'].floor == 0.0
+
+
+def test_edits_are_drawn_as_the_run_says_and_shown_with_what_they_change(album):
+  record = {'raw_image': 'red.png', 'out_image': 'blue.png', 'instruction': 'make it blue'}
+  (album / 'edit.jsonl').write_text(json.dumps(record))
+  (album / 'edits.json').write_text(json.dumps([{'path': 'edit.jsonl', 'task': 'edit'}]))
+  own = copy.copy(generator())
+  own.usual = Usual(guidance=1.0, points=2)
+  edits = str(album / 'edits.json')
+  scores = own_data.evaluate(own, edits, edits, N, say=lambda _: None, splits=('test',))
+  assert list(scores.rows) == ['edits_test'] and scores.rows['edits_test'].n == 1
+  (sample,) = scores.results['edits_test'].samples
+  assert list(sample.pictures) == ['before', 'drawn', 'true'] and sample.text == 'make it blue'
+  drawn = own.edit([str(album / 'red.png')], ['make it blue'], seed=0, guidance=1.0, points=2)[0]
+  np.testing.assert_array_equal(sample.pictures['drawn'], drawn)
 
 
 def test_records_that_training_passed_over_are_passed_over(album, tmp_path):

@@ -189,8 +189,10 @@ def pictures(generator, records, known, how, row, task) -> dict[str, Result]:
   text, field = _DRAWN[task]
   prompts = [r[text] for r in records]
   given = vars(how) if how else {}  # the generator knows what the run says
+  shown: list[dict] = [{} for _ in records]
   if task == 'edit':
     sources = [r['raw_image'] for r in records]
+    shown = [{'before': x[0] if isinstance(x, list) else x} for x in sources]
     drawn = [p.pixels for p in generator.edit(sources, prompts, seed=0, **given)]
   else:
     make = generator.image if task == 't2i' else generator.video
@@ -208,9 +210,9 @@ def pictures(generator, records, known, how, row, task) -> dict[str, Result]:
   ceiling = agree(judge.of_own(), wanted)
   shuffled = agree(seen, np.random.default_rng(0).permutation(wanted))
   samples = [
-    Sample(prompt, ok, {'drawn': x, 'true': y}, took, want, prior)
-    for prompt, ok, x, y, took, want, prior in zip(
-      prompts, right, drawn, real, seen, wanted, shuffled
+    Sample(prompt, ok, {**before, 'drawn': x, 'true': y}, took, want, prior)
+    for prompt, ok, before, x, y, took, want, prior in zip(
+      prompts, right, shown, drawn, real, seen, wanted, shuffled
     )
   ]
   return {row: Result(right, shuffled, ceiling, agree(judge(rebuilt), wanted), samples)}
