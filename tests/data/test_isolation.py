@@ -49,6 +49,19 @@ class Source:
     return f'here:{index}'
 
 
+HANGS = """
+from tuna_jax.data.isolation import Process
+Process().call(600, exec, 'import time; print("begun", flush=True); time.sleep(600)')
+"""
+
+
+def test_a_call_that_hangs_does_not_outlive_the_run():
+  run = subprocess.Popen([sys.executable, '-c', HANGS], stderr=subprocess.PIPE, text=True)
+  assert run.stderr.readline() == 'begun\n'
+  run.kill()
+  run.communicate(timeout=30)  # ends when nobody has its standard error any more
+
+
 GOOD = np.full((16, 16, 3), 7, np.uint8)
 
 

@@ -1,7 +1,8 @@
 """Calls in processes of their own, so that a crash of a native codec costs one record.
 
 A process reads pickled (function, arguments) from its standard input and writes pickled answers to
-its standard output. It ends when its input does, so it never outlives the run.
+its standard output. It ends when its input does, also while a call hangs: it never outlives the
+run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import os
 import pickle
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -75,7 +77,16 @@ def pool(count: int) -> Pool:
   return Pool(count)
 
 
+def _follow():
+  """Ends the process when nobody writes to its input any more, also while a call hangs."""
+  end = select.poll()
+  end.register(0, 0)  # a hang-up is told whatever else is asked for
+  end.poll()
+  os._exit(1)
+
+
 def main():
+  threading.Thread(target=_follow, daemon=True).start()
   answers = os.fdopen(os.dup(1), 'wb')
   os.dup2(2, 1)  # what a codec prints is no answer
   while True:
