@@ -19,13 +19,15 @@ def test_the_last_stage_trained_is_taken(tmp_path):
   assert find_run(str(tmp_path), '') == str(tmp_path / 'stage2')
   assert find_run(str(tmp_path), 'stage1') == str(tmp_path / 'stage1')
   assert find_run(str(tmp_path / 'stage1'), '') == str(tmp_path / 'stage1')
+  a_run(tmp_path / 'lora')  # of `fit --lora`
+  assert find_run(str(tmp_path), '') == str(tmp_path / 'lora')
 
 
 def test_a_stage_that_is_not_there_is_named_with_the_nearest(tmp_path):
   a_run(tmp_path / 'stage2')
   with pytest.raises(UserError, match="--stage=stage3: no such run .* nearest is 'stage2'"):
     find_run(str(tmp_path), 'stage3')
-  with pytest.raises(UserError, match='no run there; expected stage3 or stage2 or stage1'):
+  with pytest.raises(UserError, match='no run there; expected lora or stage3 or stage2 or stage1'):
     find_run(str(tmp_path / 'nothing'), '')
 
 

@@ -45,7 +45,7 @@ _GUIDANCE = flags.DEFINE_float(
 _sampler = options.define_sampler()
 _model_options = options.define_generator(batch_size=50)
 
-STAGES = ('stage3', 'stage2', 'stage1')
+STAGES = ('lora', 'stage3', 'stage2', 'stage1')  # the last one that is there is taken
 
 
 def main(argv):
