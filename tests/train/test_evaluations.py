@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from tests import shrink
 from tuna_jax import sharding
@@ -27,6 +26,8 @@ REPORT = ReportConfig(
 def events(folder):
   """Every event of TensorBoard's files in `folder`, read as TensorBoard does: length, checksum,
   content, checksum."""
+  from tensorboardX.proto import event_pb2  # which loads PyTorch
+
   found = []
   for path in sorted(folder.iterdir()):
     data = path.read_bytes()

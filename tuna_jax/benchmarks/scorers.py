@@ -19,7 +19,6 @@ import numpy as np
 
 # ---- GenEval
 
-GENEVAL_TAGS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 CONFIDENCE, COUNTING_CONFIDENCE, MAX_OBJECTS = 0.3, 0.9, 16
 
 
