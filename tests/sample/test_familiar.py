@@ -128,6 +128,10 @@ def generator():
     (lambda g: g.edit('a.png', 'b', guidance='1'), "guidance scale='1': expected"),
     (lambda g: g.story('a', pictures='2'), "story: pictures='2': expected a whole number"),
     (
+      lambda g: Generator(small.CONFIG, {}, {}, None, task='x'),
+      "Generator: the argument 'task' is unknown; nearest is 'tasks'",
+    ),
+    (
       lambda g: Generator(small.CONFIG, {}, {}, None, tasks='x'),
       "Generator: tasks='x': expected TaskConfig, found",
     ),

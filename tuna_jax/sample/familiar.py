@@ -48,14 +48,14 @@ def familiar(method: Callable) -> Callable:
   @functools.wraps(method)
   def call(self, *given, **named):
     if len(given) > len(known):
-      raise UserError(f'{method.__name__}: {len(given)} arguments; it takes {", ".join(known)}')
+      raise UserError(f'{_name(method)}: {len(given)} arguments; it takes {", ".join(known)}')
     taken = known[: len(given)]
     for name in list(named):
       if name in known and name not in taken:
         continue
       if name not in theirs:
         what = 'is given twice' if name in taken else f'is unknown{nearest(name, known + theirs)}'
-        raise UserError(f'{method.__name__}: the argument {name!r} {what}')
+        raise UserError(f'{_name(method)}: the argument {name!r} {what}')
       if name in NAMES:
         _put(method, named, taken, NAMES[name], named.pop(name))
       elif name == 'num_inference_steps':
@@ -64,14 +64,19 @@ def familiar(method: Callable) -> Callable:
         _put(method, named, taken, 'points', points)
     if {'height', 'width'} & named.keys():
       if not {'height', 'width'} <= named.keys():
-        raise UserError(f'{method.__name__}: height and width go together; size=N is a square')
+        raise UserError(f'{_name(method)}: height and width go together; size=N is a square')
       _put(method, named, taken, 'size', (named.pop('height'), named.pop('width')))
     if missing := [name for name in needed if name not in named and name not in taken]:
-      raise UserError(f'{method.__name__}: no {" and no ".join(missing)} given')
+      raise UserError(f'{_name(method)}: no {" and no ".join(missing)} given')
     check_types(method, dict(zip(known, given)) | named)
     return method(self, *given, **named)
 
   return call
+
+
+def _name(function: Callable) -> str:
+  """Of a class where the function makes one."""
+  return function.__qualname__.removesuffix('.__init__').rpartition('.')[2]
 
 
 def check_types(function: Callable, given: Mapping[str, Any]) -> None:
@@ -86,13 +91,12 @@ def check_types(function: Callable, given: Mapping[str, Any]) -> None:
     known = wanted[0] in TYPES or wanted[0] is bool or dataclasses.is_dataclass(wanted[0])
     plain, words = TYPES.get(wanted[0], (wanted[0], getattr(wanted[0], '__name__', '')))
     if known and (not isinstance(value, plain) or (type(value) is bool and plain is not bool)):
-      where = function.__qualname__.removesuffix('.__init__').rpartition('.')[2]
-      raise UserError(f'{where}: {name}={value!r}: expected {words}, found {kind(value)}')
+      raise UserError(f'{_name(function)}: {name}={value!r}: expected {words}, found {kind(value)}')
 
 
 def _put(method, named: dict, taken, name: str, value) -> None:
   if name in named or name in taken:
-    raise UserError(f'{method.__name__}: {name} is given twice, by two names')
+    raise UserError(f'{_name(method)}: {name} is given twice, by two names')
   named[name] = value
 
 
