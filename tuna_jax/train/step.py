@@ -177,21 +177,24 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
       jax.eval_shape(grad_fn, leaves, state.params, *jax.tree.map(lambda a: a[0], pieces), counts),
     )
     ((loss, sums), grads), _ = jax.lax.scan(add, zeros, pieces)
-  state = state._replace(ema=near(state.ema), opt_state=near(state.opt_state))
-  with jax.named_scope('optimizer'):
-    updates, opt_state = transformation.update(grads, state.opt_state, leaves)
-    new = optax.apply_updates(leaves, updates)
   step = state.step + 1
-  with jax.named_scope('average'):
-    ema = optimizer_lib.update_ema(state.ema, new, step, config.optimizer, key)
   found = {
     'loss': loss,
     'grad_norm': optax.tree.norm(grads),
     'lr': jnp.asarray(optimizer_lib.schedule(config.optimizer, config.steps)(state.step)),
   }
   kept = jnp.all(jnp.isfinite(jnp.stack([*found.values()])))
-  new, ema, opt_state = jax.tree.map(
-    functools.partial(jnp.where, kept), (new, ema, opt_state), (leaves, state.ema, state.opt_state)
+
+  def update(old, ema, opt_state):
+    with jax.named_scope('optimizer'):
+      updates, opt_state = transformation.update(grads, opt_state, old)
+      new = optax.apply_updates(old, updates)
+    with jax.named_scope('average'):
+      return new, optimizer_lib.update_ema(ema, new, step, config.optimizer, key), opt_state
+
+  # A choice between old and new numbers would hold both: the new parameters need all new moments.
+  new, ema, opt_state = jax.lax.cond(
+    kept, update, lambda *old: old, leaves, near(state.ema), near(state.opt_state)
   )
   metrics = found | {
     'filled': jnp.mean((batch.segment > 0).astype(jnp.float32)),
