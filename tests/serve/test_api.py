@@ -185,6 +185,8 @@ def test_a_bad_wish_for_a_picture_is_a_sentence(client, more, says):
 
 def test_a_size_is_width_by_height():
   assert protocol.size_of('32x16') == '16x32' and protocol.size_of('32') == '32'
+  with pytest.raises(ValueError, match="size 'huge': expected 'WIDTHxHEIGHT'"):
+    protocol.size_of('huge')
 
 
 def test_a_bad_source_or_mask_is_a_sentence(client):

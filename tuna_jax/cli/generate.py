@@ -98,6 +98,9 @@ def main(argv):
     raise UserError(f"{action}: missing argument PROMPT; '' is an empty one")
   if action == 'edit' and not _IMAGE.value:
     raise UserError('edit: --image is required: the picture to edit')
+  for path in _IMAGE.value or ():
+    if not files.path(path).exists():
+      raise UserError(f'--image={path}: no such file')
   if action == 'ask':
     return ask(prompts)
   if action == 'story' and len(prompts) > 1:

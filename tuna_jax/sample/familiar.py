@@ -125,8 +125,7 @@ def data_of(url) -> bytes:
   head, comma, data = str(url).partition(',')
   if not (head.startswith('data:') and head.endswith(';base64') and comma):
     raise UserError(
-      f'image_url {str(url)[:40]!r}: expected data:image/...;base64,...; for a file, '
-      "{'type': 'image', 'image': PATH}"
+      f'image_url {str(url)[:40]!r}: expected data:image/...;base64,...; no address is fetched'
     )
   try:
     return base64.b64decode(data, validate=True)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from tuna_jax.config import UserError
+from tuna_jax.data.media import BUCKETS
 from tuna_jax.mappings import from_dict
 from tuna_jax.ranges import Count, NotNegative, Positive, Range, Share, Whole
 from tuna_jax.sample import familiar, requests
@@ -120,7 +121,11 @@ def drawn_of(body: Mapping, limits: RequestLimits) -> tuple[Drawn, dict[str, Any
 def size_of(text: str) -> str:
   """'WIDTHxHEIGHT' as the API writes it -> 'HEIGHTxWIDTH' as we do; other sizes as they are."""
   width, times, height = text.partition('x')
-  return f'{height}x{width}' if times else text
+  if times and width.isdigit() and height.isdigit():
+    return f'{height}x{width}'
+  if text in BUCKETS or text.isdigit():
+    return text
+  raise UserError(f"size {text!r}: expected 'WIDTHxHEIGHT', such as 512x512")
 
 
 def seeds_of(seed: int | None, count: int) -> list[int]:
