@@ -55,3 +55,9 @@ def test_the_vae_is_a_weights_directory(tmp_path):
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message):
   code, _, err = run(*arguments)
   assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_more_processes_than_one_are_refused(monkeypatch, tmp_path):
+  monkeypatch.setenv('TUNA_NUM_PROCESSES', '2')
+  code, _, err = run('--component=vae', f'--workdir={tmp_path}/vae')
+  assert code == 2 and 'one process trains a part' in err and not list(tmp_path.iterdir()), err

@@ -8,6 +8,7 @@ Each takes `--config.FIELD=VALUE` of its file, configs/vae.py or configs/decoder
 keeps it in DIR/tokenizer, unless --config.tokenizer=DIR names one.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -32,6 +33,8 @@ def main(argv):
   del argv
   if not _COMPONENT.value or not _WORKDIR.value or _CONFIG.value is None:
     raise UserError('pretrain: --component=vae|decoder and --workdir=DIR are needed')
+  if os.environ.get('TUNA_NUM_PROCESSES', '1') != '1':
+    raise UserError('pretrain: one process trains a part, and TUNA_NUM_PROCESSES asks for more')
   from tuna_jax.configs import common, vae
   from tuna_jax.toy import train_tokenizer
   from tuna_jax.toy import train_vae as vae_train
