@@ -243,7 +243,9 @@ class TunaConfig:
         raise UserError(f'{field}: the design {self.design!r} {must}')
 
   def remat_of(self, tower: str) -> str:
-    """What the layers of 'vision', 'decoder' or 'flow_head' keep for the backward pass."""
+    """What the layers of the tower 'vision', 'decoder' or 'flow_head' keep of their values
+    [B, L, D] for the backward pass, one of REMATS. Raises UserError where `remat` names no tower.
+    """
     if '=' not in self.remat:
       return self.remat
     rows = dict(row.strip().partition('=')[::2] for row in self.remat.split(','))

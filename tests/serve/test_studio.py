@@ -64,7 +64,7 @@ def test_many_at_once_get_their_own(studio):
     ({'count': 3}, '3 pictures of one request; at most 2'),
     ({'seed': None}, 'give a seed'),
     ({'seed': -1}, 'seed -1: expected 0 to'),
-    ({'guidance': 0.0}, 'must be above 0'),
+    ({'guidance': 0.0}, 'expected a number above 0'),
     ({'negative': 'x' * 201}, 'characters of a prompt; at most 200'),
   ],
 )
