@@ -16,7 +16,7 @@ from tests.train.test_step import BATCH, CONFIG, KEY, start
 from tuna_jax import sharding, tree
 from tuna_jax.tools import plan
 from tuna_jax.train import flops, loop, optimizer, state, step
-from tuna_jax.train.config import OptimizerConfig
+from tuna_jax.train.config import HOST, OptimizerConfig
 from tuna_jax.weights import steps
 
 METHODS = {
@@ -56,6 +56,15 @@ def taken(config, devices, count=3):
   return now
 
 
+def kinds_of(found):
+  """{part of the state: the kinds of memory that its arrays lie in}."""
+  parts = {'moments': found.opt_state, 'ema': found.ema}
+  return {
+    part: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(leaves) if leaf.ndim}
+    for part, leaves in parts.items()
+  }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_eight_devices_take_the_steps_of_one(name):
@@ -64,9 +73,9 @@ def test_eight_devices_take_the_steps_of_one(name):
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     np.testing.assert_allclose(a, b, atol=1e-5, rtol=2**-7 if 'bfloat16' in name else 1e-5)
-  for part, leaves in (('moments', eight.opt_state), ('ema', eight.ema)):
-    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(leaves) if leaf.ndim}
-    assert kinds == {'pinned_host' if part in config.optimizer.host else 'device'}
+  assert kinds_of(eight) == {
+    part: {'pinned_host' if part in config.optimizer.host else 'device'} for part in HOST
+  }
 
 
 @pytest.mark.slow
@@ -86,6 +95,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(name, tmp_path):
 def test_a_step_that_keeps_less_on_the_devices_is_the_same_step(how):
   plain, other = (taken(changed(CONFIG, h), 1, count=1) for h in ({}, how))
   chex.assert_trees_all_close(*(jax.tree.map(np.asarray, s) for s in (plain, other)), atol=1e-6)
+  far = {'pinned_host' if 'host' in how else 'device'}
+  assert kinds_of(other) == {'moments': far, 'ema': far}
 
 
 def products(jaxpr, times=1):

@@ -5,9 +5,8 @@
 
 The data are a mixture file, or a folder of pictures with texts: NAME.txt beside NAME.jpg,
 metadata.jsonl, NAME_before.png and NAME_after.png with an instruction in NAME.txt, or folders whose
-names say what their pictures show. RUN/index.html grows while the
-model trains and ends as the report. SIGTERM or Ctrl-C saves and exits with 75; the same command
-continues.
+names say what their pictures show. RUN/index.html grows while the model trains and ends as the
+report. SIGTERM or Ctrl-C saves and exits with 75; the same command continues.
 """
 
 import os
