@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests import shrink
 from tuna_jax.train.checkpoint import Checkpoints
@@ -65,3 +67,9 @@ def test_diff_names_the_leaves_that_changed_between_two_steps(run):
   assert out.splitlines() == [
     'params/a/kernel: differs', 'optimizer/step: differs', 'data: differs'
   ]  # fmt: skip
+
+
+def test_verify_says_where_there_is_nothing_to_compare_with(tmp_path):
+  safetensors.numpy.save_file({'a': np.ones(3, np.float32)}, tmp_path / 'model.safetensors')
+  code, out = ckpt('verify', tmp_path)
+  assert (code, out) == (0, f'{tmp_path}: holds no digests to compare with\n')

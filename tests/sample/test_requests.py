@@ -10,7 +10,7 @@ from tuna_jax.sample import requests
 CONFIG = MediaConfig('64', '64', 5)
 
 
-def test_an_edit_is_never_larger_than_trained_and_keeps_its_shape():
+def test_an_edit_is_about_as_large_as_trained_pictures_and_keeps_its_shape():
   rng = np.random.default_rng(0)
   extremes = [(1, 10_000), (10_000, 1), (1, 1), (632, 408), (73, 56), (8, 400), (17, 300)]
   for area, stride in ((64 * 64, 16), (512 * 512, 16), (512 * 512, 32)):
@@ -18,7 +18,11 @@ def test_an_edit_is_never_larger_than_trained_and_keeps_its_shape():
       tall, wide = requests.own_size(height, width, area, stride)
       assert tall * wide <= area and tall % stride == wide % stride == 0 < min(tall, wide)
       if max(height / width, width / height) < 3 and min(height, width) > 10 * stride:
+        assert tall * wide > 0.3 * area, 'a size the model never saw'
         assert abs(np.log(tall * width / (wide * height))) < (0.5 if area < 10_000 else 0.15)
+
+  assert requests.own_size(48, 80, 64 * 64, 16) == (48, 80)
+  assert requests.own_size(32, 32, 64 * 64, 16) == (64, 64)
 
 
 @pytest.mark.parametrize('as_bytes', [False, True])

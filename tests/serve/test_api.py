@@ -16,6 +16,7 @@ import pytest
 
 from tests.serve import served
 from tests.serve.served import FEW, LIMITS, PICTURE
+from tuna_jax.config import UserError
 from tuna_jax.sample.output import KEY
 from tuna_jax.serve import api, guards, protocol
 
@@ -42,8 +43,8 @@ def generator():
 @pytest.fixture(scope='module')
 def address(generator):
   told = queue.Queue()
-  app = api.application(generator, 'tuna', LIMITS)
-  threading.Thread(target=guards.serve, args=(app, '127.0.0.1', 0, told.put), daemon=True).start()
+  what = api.application(generator, 'tuna', LIMITS), guards.bind('127.0.0.1', 0), told.put
+  threading.Thread(target=guards.serve, args=what, daemon=True).start()
   return told.get(timeout=30)
 
 
@@ -54,6 +55,12 @@ def client(address):
 
 def chat(client, messages=ASK, **more):
   return client.chat.completions.create(model='tuna', messages=messages, max_tokens=4, **more)
+
+
+def test_an_address_that_is_taken_is_named_before_a_model_is_loaded(address):
+  port = int(address.rpartition(':')[2])
+  with pytest.raises(UserError, match=f'127.0.0.1:{port}: Address already in use'):
+    guards.bind('127.0.0.1', port)
 
 
 def test_the_model_is_listed_and_another_is_not_found(client):

@@ -56,7 +56,8 @@ def fail(program: str, message: str):
   message = ''.join(shown)
   command, _, verb = program.partition(' ')
   named = verb and message.startswith((f'{verb} ', f'{verb}: '))
-  print(f'{command} {message}' if named else f'{program}: {message}', file=sys.stderr)
+  with contextlib.suppress(OSError):  # no room for it either: the code still says whose mistake
+    print(f'{command} {message}' if named else f'{program}: {message}', file=sys.stderr, flush=True)
   sys.exit(EXIT_USAGE)
 
 

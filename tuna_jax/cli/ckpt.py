@@ -67,15 +67,16 @@ def list_(path):
 def verify(path):
   run, step = _run_of(path)
   if run is None:
+    compared = True
     try:
       if store.is_stored(path):
         store.checked(store.open_stored(path))
       else:
-        verify_file(path)
+        compared = verify_file(path)
     except Damaged as error:
       print(error)
       return 1
-    print(f'{path}: as it was written')
+    print(f'{path}: ' + ('as it was written' if compared else 'holds no digests to compare with'))
     return 0
   wanted = _STEP.value if _STEP.value is not None else step
   numbers = steps.committed(run) if wanted is None else [wanted]

@@ -23,13 +23,12 @@ def main(argv):
     os.environ |= {'GRADIO_TEMP_DIR': folder, 'GRADIO_ANALYTICS_ENABLED': 'False'}
     with app.extra('demo'):
       from tuna_jax.serve import examples, guards, page, studio
+    bound = guards.bind(host, port)  # before the model is loaded
     path, generator = _open()
     name = os.path.basename(os.path.normpath(path))
     shop = studio.Studio(generator, limits, folder)
     shown = page.application(page.Page(shop, name, examples.of_run(path)), limits)
-    guards.serve(
-      shown, host, port, lambda address: print(f'{name} is shown at {address}', flush=True)
-    )
+    guards.serve(shown, bound, lambda address: print(f'{name} is shown at {address}', flush=True))
 
 
 if __name__ == '__main__':

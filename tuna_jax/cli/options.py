@@ -146,8 +146,8 @@ def define_drawing():
     flags.DEFINE_string(
       'size', None,
       "The size of the result: 'HxW' or 'N', multiples of 16, or a class such as '512'. By default "
-      'it is that of training. Edits have by default that of the last source, rounded to 16 and no '
-      "larger, and in bench-samples that of training, where 'own' means the source's.",
+      'it is that of training. Edits have by default that of the last source, rounded to 16, if it '
+      "is near that of training; in bench-samples that of training, and 'own' is the source's.",
     ),
     flags.DEFINE_integer('frames', None, 'The number of frames of a clip, 4k + 1.'),
     flags.DEFINE_integer('fps', 16, 'How many frames of a clip are shown per second.', 1),

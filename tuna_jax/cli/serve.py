@@ -25,10 +25,11 @@ def main(argv):
   host, port, limits = _server()
   with app.extra('serve'):
     from tuna_jax.serve import api, guards
+  bound = guards.bind(host, port)  # before the model is loaded
   path, generator = _open()
   name = _NAME.value or os.path.basename(os.path.normpath(path))
   say = lambda address: print(f'{name} is served at {address}/v1', flush=True)
-  guards.serve(api.application(generator, name, limits), host, port, say)
+  guards.serve(api.application(generator, name, limits), bound, say)
 
 
 if __name__ == '__main__':

@@ -60,21 +60,25 @@ class LocalOnly:
     await self._app(scope, receive, send)
 
 
-def serve(app, host: str, port: int, say: Callable[[str], None]) -> None:
-  """Serves until a signal, then lets requests in progress end within PATIENCE seconds.
-
-  At an address of this machine alone, `LocalOnly` stands before it. port: 0 takes a free one. say:
-  is told the address. Raises UserError where the address cannot be had.
+def bind(host: str, port: int) -> socket.socket:
+  """A socket that listens at this address; who connects waits until `serve`. port: 0 takes a free
+  one. Raises UserError where the address cannot be had.
   """
   try:
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family)
+    return socket.create_server((host, port), family=family)
   except OSError as error:
     raise UserError(f'{host}:{port}: {error.strerror or error}; --host and --port choose') from None
-  address = listener.getsockname()[0]
+
+
+def serve(app, bound: socket.socket, say: Callable[[str], None]) -> None:
+  """Serves until a signal, then lets requests in progress end within PATIENCE seconds.
+
+  At an address of this machine alone, `LocalOnly` stands before it. say: is told the address.
+  """
+  address, port = bound.getsockname()[:2]
   if ipaddress.ip_address(address).is_loopback:
     app = LocalOnly(app)
   config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=PATIENCE)
-  shown = f'[{host}]' if ':' in host else host
-  say(f'http://{shown}:{listener.getsockname()[1]}')
-  uvicorn.Server(config).run(sockets=[listener])
+  say(f'http://[{address}]:{port}' if ':' in address else f'http://{address}:{port}')
+  uvicorn.Server(config).run(sockets=[bound])

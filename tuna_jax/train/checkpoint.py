@@ -20,6 +20,7 @@ import functools
 import json
 import logging
 import os
+import sys
 import uuid
 from typing import Any
 
@@ -44,6 +45,21 @@ from tuna_jax.weights.convert import place
 logging.getLogger('absl').addFilter(
   lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
 )
+
+
+def _quiet_after_failure() -> None:
+  """Of a save that failed, TensorStore's other writes end after the event loop that awaited them is
+  closed, and each would print the same trace; the failure itself is raised, as said above."""
+  shown = sys.excepthook
+
+  def hook(kind, error, trace):
+    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+      shown(kind, error, trace)
+
+  sys.excepthook = hook
+
+
+_quiet_after_failure()
 
 
 class Checkpoints:

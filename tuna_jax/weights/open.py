@@ -60,17 +60,18 @@ def ignored(path, weights: str = 'model') -> dict[str, str]:
   return torchfile.ignored(file, weights) if file.suffix in TORCH else {}
 
 
-def verify(path):
-  """Compares a checkpoint with the checksums it records: torch's zip files do, and what we wrote;
-  others pass. Raises CheckpointError where they differ."""
+def verify(path) -> bool:
+  """Compares a checkpoint with the checksums it records, and returns whether it does: torch's zip
+  files do, and what we wrote. Raises CheckpointError where they differ."""
   file = find(path)
   if file.name.endswith('.bin.index.json'):
-    for shard in sorted(set(files.read_json(file)['weight_map'].values())):
-      torchfile.verify(file.parent / shard)
+    shards = sorted(set(files.read_json(file)['weight_map'].values()))
+    return all([torchfile.verify(file.parent / shard) for shard in shards])
   if file.suffix in TORCH:
-    torchfile.verify(file)
-  else:
-    digest.check_stored(open_checkpoint(file))
+    return torchfile.verify(file)
+  leaves = open_checkpoint(file)
+  digest.check_stored(leaves)
+  return any(leaf.digest for leaf in leaves.values())
 
 
 def _digests(folder) -> dict[str, str]:

@@ -59,15 +59,19 @@ def ignored(path, weights: str = 'model') -> dict[str, str]:
   return found
 
 
-def verify(path):
-  """Compares every entry of a zip file with its CRC-32; CheckpointError names a damaged entry."""
+def verify(path) -> bool:
+  """Compares every entry of a zip file with its CRC-32, and returns whether it is one, since other
+  files have no checksums. CheckpointError names a damaged entry."""
   data = Bytes(path)
-  for name, (start, size, crc) in _zip_entries(path, data).items() if _is_zip(data) else ():
+  if not _is_zip(data):
+    return False
+  for name, (start, size, crc) in _zip_entries(path, data).items():
     found = 0
     for at in range(0, size, CHUNK_BYTES):
       found = zlib.crc32(data.read(start + at, min(CHUNK_BYTES, size - at)), found)
     if crc and found != crc:
       raise CheckpointError(f'{path}: entry {name} is damaged: CRC {found:08x}, recorded {crc:08x}')
+  return True
 
 
 def _is_zip(data: Bytes) -> bool:
