@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tuna_jax.evals.nearest import Judge
+from tuna_jax.evals.nearest import Judge, nearest_own
 
 
 def test_the_nearest_picture_is_the_own_one_in_spite_of_noise():
@@ -29,3 +29,11 @@ def test_a_true_picture_is_judged_by_the_others_of_its_caption():
   judge = Judge(pictures, captions)
   assert judge(pictures) == captions
   assert 0.2 < np.mean([a == b for a, b in zip(judge.of_own(), captions)]) < 0.8
+
+
+def test_an_edit_is_its_own_only_if_no_other_source_of_its_instruction_becomes_nearer():
+  real = [np.full((32, 32, 3), shade, np.uint8) for shade in (10, 60, 200, 190)]
+  groups = ['darker', 'darker', 'lighter', 'lighter']
+  drawn = [real[0] + 5, real[0] + 5, real[2], real[2]]
+  assert nearest_own(drawn, real, groups) == [True, False, True, False]
+  assert nearest_own([real[3], *real[1:]], real, groups) == [False, True, True, True]

@@ -65,7 +65,8 @@ def test_edits_are_drawn_as_the_run_says_and_shown_with_what_they_change(album):
   own.usual = Usual(guidance=1.0, points=2)
   edits = str(album / 'edits.json')
   scores = own_data.evaluate(own, edits, edits, N, say=lambda _: None, splits=('test',))
-  assert list(scores.rows) == ['edits_test'] and scores.rows['edits_test'].n == 1
+  assert list(scores.rows) == ['edits_test', 'edits_own_test'] and scores.rows['edits_test'].n == 1
+  assert scores.rows['edits_own_test'].floor == 1.0, 'no other source has this instruction'
   (sample,) = scores.results['edits_test'].samples
   assert list(sample.pictures) == ['before', 'drawn', 'true'] and sample.text == 'make it blue'
   drawn = own.edit([str(album / 'red.png')], ['make it blue'], seed=0, guidance=1.0, points=2)[0]

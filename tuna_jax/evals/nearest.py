@@ -46,6 +46,16 @@ class Judge:
     return [self.groups[k] for k in np.where(alone, with_it, left).argmax(1)]
 
 
+def nearest_own(
+  found: Sequence[np.ndarray], real: Sequence[np.ndarray], groups: Sequence[str]
+) -> list[bool]:
+  """Whether each picture is nearer to its own true one than to any other of its group."""
+  distance = _distances(_coarse(found), _coarse(real))
+  apart = np.array([[a != b for b in groups] for a in groups])
+  nearest = np.where(apart, np.inf, distance).argmin(1)
+  return [int(k) == i for i, k in enumerate(nearest)]
+
+
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return np.maximum(np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T, 0)
 

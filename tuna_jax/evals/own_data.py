@@ -20,7 +20,7 @@ from tuna_jax.data.records import BadRecord, usable
 from tuna_jax.data.sources import Source, open_source, read_mixture
 from tuna_jax.data.tasks import PLACEHOLDER, TASKS, turns_of
 from tuna_jax.evals import results
-from tuna_jax.evals.nearest import Judge, group
+from tuna_jax.evals.nearest import Judge, group, nearest_own
 from tuna_jax.evals.results import KNOWN, Evaluation, Result, Sample
 from tuna_jax.mappings import kind
 from tuna_jax.sample.generate import Drawing, Generator
@@ -36,6 +36,7 @@ _ROWS = {
   'questions': 'questions, {}',
   'pictures': 'pictures drawn, {}: taken for their caption',
   'edits': 'pictures edited, {}: taken for their instruction',
+  'edits_own': 'pictures edited, {}: nearest to what their own source becomes',
   'clips': 'clips filmed, {}: taken for their caption',
   'clip_captions': 'captions of clips, {}: every word',
   'clip_caption_words': 'captions of clips, {}: words in common (F1)',
@@ -185,6 +186,8 @@ def pictures(generator, records, known, how, row, task) -> dict[str, Result]:
   """Each record drawn (edited, filmed) from its text; right when the judge takes it for its text.
 
   Floor: the same pictures, prompts shuffled. Ceiling: true pictures, each judged by all the others.
+  An edit is also compared with what all sources of the same instruction become, and its own should
+  be the nearest; the floor is chance.
   """
   text, field = _DRAWN[task]
   prompts = [r[text] for r in records]
@@ -215,7 +218,12 @@ def pictures(generator, records, known, how, row, task) -> dict[str, Result]:
       prompts, right, shown, drawn, real, seen, wanted, shuffled
     )
   ]
-  return {row: Result(right, shuffled, ceiling, agree(judge(rebuilt), wanted), samples)}
+  found = {row: Result(right, shuffled, ceiling, agree(judge(rebuilt), wanted), samples)}
+  if task == 'edit':
+    chance, ones = [1 / wanted.count(name) for name in wanted], [1.0] * len(wanted)
+    own = (nearest_own(x, real, wanted) for x in (drawn, rebuilt))
+    found[f'{row}_own'] = Result(next(own), chance, ones, next(own), ())
+  return found
 
 
 def _others(known: Sequence[Source], prompts, text: str, field: str) -> list[dict]:
