@@ -128,11 +128,23 @@ def _count(model: TunaConfig) -> int:
   return sum(leaf.size for leaf in tree.flatten(tuna_shapes(model)).values())
 
 
+def _told(better: str, worse: str, what: str) -> str:
+  """What tells two rows apart, and what the paper has for them."""
+  rows = compare.ROWS[better], compare.ROWS[worse]
+  kinds = ((row.title, f'Wan {row.vae}', row.encoder, row.data) for row in rows)
+  differ = [f'{a} over {b}' for a, b in zip(*kinds) if a != b]
+  paper = list(zip(compare.METRICS, *(row.paper for row in rows)))
+  paper = paper[4:] if what == verdicts.DRAW else paper[:4]
+  said = [f'{name} {a:g} over {b:g}' for name, a, b in paper if a is not None and b is not None]
+  return ', '.join(differ) + (f'. In the paper: {", ".join(said)}' if said else '')
+
+
 def shown(found: dict[str, Any]) -> dict[str, Any]:
   """What the page shows of compare.json."""
   groups: dict[str, list] = {}
   for claim in found['claims']:
-    groups.setdefault(claim['group'], []).append(claim)
+    told = _told(*claim['compared']) if 'compared' in claim else ''
+    groups.setdefault(claim['group'], []).append({**claim, 'told': told})
   claims = [(g, verdicts.together([c['verdict'] for c in own]), own) for g, own in groups.items()]
   ends = [
     abs(c['difference'][end] or 0)
