@@ -98,7 +98,7 @@ def stacked(scores: Scores, seeds: Sequence[int], tasks: Sequence[str]) -> np.nd
 def judge(claim: Claim, rows: Mapping[str, Scores]) -> dict[str, Any]:
   """{'verdict', 'difference': Interval, ...} of one comparison; the rows are paired by seed."""
   what = f'row {claim.better} over row {claim.worse}, {claim.what}'
-  found = {'group': claim.group, 'what': what, 'compared': claim[1:]}
+  found = {'group': claim.group, 'what': what, 'compared': list(claim[1:])}
   better, worse = rows.get(claim.better, {}), rows.get(claim.worse, {})
   seeds = sorted(better.keys() & worse.keys())
   if not seeds:
