@@ -47,6 +47,16 @@ for argument in "${arguments[@]}"; do
 done
 [[ $paths == 1 ]] || arguments+=(tests)
 
+installing='' # the process that installs Chromium while pip is at work
+if [[ $browser == 1 ]] && ! command -v chromium >/dev/null; then
+  command -v apt-get >/dev/null || die "--browser: no chromium, and no apt-get to install it; install it yourself"
+  sudo=$([[ $(id -u) == 0 ]] || echo sudo)
+  {
+    run $sudo apt-get update -qq
+    run $sudo apt-get install -y -qq --no-install-recommends chromium >/dev/null
+  } &
+  installing=$!
+fi
 ensure_venv "${extras[@]}"
 if [[ $lint == 1 ]]; then
   run ruff check .
@@ -56,11 +66,8 @@ if [[ $live == 1 ]] && ! python -c 'import importlib.metadata as m; m.version("l
   run python -m pip install --quiet --disable-pip-version-check --no-compile "${LMMS_EVAL_NEEDS[@]}"
   run python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps "$LMMS_EVAL"
 fi
-if [[ $browser == 1 ]] && ! command -v chromium >/dev/null; then
-  command -v apt-get >/dev/null || die "--browser: no chromium, and no apt-get to install it; install it yourself"
-  sudo=$([[ $(id -u) == 0 ]] || echo sudo)
-  run $sudo apt-get update -qq
-  run $sudo apt-get install -y -qq --no-install-recommends chromium >/dev/null
+if [[ -n $installing ]]; then
+  wait "$installing" || die "--browser: apt-get could not install chromium; install it yourself"
 fi
 export JAX_PLATFORMS=cpu
 attended python -m pytest -q -n "$workers" --dist worksteal "${arguments[@]}"
