@@ -83,7 +83,7 @@ setup(
   # installation never meets somebody else's `configs`.
   packages=[*find_packages(include=['tuna_jax', 'tuna_jax.*']), 'tuna_jax.configs'],
   package_dir={'tuna_jax.configs': 'configs'},
-  package_data={'tuna_jax': ['py.typed', '**/*.j2']},
+  package_data={'tuna_jax': ['py.typed', '**/*.j2', 'tools/plans.json']},
   install_requires=RUNTIME,
   extras_require=EXTRAS,
   entry_points={

@@ -7,6 +7,7 @@ The `libtpu` wheel knows the layout of every slice; `devices_of` asks it for abs
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 from jax.experimental import topologies
@@ -41,6 +42,10 @@ CHIPS = {
   'v6e': Chip('TPU v6 lite', 918e12, 31.25, 1.64e12, 1.8e11, 7.2e12),
   'tpu7x': Chip('TPU7x', 2307e12, 94.75, 7.38e12, 1.8e11, 1.8e13, devices=2),
 }
+# US dollars per chip-hour on demand in a US region, as remembered on 2026-11-28 of
+# cloud.google.com/tpu/pricing and not read there: put in what you pay before you go by them.
+PRICES = {'v4': 3.22, 'v5e': 1.20, 'v5p': 4.20, 'v6e': 2.70, 'tpu7x': 12.00}
+HOST_LINK = 1.5e10  # bytes/s between a chip and its host, by the scaling book
 DCN = 6.25e9  # bytes/s per chip between slices: 200 Gbit/s per host of four chips
 # Dense bf16 of the data sheets (SXM), by a word of `device_kind`.
 GPUS = {
@@ -93,6 +98,18 @@ def topology_name(name: str) -> str:
       f'topology {name!r}: expected one of {known}, or the dimensions, such as {chip}:{table[16]}'
     )
   return f'{chip}:{table[chips]}'
+
+
+def topologies_of(chip: str) -> list[str]:
+  """The slices of a chip that have a name, CHIP:DIMS, the smallest first."""
+  table = _FLAT if chip in ('v5e', 'v6e') else _SOLID
+  return [f'{chip}:{dims}' for dims in table.values()]
+
+
+def count_of(topology: str) -> int:
+  """How many devices jax sees in a slice, CHIP:DIMS."""
+  chip, _, dims = topology.partition(':')
+  return math.prod(int(n) for n in dims.split('x')) * CHIPS[chip].devices
 
 
 def devices_of(topology: str, slices: int = 1) -> list:

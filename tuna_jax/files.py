@@ -23,6 +23,7 @@ from tuna_jax.mappings import kind
 
 _log = logging.getLogger(__name__)
 WEB = 'nothing is downloaded from the web: download it and give its path'
+CACHE = 'TUNA_JAX_CACHE'  # names the folder of what is kept for the user
 PART = 4 << 20  # bytes at which a part of a growing file ends on object storage
 
 # What lies in a bucket is asked for each time: other processes and TensorStore write there too.
@@ -59,6 +60,11 @@ def path(text: str | os.PathLike) -> epath.Path:
     raise UserError(
       f'{text}: {WEB if web else "expected a local path or gs://BUCKET/PATH"}'
     ) from None
+
+
+def cache() -> epath.Path:
+  """The folder of what is kept for the user: $TUNA_JAX_CACHE, or ~/.cache/tuna_jax."""
+  return path(os.environ.get(CACHE) or '~/.cache/tuna_jax')
 
 
 def is_remote(where: str | os.PathLike) -> bool:

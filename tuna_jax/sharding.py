@@ -126,19 +126,26 @@ def make_mesh(
   multiple of the slices.
   """
   devices = list(jax.devices() if devices is None else devices)
+  if num_slices is None:
+    num_slices = len({_slice_of(device) for device in devices})
+  sizes = mesh_sizes(len(devices), data, fsdp, context, tensor, num_slices=num_slices)
+  grid = _device_grid((sizes['data'] // num_slices, *list(sizes.values())[1:]), devices, num_slices)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(
+  devices: int, data: int = 1, fsdp: int = -1, context: int = 1, tensor: int = 1, *, num_slices: int
+) -> dict[str, int]:
+  """{axis: size} of `make_mesh` over so many devices; raises UserError as it does."""
   sizes = dict(zip(AXES, (data, fsdp, context, tensor)))
   shown = ', '.join(f'{k}={v}' for k, v in sizes.items())
   free = [name for name, size in sizes.items() if size == -1]
   if len(free) > 1 and free != ['data', 'fsdp'] or min(sizes.values()) < -1 or 0 in sizes.values():
     raise UserError(f'mesh {shown}: sizes are positive, and at most one is -1 (or data and fsdp)')
   fixed = math.prod(size for size in sizes.values() if size != -1)
-  if len(devices) % fixed or (not free and fixed != len(devices)):
-    raise UserError(
-      f'mesh {shown}: the sizes multiply to {fixed}, and there are {len(devices)} devices'
-    )
-  if num_slices is None:
-    num_slices = len({_slice_of(device) for device in devices})
-  left = len(devices) // fixed
+  if devices % fixed or (not free and fixed != devices):
+    raise UserError(f'mesh {shown}: the sizes multiply to {fixed}, and there are {devices} devices')
+  left = devices // fixed
   if len(free) == 2:
     sizes['fsdp'] = math.gcd(left // num_slices, MAX_FSDP)
     left //= sizes['fsdp']
@@ -148,8 +155,7 @@ def make_mesh(
     raise UserError(
       f'mesh {shown}: {num_slices} slices are joined along data, which must be a multiple of them'
     )
-  grid = _device_grid((sizes['data'] // num_slices, *list(sizes.values())[1:]), devices, num_slices)
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return sizes
 
 
 def _device_grid(inner: tuple[int, ...], devices, num_slices: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from tests.models import designs
 from tests.sample import small
 from tests.weights import hub as hubs
 from tests.weights.small import random_leaves
+from tuna_jax import files
 from tuna_jax.config import UserError
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.sample.open import open_generator
@@ -153,7 +154,7 @@ def test_a_repository_that_lost_its_files_is_named(server):
 
 
 def test_a_published_name_that_was_not_fetched_says_how(tmp_path, monkeypatch):
-  monkeypatch.setenv(published.CACHE, str(tmp_path))
+  monkeypatch.setenv(files.CACHE, str(tmp_path))
   with pytest.raises(UserError, match='`tuna-jax get showo2-1.5b` fetches it'):
     open_generator('showo2-1.5b')
 
@@ -203,7 +204,7 @@ def test_generate_says_what_a_model_needs_before_it_downloads(tmp_path):
   }
   with hubs.serving(repos) as hub:
     hub.damaged.add('config.json')
-    folders = {'HF_HOME': f'{tmp_path}/hub', published.CACHE: f'{tmp_path}/ours'}
+    folders = {'HF_HOME': f'{tmp_path}/hub', files.CACHE: f'{tmp_path}/ours'}
     given = ('t2i', 'a red ball', '--model=showo2-1.5b', f'--output={tmp_path}/ball.png')
     said = get(*given, code=2, endpoint=hub.url, verb='generate', **folders)
   lines = said.splitlines()

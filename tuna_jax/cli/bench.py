@@ -4,13 +4,15 @@
   tuna-jax bench sample --size=2b,showo2-1.5b,tuna-2-7b --norun --points=50
   tuna-jax bench decode [--new_tokens=64]
   tuna-jax bench train --config=configs/stage2.py:2b [--steps=5] [--peak_tflops=989]
+  tuna-jax bench train --config=configs/stage2.py:2b --sweep
 
 FLOPs of sample and decode: 2 for a multiply-add; matrix products and attention only, in which every
 query meets every key it is given; without the VAE. Weights are random. The three forms of sampling
 are naive (the padded sequence and the language head at every step, as the official code does),
 trimmed (nothing after the target, no language head) and cached (prompt and sources once, then the
 target alone). MFU = useful FLOPs / (seconds x devices x peak), where remat and padding are not
-useful.
+useful. A sweep times seven steps of other rows, turns and remat, and keeps a fit by which `tuna-jax
+plan --advise` predicts times on devices of this kind.
 """
 
 from absl import flags
@@ -49,6 +51,7 @@ _STEPS = flags.DEFINE_integer('steps', 5, 'How many steps to time, after two tha
 _PEAK = flags.DEFINE_float(
   'peak_tflops', None, 'The bf16 TFLOP/s of one device; those of its data sheet by default.'
 )
+_SWEEP = flags.DEFINE_bool('sweep', False, 'Whether to fit the time of steps to a few of them.')
 _JSON = flags.DEFINE_string('json', None, 'All numbers are also written to this file.')
 _join = options.define_distributed()
 
@@ -56,7 +59,7 @@ ONLY = {
   **dict.fromkeys(('task', 'side', 'points', 'padded', 'run'), ('sample',)),
   **dict.fromkeys(('new_tokens', 'rows'), ('decode',)),
   **dict.fromkeys(('size', 'prompt_tokens'), ('sample', 'decode')),
-  **dict.fromkeys(('steps', 'peak_tflops', 'config'), ('train',)),
+  **dict.fromkeys(('steps', 'peak_tflops', 'config', 'sweep'), ('train',)),
   **dict.fromkeys(options.DISTRIBUTED, ('train',)),
 }
 
@@ -104,10 +107,13 @@ def train():
   import jax
 
   from tuna_jax.configs import common
-  from tuna_jax.tools import bench_train
+  from tuna_jax.tools import bench_train, speed
 
+  config = common.from_config_dict(_CONFIG.value)
+  if _SWEEP.value:
+    return _write(speed.sweep(config, bench_train.bench, _STEPS.value))
   peak = _PEAK.value * 1e12 if _PEAK.value else None
-  found = bench_train.bench(common.from_config_dict(_CONFIG.value), _STEPS.value, peak)
+  found = bench_train.bench(config, _STEPS.value, peak)
   if jax.process_index() == 0:
     print(bench_train.table(found))
     _write(found)

@@ -1,6 +1,7 @@
 """Compiles a train step for a TPU pod without having one: whether it fits, and what it costs.
 
   tuna-jax plan --config=configs/stage2.py:7b --topology=v6e:16x16 [--slices=2] [--json=FILE]
+  tuna-jax plan --config=configs/stage2.py:2b --topology=v5e-16 --advise [--rows=256] [--offline]
   tuna-jax plan --draw=2b --dtype=int8 --topology=v5e:1x1 [--side=512]
 
 Needs the TPU compiler (`pip install 'tuna_jax[tpu]'`) and no TPU. --topology is CHIP:DIMS (v5e:4x4,
@@ -9,12 +10,15 @@ beside the step's, collectives by mesh axis, FLOPs, and a roofline with its assu
 where the step does not fit, and says what to change. With --draw, it is the drawing of one picture
 by one device: the sampler, and the VAE's decoder. LIBTPU_INIT_ARGS gives the compiler the flags
 of a run (launch/presets.sh).
+
+With --advise, all meshes, rows at a time, kinds of remat and places of the state that take the same
+step are predicted from steps that were compiled before, and the best is printed as flags, beside
+what every other choice would give (docs/advice.md 3). --goal=chips and --goal=price choose the
+topology too, of the chip given, or of every chip.
 """
 
-import ctypes
 import dataclasses
 import os
-import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -24,9 +28,7 @@ from tuna_jax.cli import app
 from tuna_jax.config import UserError
 
 EXIT_UNFIT = 3
-# Of glibc's malloc.h: the compiler leaves holes in the heap of each of its threads. One heap, and
-# large blocks outside it that go back when they are freed, take less of this machine's memory.
-_ONE_HEAP = {-8: 1, -3: 2**16, -1: 2**17}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+GOALS = ('tokens_per_second', 'memory', 'chips', 'price')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The stage and size to plan, FILE:SIZE.')
 _TOPOLOGY = flags.DEFINE_string(
@@ -36,7 +38,15 @@ _SLICES = flags.DEFINE_integer(
   'slices', None, 'How many slices the pod has; mesh.slices of the config by default.', 1
 )
 _JSON = flags.DEFINE_string('json', None, 'The plan is also written to this file.')
-
+_ADVISE = flags.DEFINE_bool('advise', False, 'Whether to search for the step to run.')
+_GOAL = flags.DEFINE_enum(
+  'goal', 'tokens_per_second', GOALS, 'advise: what is to be best, or least.'
+)
+_ROWS = flags.DEFINE_integer('rows', None, 'advise: rows of a step, if not those of the config.', 1)
+_OFFLINE = flags.DEFINE_bool('offline', False, 'advise: whether to compile nothing.')
+_CACHE = flags.DEFINE_string(
+  'cache', None, 'The folder of answers of the compiler; by default one of your own cache.'
+)
 
 _DRAW = flags.DEFINE_enum('draw', None, sorted(sizes.SIZES), 'The size of a model that draws.')
 _DTYPE = flags.DEFINE_enum(
@@ -54,18 +64,22 @@ def main(argv):
   if _DRAW.value:
     return _draw()
   from tuna_jax.configs import common
-  from tuna_jax.tools import plan, plan_table
+  from tuna_jax.tools import advise_table, compiled, plan, plan_table
 
-  if hasattr(ctypes.CDLL(None), 'mallopt'):
-    for option, value in _ONE_HEAP.items():
-      ctypes.CDLL(None).mallopt(option, value)
   config = common.from_config_dict(_CONFIG.value)
-  result = plan.plan(config, _TOPOLOGY.value, _SLICES.value or config.mesh.slices)
+  slices = _SLICES.value or config.mesh.slices
+  if _ADVISE.value:
+    config = dataclasses.replace(config, rows=_ROWS.value or config.rows)
+    answers = compiled.Answers(_CACHE.value or '', exact=not _OFFLINE.value)
+    asked = (config, _TOPOLOGY.value, slices, _GOAL.value, answers, _OFFLINE.value)
+    print(advise_table.advice(*asked))
+    return 0
+  compiled.one_heap()
+  result = plan.plan(config, _TOPOLOGY.value, slices)
   print(plan_table.table(result))
   if _JSON.value:
     files.write_json(_JSON.value, dataclasses.asdict(result))
-  if not result.fits:
-    sys.exit(EXIT_UNFIT)
+  return 0 if result.fits else EXIT_UNFIT
 
 
 def _draw():
@@ -81,11 +95,8 @@ def _draw():
 
 
 if __name__ == '__main__':
-  # Before a config file imports jax: no accelerator of this machine takes part. The last two keep
-  # libtpu from complaining that it is on no TPU host; the topology asked for does not depend on
-  # them.
-  os.environ.update(
-    JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-    TPU_WORKER_HOSTNAMES='localhost', TPU_ACCELERATOR_TYPE='v5litepod-4',
-  )  # fmt: skip
+  # Before a config file imports jax.
+  from tuna_jax.tools.xla_cpu import ALONE
+
+  os.environ.update(ALONE)
   app.run(main)

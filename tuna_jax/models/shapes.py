@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +16,13 @@ from tuna_jax.models.vae import WanVae
 
 def tuna_shapes(config: TunaConfig):
   """The parameters of `Tuna(config)`: nested dicts of float32 ShapeDtypeStruct."""
+  # They do not depend on what layers keep, and tracing takes a second.
+  found = _tuna_shapes(dataclasses.replace(config, remat='block'))
+  return jax.tree.map(lambda a: a, found)
+
+
+@functools.cache
+def _tuna_shapes(config: TunaConfig):
   batch = batches.empty(rows=1, length=2, visual=1, images=1, channels=config.token_dim)
   return jax.eval_shape(
     Tuna(config).init, jax.random.key(0), batch, batch.latents, jnp.zeros((1, 1))
@@ -21,6 +31,11 @@ def tuna_shapes(config: TunaConfig):
 
 def vae_shapes(config: VaeConfig):
   """The parameters of `WanVae(config)`, encoder and decoder."""
+  return jax.tree.map(lambda a: a, _vae_shapes(config))
+
+
+@functools.cache
+def _vae_shapes(config: VaeConfig):
   stride = config.spatial_stride
   video = jax.ShapeDtypeStruct((1, 1, stride, stride, 3), jnp.float32)
   return jax.eval_shape(WanVae(config).init, jax.random.key(0), video)['params']

@@ -9,11 +9,12 @@ a TPU.
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import os
 import re
 import resource
 import time
+from typing import NamedTuple
 
 import jax
 from jax.sharding import NamedSharding
@@ -21,12 +22,12 @@ from jax.sharding import PartitionSpec as P
 
 from tuna_jax import batch as batch_lib
 from tuna_jax import sharding
-from tuna_jax.chips import CHIPS, DCN, devices_of, topology_name
+from tuna_jax.chips import CHIPS, devices_of, topology_name
 from tuna_jax.config import TOWERS, UserError
-from tuna_jax.tools import encoder_cost, hlo
+from tuna_jax.tools import encoder_cost, hlo, step_cost
 from tuna_jax.train import flops
 from tuna_jax.train import state as state_lib
-from tuna_jax.train.config import TrainConfig
+from tuna_jax.train.config import MeshConfig, TrainConfig
 from tuna_jax.train.step import jit_step
 
 GIB = 2**30
@@ -72,49 +73,92 @@ class Plan:
   compiler_flags: str
 
 
-def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
-  """The plan of the train step of `config`, compiled for `slices` slices of `topology`.
+class Answer(NamedTuple):
+  """What the compiler said of a step. memory: by arithmetic (`step_cost.memory_of`); peak: bytes of
+  a device, or those that a refused step needed, None where it did not say; reason: of the refusal,
+  or ''."""
 
-  A step that does not fit has `fits` False and advice. Raises UserError if the topology, the mesh
-  or the batch cannot be laid out.
+  mesh: dict[str, int]
+  hosts: int
+  memory: dict[str, int]
+  peak: int | None
+  limit: int
+  reason: str
+  offloaded: int | None
+  collectives: list[hlo.Collective] | None
+  lower_seconds: float
+  compile_seconds: float
+
+
+def compile_step(config: TrainConfig, topology: str, slices: int = 1) -> Answer:
+  """Compiles the train step of `config` for `slices` slices of `topology`, which takes minutes.
+
+  Raises UserError if the topology, the mesh or the batch cannot be laid out.
   """
-  topology = topology_name(topology)
-  chip = CHIPS[topology.partition(':')[0]]
-  devices = devices_of(topology, slices)
-  m = config.mesh
+  m, devices = config.mesh, devices_of(topology, slices)
   mesh = sharding.make_mesh(m.data, m.fsdp, m.context, m.tensor, devices=devices, num_slices=slices)
   arguments, placed = step_arguments(config, mesh)
   with jax.set_mesh(mesh):
     lowered, lower_seconds = _timed(lambda: jit_step(config, placed).lower(*arguments))
-  error = compiled = None
+  reason, compiled = '', None
   began = time.perf_counter()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as caught:
     if 'RESOURCE_EXHAUSTED' not in str(caught):
       raise
-    error = str(caught)
+    reason = str(caught)
   compile_seconds = time.perf_counter() - began
 
-  needed, limit = sizes_in(error) if error else (None, None)
-  peak, limit = needed, limit or int(chip.hbm * GIB)
+  peak, limit = sizes_in(reason) if reason else (None, None)
   found = offloaded = None
   if compiled is not None:
     analysis = compiled.memory_analysis()
     peak, offloaded = analysis.peak_memory_in_bytes, analysis.host_temp_size_in_bytes
     found = hlo.collectives(compiled.as_text(), mesh, slices)
-  memory = _memory(config, mesh, arguments, peak)
-  hosts = len({device.process_index for device in mesh.devices.flat})
-  frozen = encoder_cost.cost(config, chip, mesh.size, hosts)
+  return Answer(
+    dict(mesh.shape),
+    len({device.process_index for device in mesh.devices.flat}),
+    step_cost.memory_of(config, mesh, arguments),
+    peak,
+    limit or int(CHIPS[topology.partition(':')[0]].hbm * GIB),
+    _first_line(reason),
+    offloaded,
+    found,
+    lower_seconds,
+    compile_seconds,
+  )
+
+
+def plan(config: TrainConfig, topology: str, slices: int = 1, answer: Answer | None = None) -> Plan:
+  """The plan of the train step of `config` on `slices` slices of `topology`: of what the compiler
+  answered before, or compiled now.
+
+  A step that does not fit has `fits` False and advice. Raises UserError if the topology, the mesh
+  or the batch cannot be laid out.
+  """
+  topology = topology_name(topology)
+  chip = CHIPS[topology.partition(':')[0]]
+  answer = answer or compile_step(config, topology, slices)
+  peak, limit, found, error = answer.peak, answer.limit, answer.collectives, answer.reason
+  mesh = jax.sharding.AbstractMesh(tuple(answer.mesh.values()), tuple(answer.mesh))
+  arguments, _ = step_arguments(config, mesh)
+  memory = dict(answer.memory)
+  if peak is not None:
+    memory['temporaries'] = max(peak - sum(memory.values()), 0)
+  frozen = encoder_cost.cost(config, chip, mesh.size, answer.hosts)
   memory |= {'encoder resident': frozen.resident, 'encoder temporaries': frozen.temporaries}
   together = None if peak is None else peak + frozen.resident + frozen.temporaries
-  if error is None and together > limit:
+  if not error and together > limit:
     error = (
       f'the step takes {peak / GIB:.2f} GiB, and beside it the encoder '
       f'{(together - peak) / GIB:.2f} of {limit / GIB:.2f} GiB'
     )
   work = flops.train_flops(config)
-  roofline, assumptions = _roofline(config, mesh, chip, slices, work, found, memory, frozen)
+  far = step_cost.far_bytes(config, mesh, arguments[0])
+  roofline, assumptions = step_cost.times(
+    config, mesh, chip, slices, work, found, memory, frozen, far
+  )
   tokens = config.rows * config.length
   return Plan(
     topology=topology,
@@ -123,24 +167,24 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> Plan:
     mesh=dict(mesh.shape),
     rows=config.rows,
     length=config.length,
-    fits=error is None,
-    reason='' if error is None else _first_line(error),
-    advice=() if error is None else advice(config, mesh, memory, together, limit),
+    fits=not error,
+    reason=error,
+    advice=() if not error else advice(config, mesh, memory, together, limit),
     peak_bytes=peak,
-    hosts=hosts,
+    hosts=answer.hosts,
     host_bytes=frozen.host,
     pictures=frozen.pictures,
     limit_bytes=limit,
     memory=memory,
-    host_offload_bytes=offloaded,
+    host_offload_bytes=answer.offloaded,
     collectives=None if found is None else [{**c._asdict(), 'axes': list(c.axes)} for c in found],
     useful_flops=work.useful,
     executed_flops=work.executed,
     roofline=roofline,
     tokens_per_second=tokens / roofline['step'] if found is not None else None,
     assumptions=assumptions,
-    lower_seconds=lower_seconds,
-    compile_seconds=compile_seconds,
+    lower_seconds=answer.lower_seconds,
+    compile_seconds=answer.compile_seconds,
     host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     compiler_flags=os.environ.get('LIBTPU_INIT_ARGS', ''),
   )
@@ -160,7 +204,14 @@ def step_arguments(config: TrainConfig, mesh):
   def struct(leaf, where):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-  state = state_lib.abstract_state(config)
+  # What the state does not depend on is the same for all, so that its shapes are made once.
+  same = dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, remat='block'),
+    optimizer=dataclasses.replace(config.optimizer, accumulate=1),
+    mesh=MeshConfig(),
+  )
+  state = _abstract(same)
   placed = state_lib.shardings(state, mesh, config)
   one = batch_lib.empty(1, *config.sizes[1:])
   batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((config.rows, *a.shape[1:]), a.dtype), one)
@@ -170,6 +221,11 @@ def step_arguments(config: TrainConfig, mesh):
     jax.tree.map(struct, batch, sharding.batch_sharding(mesh)),
     struct(key, NamedSharding(mesh, P())),
   ), placed
+
+
+@functools.lru_cache(64)
+def _abstract(config: TrainConfig):
+  return state_lib.abstract_state(config)
 
 
 def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
@@ -216,88 +272,6 @@ def advice(config: TrainConfig, mesh, memory, needed, limit) -> tuple[str, ...]:
       f'--config.rows={config.rows // 2}: {context} devices share a row'
     )
   return tuple(out)
-
-
-def _memory(config: TrainConfig, mesh, arguments, peak) -> dict[str, int]:
-  """Bytes of one device by class."""
-  state, batch, _ = arguments
-
-  def held(tree):
-    return sum(
-      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(tree)
-    )
-
-  shape = mesh.shape
-  rows = config.rows / (shape['data'] * shape['fsdp'] * config.optimizer.accumulate)
-  item = jax.numpy.dtype(config.model.dtype).itemsize
-  kept = 0.0
-  for name, tokens in (
-    ('vision', config.visual),
-    ('decoder', config.length),
-    ('flow_head', config.length * (config.flow_coeff > 0)),
-  ):
-    tower = getattr(config.model, name)
-    if tower and config.model.remat_of(name) == 'block':
-      kept += tower.num_layers * tower.dim * tokens
-  memory = {
-    'parameters': held(state.params),
-    'ema': held(state.ema),
-    'optimizer': held(state.opt_state),
-    'batch': held(batch),
-    'gradients': held(state.ema),  # one float32 for each trainable leaf, like the average
-    'activations': int(kept * rows * item / shape['context']),
-  }
-  if peak is not None:
-    memory['temporaries'] = max(peak - sum(memory.values()), 0)
-  return memory
-
-
-def _roofline(config, mesh, chip, slices, work, found, memory, frozen):
-  """({resource: seconds, 'step': their maximum}, the assumptions behind them)."""
-  seconds = {
-    'compute': work.executed / mesh.size / (chip.bf16_flops / chip.devices),
-    'hbm': 2
-    * sum(memory[k] for k in ('parameters', 'ema', 'optimizer'))
-    / (chip.hbm_bandwidth / chip.devices),
-  }
-  for c in found or ():
-    between_slices = c.kind.startswith('dcn-')
-    name = f'{"dcn" if between_slices else "links"} {"+".join(c.axes)}'
-    seconds[name] = seconds.get(name, 0) + c.bytes / (DCN if between_slices else chip.ring)
-  seconds['step'] = max(seconds.values())
-  seconds |= {'encoder compute': frozen.compute, 'encoder hbm': frozen.hbm}
-  seconds['activations'] = (
-    flops.activation_bytes(config) / mesh.size / (chip.hbm_bandwidth / chip.devices)
-  )
-  seconds['softmax'] = flops.softmax_operations(config) / mesh.size / (chip.vector / chip.devices)
-  busy = seconds['compute'] + seconds['softmax'], seconds['hbm'] + seconds['activations']
-  seconds['estimate'] = max(seconds['step'], *busy) + frozen.seconds
-  seconds['useful_share'] = (
-    work.useful / mesh.size / (chip.bf16_flops / chip.devices) / seconds['step']
-  )
-  assumptions = (
-    f'compute: executed FLOPs at the published peak, {chip.bf16_flops / 1e12:.0f} bf16 TFLOP/s',
-    (
-      f'rows are full: {config.length:,} positions and {config.visual:,} latent tokens, one causal '
-      'example with equal visual spans; padding and packing need less'
-    ),
-    (
-      f'hbm: the train state read and written once at {chip.hbm_bandwidth / 1e12:.2f} TB/s, no '
-      'activations'
-    ),
-    f'links: each mesh axis is a ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
-    *([f'dcn: data crosses slices at {DCN / 1e9:.2f} GB/s per chip'] if slices > 1 else []),
-    'step: the slowest of these, as if all overlapped; this is a bound and no prediction',
-    'encoder: a batch full of the media of the busiest phase, by operations and by traffic of HBM',
-    (
-      'activations: each layer reads and writes its tensors in HBM, forwards, again for remat, and '
-      'twice backwards'
-    ),
-    f'softmax: {flops.SOFTMAX} vector operations per score and pass, {chip.vector / 1e12:.1f} T/s',
-    'estimate: the slowest of the bound, compute and softmax, and all of HBM; and then the encoder',
-  )
-  return seconds, assumptions
 
 
 def sizes_in(message: str) -> tuple[int | None, int | None]:

@@ -25,7 +25,6 @@ from tuna_jax.config import TunaConfig, UserError, nearest
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
 from tuna_jax.weights import parts, store
 
-CACHE = 'TUNA_JAX_CACHE'  # names the folder of converted models
 _CHUNK = 1 << 24  # bytes read at once
 
 Say = Callable[[str], None]
@@ -127,7 +126,7 @@ def table() -> str:
 
 def folder(name: str) -> epath.Path:
   """Where the converted model lies: under $TUNA_JAX_CACHE, or ~/.cache/tuna_jax."""
-  return files.path(os.environ.get(CACHE) or '~/.cache/tuna_jax') / name
+  return files.cache() / name
 
 
 def check_fetched(path: str) -> None:

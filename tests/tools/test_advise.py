@@ -1,0 +1,130 @@
+"""`plan --advise`: what is known by arithmetic, what is fitted, and what is printed. The compiler
+is stood in for by answers that follow a known rule, or by those that come with the project."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from tests import shrink
+from tuna_jax import sharding, sizes
+from tuna_jax.config import REMATS, UserError
+from tuna_jax.tools import advise_table, compiled, peak, step_cost
+from tuna_jax.train.config import OptimizerConfig, TrainConfig
+
+GIB = 2**30
+
+
+def run(size='2b', **changes):
+  defaults = dict(stage='stage2', steps=1, rows=64, length=4608, visual=4096, images=16)
+  return TrainConfig(**{'model': sizes.size(size), **defaults, **changes})
+
+
+def remat(config, name):
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=name))
+
+
+def test_a_step_is_written_as_json_and_read_back_to_the_same_step():
+  groups = (('decoder/.*', 0.0), ('.*', 1.0))
+  config = run(optimizer=OptimizerConfig(groups=groups, accumulate=2), rows=32, frozen='bfloat16')
+  step = compiled.step_of(config, 'v5e:4x4')
+  assert step['model'] == '2b' and step['mesh'] == [1, 16, 1, 1]
+  again = compiled.config_of(json.loads(json.dumps(step)))
+  assert compiled.step_of(again, 'v5e:4x4') == step
+  assert again.model == config.model and again.optimizer.groups == groups
+  small = dataclasses.replace(config, model=shrink.model(config.model))
+  step = compiled.step_of(small, 'v5e:4x4')
+  assert compiled.config_of(json.loads(json.dumps(step))).model == small.model
+
+
+def test_an_answer_is_found_by_step_versions_and_flags(tmp_path, monkeypatch):
+  monkeypatch.setattr(compiled, 'SHIPPED', tmp_path / 'none.json')
+  step = compiled.step_of(run(), 'v5e:4x4')
+  record = {'step': step, **compiled.versions(), 'peak': 1, 'reason': ''}
+  (tmp_path / 'a.json').write_text(json.dumps(record))
+  assert compiled.Answers(str(tmp_path)).find(step) == record
+  assert compiled.Answers(str(tmp_path)).find(compiled.step_of(run(rows=32), 'v5e:4x4')) is None
+  monkeypatch.setenv(compiled.FLAGS, '--xla_other')
+  assert compiled.Answers(str(tmp_path), exact=False).find(step) == record
+  monkeypatch.setattr(
+    compiled, 'versions', lambda: {'jax': '0', 'libtpu': '1', 'flags': '--xla_other'}
+  )
+  assert compiled.Answers(str(tmp_path)).find(step) is None
+
+
+def test_layers_keep_less_from_none_to_offload():
+  kept = [step_cost.kept(remat(run(), name)) for name in REMATS]
+  assert kept == sorted(kept, reverse=True) and kept[-1] == 0
+  assert step_cost.kept(remat(run(), 'offload'), 'host') == step_cost.kept(run())
+  # docs/tpu.md 5: bytes of a row of 2B.
+  for name, gib in (('block', 1.1), ('attention', 2.3), ('narrow', 5.4), ('dots', 17.9)):
+    assert step_cost.kept(remat(run(), name)) / GIB == pytest.approx(gib, abs=0.06)
+
+
+def points(rule, rows=(1, 2, 4), chip='v5e'):
+  laid = jax.sharding.AbstractMesh((1, 16, 1, 1), sharding.AXES)
+  memory = dict(parameters=1e9, ema=1e9, optimizer=2e9, batch=1e6, gradients=1e9)
+  out = []
+  for n in rows:
+    for name in ('block', 'narrow'):
+      p = peak.point(remat(run(rows=16 * n), name), laid, chip, memory)
+      out.append(p._replace(peak=p.state + rule(p)))
+  return out
+
+
+def test_peaks_that_follow_the_equation_are_predicted_on_another_chip():
+  rule = lambda p: p.kept + 1.1 * p.parts[0] + 0.8 * p.parts[1] + 2 * p.parts[2]
+  model = peak.Model(points(rule))
+  for p in points(rule, (3, 6), 'v6e'):
+    assert model.peak(p) == pytest.approx(p.peak, rel=0.01) and not model.evidence(p)
+  found = peak.judged(model, points(rule, (3, 6)), lambda p: 1e10)
+  assert found['R2 of peak - state'] > 0.99 and found['wrong verdicts'] == sum(
+    p.peak > 1e10 for p in points(rule, (3, 6))
+  )
+
+
+def test_a_family_has_a_line_of_its_own():
+  rule = lambda p: p.kept + p.parts[0] + p.parts[1] + 3 * p.parts[2] + 2e9 * (p.family[1] == 'v4')
+  model = peak.Model([*points(rule), *points(rule, (1, 2), 'v4')])
+  for p in [*points(rule, (6,)), *points(rule, (4,), 'v4')]:
+    assert model.peak(p) == pytest.approx(p.peak, rel=0.001)
+
+
+def test_a_refusal_counts_only_where_nothing_else_is_known():
+  rule = lambda p: p.kept + sum(p.parts)
+  took, far = points(rule), points(lambda p: p.kept + 9 * sum(p.parts), (8,))
+  refused = [p._replace(refused=True) for p in far]
+  assert peak.Model([*took, *refused]).peak(took[0]) == pytest.approx(took[0].peak, rel=0.01)
+  alone = peak.Model([p for p in took if p.family[3] == 'block'] + refused)
+  narrow = next(p for p in refused if p.family[3] == 'narrow')
+  assert alone.peak(narrow) == pytest.approx(narrow.peak)
+
+
+@pytest.fixture(scope='module')
+def offline(tmp_path_factory):
+  return compiled.Answers(str(tmp_path_factory.mktemp('answers')), exact=False)
+
+
+def test_a_fresh_clone_advises_from_the_answers_of_the_project(offline):
+  said = advise_table.advice(
+    shrink.real('stage2', '2b'), 'v5e-16', 1, answers=offline, offline=True
+  )
+  assert 'run with  --config.' in said and 'does not fit' in said and 'knee: from' in said
+  flags = dict(
+    part.removeprefix('--config.').partition('=')[::2]
+    for part in said.partition('run with  ')[2].partition('\n')[0].split()
+  )
+  assert 1024 % int(flags['optimizer.accumulate']) == 0
+  assert 'answers of this family' in said and 'by 0 answers' not in said
+
+
+def test_what_cannot_be_met_is_answered_with_the_nearest_that_can(offline):
+  big = dataclasses.replace(shrink.real('stage2', '2b'), rows=256)
+  with pytest.raises(UserError, match='the smallest on which one is: v5e:'):
+    advise_table.advice(big, 'v5e:2x2', 1, answers=offline, offline=True)
+  odd = dataclasses.replace(shrink.real('stage2', '2b'), rows=17)
+  with pytest.raises(
+    UserError, match='rows=17: no mesh of 16 devices divides them; nearest are 16 and 32'
+  ):
+    advise_table.advice(odd, 'v5e:4x4', 1, answers=offline, offline=True)

@@ -1,0 +1,153 @@
+"""Peak memory of steps that were not compiled, from those that were.
+
+PAPAYA (arXiv 2303.14633) fits one line per method, M(b) = alpha b + beta. Here what is known by
+arithmetic is not fitted: the state, and what layers keep. Of the rest there is one fit over all
+answers of the compiler,
+
+    peak - state - kept = a (gradients) + b (fixed) + c (scratch of the rows)
+                          + d (gradients, if they are summed over micro-batches)
+
+and what it misses in a family (model, chip, axes of the mesh, remat) is a line through the answers
+of that family, or a factor if they have one number of rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+from tuna_jax import losses
+from tuna_jax.config import TOWERS
+from tuna_jax.models.flops import matrices
+from tuna_jax.tools import step_cost
+from tuna_jax.train.config import TrainConfig
+
+PARTS = 4  # numbers that are fitted
+
+
+class Point(NamedTuple):
+  """A step in the terms of the model. family: what its answers share; state: bytes of parameters,
+  moments, average and batch; kept: of what layers keep; parts: as in the equation;
+  peak: bytes that the compiler gave it, None if it was not compiled; refused: whether those are
+  what it would have needed."""
+
+  family: tuple
+  state: float
+  kept: float
+  parts: tuple[float, ...]
+  peak: float | None = None
+  refused: bool = False
+
+  @property
+  def known(self) -> float:
+    """Bytes that need no fit."""
+    return self.state + self.kept
+
+
+def point(config: TrainConfig, mesh, chip: str, memory: dict[str, int], record=None) -> Point:
+  """The Point of a step from its configuration, its mesh, the bytes that `step_cost.memory_of`
+  counts, and the answer if there is one."""
+  model, gradients = config.model, memory['gradients']
+  item = 2 if model.dtype == 'bfloat16' else 4
+  rows = step_cost.micro_rows(config, mesh)
+  sizes = matrices(model)
+  layers = {n: getattr(model, n).num_layers for n in TOWERS if getattr(model, n)}
+  widest = max(
+    sum(size for part, _, size in sizes.values() if part == name) / count
+    for name, count in layers.items()
+  )
+  head = sum(size for part, _, size in sizes.values() if part == 'logits')
+  vocabulary = head / model.decoder.dim
+  logits = 4 * vocabulary * min(losses.CHUNK, rows * config.length)
+  scratch = max(
+    tokens * (4 * t.dim + 2 * (t.num_heads + t.num_kv_heads) * t.head_dim + 3 * t.mlp_dim)
+    for name, tokens in step_cost.positions(config).items()
+    if (t := getattr(model, name))
+  )
+  axes = tuple(name for name, size in mesh.shape.items() if size > 1)
+  family = (str((model.vision, model.decoder, model.flow_head)), chip, axes, model.remat)
+  summed = gradients * (config.optimizer.accumulate > 1)
+  return Point(
+    family,
+    sum(memory[k] for k in ('parameters', 'ema', 'optimizer', 'batch')),
+    step_cost.kept(config) * rows,
+    (gradients, logits + item * (head + 2 * widest), item * scratch * rows, summed),
+    record and record['peak'],
+    bool(record and record['reason']),
+  )
+
+
+class Model:
+  """Fitted to points with a peak; refused ones count only where a family has no other."""
+
+  def __init__(self, points: Sequence[Point]):
+    known = [p for p in points if p.peak]
+    took = [p for p in known if not p.refused]
+    refused = [p for p in known if p.refused and all(t.family != p.family for t in took)]
+    self.points = took + refused
+    self._known = {p[:4]: p for p in known}
+    self.coefficients = np.ones(PARTS)
+    if took:
+      # Relative errors count: a row is divided by its peak. A weak pull towards 1, the value by
+      # arithmetic, decides what the points do not.
+      weight = np.array([1 / p.peak for p in took])
+      parts = np.array([p.parts for p in took])
+      pull = 0.02 * np.diag(parts.mean(0) * weight.mean())
+      left = np.vstack([parts * weight[:, None], pull])
+      right = np.concatenate([np.array([p.peak - p.known for p in took]) * weight, pull.sum(1)])
+      self.coefficients = nnls(left, right)[0]
+
+  def peak(self, of: Point) -> float:
+    """Bytes that the compiler would give a step."""
+    known = self.known(of)
+    return known.peak if known else of.known + self._rest(of) + self._missed(of)
+
+  def known(self, of: Point) -> Point | None:
+    """The answer to this very step."""
+    return self._known.get(of[:4])
+
+  def evidence(self, of: Point) -> int:
+    """How many answers its family has."""
+    return len(self._family(of))
+
+  def _rest(self, of: Point) -> float:
+    return float(np.dot(self.coefficients, of.parts))
+
+  def _family(self, of: Point) -> list[Point]:
+    return [p for p in self.points if p.family == of.family]
+
+  def _missed(self, of: Point) -> float:
+    """By a line in the scratch of the rows through what the fit misses in the family."""
+    family = self._family(of)
+    if not family:
+      return 0.0
+    rows = np.array([p.parts[2] for p in family])
+    left = np.array([p.peak - p.known - self._rest(p) for p in family])
+    if len(set(rows)) < 2:
+      return self._rest(of) * float(left.sum() / sum(self._rest(p) for p in family))
+    slope, start = np.polyfit(rows, left, 1)
+    return float(start + slope * of.parts[2])
+
+
+def judged(model: Model, held_out: Sequence[Point], limit) -> dict[str, float]:
+  """How well the model predicts points it did not see: R2 of the peak and of the peak without the
+  state, the worst relative error, and how many verdicts of fits or does not fit are wrong.
+
+  limit: a function of a Point, its bytes.
+  """
+  real = np.array([p.peak for p in held_out])
+  said = np.array([model.peak(p) for p in held_out])
+  state = np.array([p.state for p in held_out])
+  spread = lambda a: float(np.sum((a - a.mean()) ** 2)) or np.nan
+  missed = float(np.sum((real - said) ** 2))
+  fits = np.array([limit(p) for p in held_out])
+  return {
+    'points': len(held_out),
+    'R2 of peak': 1 - missed / spread(real),
+    'R2 of peak - state': 1 - missed / spread(real - state),
+    'worst error': float(np.max(np.abs(said / real - 1))),
+    'wrong verdicts': int(np.sum((said <= fits) != np.array([not p.refused for p in held_out]))),
+  }
