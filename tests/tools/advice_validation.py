@@ -1,20 +1,29 @@
-"""How well `tuna-jax plan --advise` predicts steps that it has not seen compiled.
+"""How well `tuna-jax plan --advise` predicts what it has not seen.
 
   python -m tests.tools.advice_validation [--compile] [--minutes=60]
+  python -m tests.tools.advice_validation --measure
 
 Prints each answer of the compiler beside what is predicted without it, and without its whole
 family. With --compile, first compiles what is missing of SERIES, one step after the other, and adds
-it to the answers that come with the project; the same command continues.
+it to the answers that come with the project; the same command continues. With --measure, fits the
+time of steps to a sweep on this CPU, and compares the throughput of other steps with it, pair by
+pair.
 """
 
+import dataclasses
 import importlib
+import itertools
 import json
 import sys
+import tempfile
 import time
+import types
 
 from tuna_jax.configs import common
 
-from tuna_jax.tools import compiled
+from tuna_jax import files
+from tuna_jax.tools import advise, bench_train, compiled, peak, speed
+from tuna_jax.tools.plan import GIB
 
 # (stage:size, topology, what is changed). A refusal takes a tenth of the time of an answer.
 _2B, _LORA = 'stage2:2b', 'stage3:2b-lora'
@@ -77,10 +86,68 @@ def ship(records) -> None:
   compiled.SHIPPED.write_text(f'[\n{lines}\n]\n')
 
 
+def report() -> None:
+  """Each answer without itself, and without its family."""
+  records = compiled.Answers(exact=False).all()
+  points = [advise.point_of(record) for record in records]
+  room = {p: record['limit'] for p, record in zip(points, records)}
+  for name, others in (
+    ('itself', lambda p: [q for q in points if q is not p]),
+    ('its family', lambda p: [q for q in points if q.family != p.family]),
+  ):
+    said = {p: peak.Model(others(p)).peak(p) for p in points}
+    print(f'\nwithout {name}')
+    for record, p in zip(records, points):
+      verdict = 'refused' if p.refused else ''
+      wrong = 'WRONG' if (said[p] <= room[p]) == p.refused else ''
+      print(
+        f'{compiled.shown(record["step"]):110}{p.peak / GIB:7.2f}{said[p] / GIB:7.2f} GiB'
+        f'{said[p] / p.peak - 1:+7.1%} {verdict} {wrong}'
+      )
+    took = [p for p in points if not p.refused]
+    for group, chosen in (('all', points), ('not refused', took)):
+      found = peak.judged(said.get, chosen, room.get)
+      shown = (f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in found.items())
+      print(f'{group}: {", ".join(shown)}')
+
+
+# Steps that no sweep measures: multiples of the rows, remat and turns.
+HELD_OUT = (
+  (2, 'dots', 1), (8, 'block', 2), (4, 'attention', 1), (8, 'none', 1), (8, 'narrow', 8),
+)  # fmt: skip
+
+
+def measure(config) -> None:
+  """Pairs of held-out steps: whether the one that is predicted to be faster is faster."""
+  # The time of this process on its processors: other work on the machine does not count.
+  bench_train.time = types.SimpleNamespace(perf_counter=time.process_time)
+  with tempfile.TemporaryDirectory() as folder:
+    speed.store = lambda: files.path(folder) / 'speed.json'
+    fitted = speed.sweep(
+      config, bench_train.bench, steps=6, say=lambda line: print(line, flush=True)
+    )['fit']
+  hinge, rows = speed.Hinge(fitted['floor'], fitted['slopes'], fitted['start']), []
+  print(f'\n{"held out":28}{"measured, rows/s":>18}{"predicted":>12}')
+  for times, remat, turns in HELD_OUT:
+    cell = speed.changed(config, config.rows * times, remat, turns)
+    real = cell.rows / bench_train.bench(cell, 6)['seconds']
+    said = cell.rows / hinge.seconds(speed.work_of(cell, 1))
+    rows.append((real, said))
+    print(f'{f"{cell.rows} rows, {remat} in {turns}":28}{real:18.2f}{said:12.2f}', flush=True)
+  pairs = list(itertools.combinations(rows, 2))
+  right = sum((a[0] > b[0]) == (a[1] > b[1]) for a, b in pairs)
+  off = max(abs((a[0] / b[0]) / (a[1] / b[1]) - 1) for a, b in pairs)
+  print(f'{right} of {len(pairs)} pairs in the right order; ratios off by {off:.1%} at most')
+
+
 def main():
   minutes = [float(a.partition('=')[2]) for a in sys.argv if a.startswith('--minutes=')]
+  if '--measure' in sys.argv:
+    config = config_of('decoder:tiny', {'rows': 4, 'length': 256})
+    return measure(dataclasses.replace(config, initial=''))
   if '--compile' in sys.argv:
     series(minutes[0] if minutes else 60)
+  report()
 
 
 if __name__ == '__main__':

@@ -106,7 +106,7 @@ class Predictor:
 
   def learn(self) -> None:
     """Fits the memory to all answers there are."""
-    self.model = peak.Model([_point_of(record) for record in self.answers.all()])
+    self.model = peak.Model([point_of(record) for record in self.answers.all()])
 
   def cells(self) -> Iterator[Cell]:
     """All cells of the configuration's rows, variants that cost accuracy last."""
@@ -285,7 +285,8 @@ MOST_COMPILES = 6
 GATHERS = 4.2  # of 2B and 7B: bytes that FSDP sends in a turn, in parameters of bfloat16
 
 
-def _point_of(record: dict) -> peak.Point:
+def point_of(record: dict) -> peak.Point:
+  """The Point of an answer of the compiler."""
   step = record['step']
   laid = jax.sharding.AbstractMesh(tuple(step['mesh']), sharding.AXES)
   chip = step['topology'].partition(':')[0]
