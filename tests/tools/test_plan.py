@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import pytest
 
+from tests import shrink
 from tuna_jax import chips, sharding, sizes
-from tuna_jax.tools import plan
+from tuna_jax.tools import compiled, plan, plan_table
 from tuna_jax.train import flops
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
@@ -96,3 +97,21 @@ def test_arguments_are_the_state_batch_and_key_of_the_loop():
   assert batch.latents.shape == (8, 1024, 16) and jax.dtypes.issubdtype(
     key.dtype, jax.dtypes.prng_key
   )
+
+
+def test_a_plan_is_made_of_an_answer_that_is_kept():
+  config = shrink.real('stage2', '2b')
+  config = dataclasses.replace(
+    config, rows=16, encoder=dataclasses.replace(config.encoder, online=False)
+  )
+  record = compiled.Answers('/nowhere', exact=False).find(compiled.step_of(config, 'v5e:4x4'))
+  result = plan.plan(config, 'v5e:4x4', answer=compiled.answer_of(record))
+  assert result.fits and result.mesh['fsdp'] == 16 and result.hosts == record['hosts']
+  assert sum(result.memory.values()) == result.peak_bytes == record['peak']
+  assert 0 < result.roofline['links fsdp'] < result.roofline['step'] <= result.roofline['estimate']
+  said = plan_table.table(result)
+  assert 'FITS' in said and 'all-gather' in said
+  refused = compiled.answer_of({**record, 'reason': 'too much', 'peak': 20 << 30})
+  result = plan.plan(config, 'v5e:4x4', answer=refused)
+  assert not result.fits and 'offload' in '\n'.join(result.advice)
+  assert 'DOES NOT FIT: too much' in plan_table.table(result)

@@ -56,6 +56,18 @@ def test_accumulating_equals_one_batch():
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
 
 
+def test_rows_without_pictures_accumulate():
+  config = dataclasses.replace(shrink.shrink(shrink.real('decoder')), rows=4)
+  config = dataclasses.replace(
+    config, optimizer=dataclasses.replace(config.optimizer, accumulate=2)
+  )
+  batch = batch_lib.empty(4, *config.sizes[1:])
+  after, _ = jax.eval_shape(
+    functools.partial(step.train_step, config=config), state.abstract_state(config), batch, KEY
+  )
+  assert after.params == state.abstract_state(config).params
+
+
 @pytest.mark.parametrize('what', ['latents', 'parameters'])
 def test_an_update_that_is_not_finite_leaves_all_but_the_step_as_it_was(what):
   before, batch = start(), BATCH

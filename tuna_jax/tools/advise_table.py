@@ -10,7 +10,8 @@ from tuna_jax.tools import advise, compiled
 from tuna_jax.tools.plan import GIB
 from tuna_jax.train.config import TrainConfig
 
-SHOWN = 12  # other cells
+SHOWN = 12  # topologies
+MESHES = 4  # other ones
 
 
 def advice(
@@ -97,22 +98,24 @@ def _changes(optimizer, base) -> list[str]:
 
 
 def others(cell: advise.Cell, cells: list[advise.Cell]) -> list[tuple[str, advise.Cell]]:
-  """(what is changed, cell) of every single change of mesh, remat, state or turns, the fastest
-  first; of turns, the next fewer and the next more."""
-  mine, found, turns = _parts(cell), {}, lambda c: c.turns
+  """(what is changed, cell) of every single change of remat, state, turns (the next fewer and the
+  next more) and mesh (the fastest), each kind from the fastest to the slowest."""
+  mine, found = _parts(cell), {name: [] for name in ('remat', 'state', 'turns', 'mesh')}
   for other in cells:
     theirs = _parts(other)
     differ = [name for name in mine if mine[name] != theirs[name]]
     if len(differ) == 1:
-      found.setdefault(differ[0], []).append(other)
-  fewer = [c for c in found.get('turns', ()) if c.turns < cell.turns]
-  more = [c for c in found.pop('turns', ()) if c.turns > cell.turns]
-  near = [*sorted(fewer, key=turns)[-1:], *sorted(more, key=turns)[:1]]
-  rows = [
+      found[differ[0]].append(other)
+  for some in found.values():
+    some.sort(key=lambda c: (c.step, c.needed))
+  turns = sorted(found['turns'], key=lambda c: c.turns)
+  fewer, more = ([c for c in turns if (c.turns < cell.turns) == less] for less in (True, False))
+  found |= {'turns': fewer[-1:] + more[:1], 'mesh': found['mesh'][:MESHES]}
+  return [
     (flags_of(other, cell.config).replace('--config.', '').replace('"', ''), other)
-    for other in (*near, *(c for some in found.values() for c in some))
+    for some in found.values()
+    for other in some
   ]
-  return sorted(rows, key=lambda row: row[1].step)
 
 
 def _parts(cell: advise.Cell) -> dict:
@@ -169,6 +172,16 @@ def _text(config, predictor, cells, best, goal) -> list[str]:
     if record
     else 'not compiled yet: without --offline the compiler confirms it'
   )
+  faster = [c for c in cells if not c.loss and c.step < 0.99 * best.step]
+  if faster:
+    least = min(faster, key=lambda c: c.needed)
+    why = 'would fit by prediction and was not compiled' if least.fits else (
+      'refused by the compiler' if least.known else 'does not fit by prediction'
+    )  # fmt: skip
+    lines.append(
+      f'next faster, by {best.step - least.step:.2f} s: {flags_of(least, config)}: '
+      f'{least.needed / GIB:.2f} GiB, {why}'
+    )
   lines += [
     '',
     f'knee: from {best.knee:.2f} rows of a device at a time, links are faster than operations; '
@@ -180,7 +193,7 @@ def _text(config, predictor, cells, best, goal) -> list[str]:
     '',
     f'{"one change":58}{"GiB":>8}{"s per step":>12}{"":3}',
   ]
-  for what, cell in others(best, cells)[:SHOWN]:
+  for what, cell in others(best, cells):
     verdict = 'fits' if cell.fits else 'does not fit'
     verdict += f'; {cell.loss}' if cell.loss and not best.loss else ''
     lines.append(

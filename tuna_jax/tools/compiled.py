@@ -180,6 +180,17 @@ def record_of(step: dict, answer) -> dict:
   return {'step': step, **versions(), 'date': time.strftime('%Y-%m-%d', time.gmtime()), **found}
 
 
+def answer_of(record: dict):
+  """The `plan.Answer` of what is remembered."""
+  from tuna_jax.tools import hlo, plan
+
+  found = {name: record[name] for name in plan.Answer._fields}
+  if found['collectives'] is not None:
+    found['collectives'] = [hlo.Collective(k, tuple(a), *rest) for k, a, *rest in
+                            found['collectives']]  # fmt: skip
+  return plan.Answer(**found)
+
+
 def main():
   """Compiles the step on stdin and writes the answer to the path of the argument."""
   from tuna_jax.tools import plan

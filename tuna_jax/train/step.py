@@ -165,8 +165,9 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
     (loss, sums), grads = grad_fn(leaves, state.params, batch, draws, counts)
   else:
     # Row b goes to micro-batch b mod k, so each device keeps its own rows.
+    rows = batch.tokens.shape[0] // micro
     pieces = jax.tree.map(
-      lambda a: jnp.swapaxes(a.reshape(-1, micro, *a.shape[1:]), 0, 1), (batch, draws)
+      lambda a: jnp.swapaxes(a.reshape(rows, micro, *a.shape[1:]), 0, 1), (batch, draws)
     )
 
     def add(carry, piece):
