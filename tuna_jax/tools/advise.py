@@ -242,7 +242,7 @@ class Predictor:
 
 def ranked(cells: list[Cell], goal: str, known: bool = False) -> list[Cell]:
   """Cells that fit, the best first: exact ones; of equals (within 1 %) one with the state on the
-  devices, and then in few turns.
+  devices, whole rows, and few turns.
 
   known: whether families without an answer of the compiler come after all others.
   """
@@ -252,8 +252,8 @@ def ranked(cells: list[Cell], goal: str, known: bool = False) -> list[Cell]:
   fitting = [c for c in cells if c.fits]
   best = min((c.step for c in fitting if not c.loss and not new(c)), default=0.0)
   order = lambda c: (
-    new(c), c.loss != '', max(c.step, 1.01 * best), len(c.config.optimizer.host), c.turns,
-    c.needed,
+    new(c), c.loss != '', max(c.step, 1.01 * best), len(c.config.optimizer.host),
+    c.mesh['context'], c.turns, c.needed,
   )  # fmt: skip
   return sorted(fitting, key=order)
 

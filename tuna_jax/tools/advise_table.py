@@ -174,7 +174,7 @@ def _text(config, predictor, cells, best, goal) -> list[str]:
   )
   faster = [c for c in cells if not c.loss and c.step < 0.99 * best.step]
   if faster:
-    least = min(faster, key=lambda c: c.needed)
+    least = min(faster, key=lambda c: (not c.fits, c.step if c.fits else c.needed, c.needed))
     why = 'would fit by prediction and was not compiled' if least.fits else (
       'refused by the compiler' if least.known else 'does not fit by prediction'
     )  # fmt: skip

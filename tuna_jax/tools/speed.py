@@ -120,8 +120,9 @@ def sweep(config: TrainConfig, bench: Callable, steps: int = 5, cells=SWEEP, say
   known = {kind: stored}
   if store().exists():
     known = {**files.read_object(store()), **known}
-  store().parent.mkdir(parents=True, exist_ok=True)
-  files.write_json(store(), known)
+  if jax.process_index() == 0:
+    store().parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(store(), known)
   say(f'fitted to {len(work)} steps of {kind}, off by {max(errors):.1%} at most: {store()}')
   return {'device_kind': kind, 'fit': stored, 'measured': measured}
 
