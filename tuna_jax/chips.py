@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import jax
 from jax.experimental import topologies
@@ -107,8 +108,13 @@ def topologies_of(chip: str) -> list[str]:
 
 
 def count_of(topology: str) -> int:
-  """How many devices jax sees in a slice, CHIP:DIMS."""
+  """How many devices jax sees in a slice, CHIP:DIMS; UserError where DIMS are no sizes."""
   chip, _, dims = topology.partition(':')
+  if not re.fullmatch(r'\d+(x\d+)+', dims):
+    raise UserError(
+      f'topology {topology!r}: expected CHIP:DIMS, such as {chip}:{_FLAT[16]}; '
+      f'known: {", ".join(topologies_of(chip))}'
+    )
   return math.prod(int(n) for n in dims.split('x')) * CHIPS[chip].devices
 
 

@@ -209,6 +209,10 @@ def test_what_cannot_be_met_is_answered_with_the_nearest_that_can(small, tmp_pat
   answers = Compiler(tmp_path, limit // 6, lambda p: p.known + sum(p.parts))
   with pytest.raises(UserError, match='the smallest on which one is: v5e:2x'):
     advise_table.advice(config, 'v5e:1x1', 1, answers=answers, offline=True)
+  with pytest.raises(UserError, match='no such slice; nearest are v5e:2x4 and v5e:4x4'):
+    advise_table.advice(config, 'v5e:3x4', 1, answers=answers, offline=True)
+  with pytest.raises(UserError, match='expected CHIP:DIMS, such as v5e:4x4'):
+    advise_table.advice(config, 'v5e:many', 1, answers=answers, offline=True)
   odd = dataclasses.replace(config, rows=17)
   with pytest.raises(UserError, match='no mesh of 16 devices divides them; nearest are 16 and 32'):
     advise_table.advice(odd, 'v5e:4x4', 1, answers=answers, offline=True)

@@ -96,6 +96,22 @@ def test_show_o2_draws_on_one_v5e_chip_in_bfloat16():
   assert found.fits and found.parameters < 6e9, str(found)
 
 
+@pytest.mark.slow
+def test_an_answer_of_the_compiler_is_kept_and_not_asked_for_again(tmp_path):
+  from tuna_jax.configs import common
+
+  from tuna_jax.tools import compiled
+
+  config = importlib.import_module('tuna_jax.configs.decoder').get_config('tiny')
+  config.update_from_flattened_dict({'model.dtype': 'bfloat16', 'rows': 4, 'mesh.fsdp': 4})
+  step, said = compiled.step_of(common.from_config_dict(config), 'v5e:2x2'), []
+  record = compiled.Answers(str(tmp_path)).compile(step, said.append)
+  assert record['step'] == step and 0 < record['peak'] < record['limit'] and len(said) == 2
+  assert compiled.Answers(str(tmp_path)).compile(step, said.append) == record and len(said) == 2
+  with pytest.raises(ValueError, match='the compiler failed: .*rows=6 does not divide'):
+    compiled.Answers(str(tmp_path)).compile({**step, 'rows': 6}, said.append)
+
+
 def test_what_does_not_fit_exits_3_and_says_what_to_change(tmp_path):
   done = subprocess.run(
     [

@@ -61,6 +61,11 @@ def main(argv):
     raise UserError('plan: --config=FILE:SIZE or --draw=SIZE is needed, and not both')
   if not _TOPOLOGY.value:
     raise UserError('plan: --topology=CHIP:DIMS is needed')
+  for name in ('goal', 'rows', 'offline', 'cache'):
+    if flags.FLAGS[name].present and not _ADVISE.value:
+      raise UserError(f'plan: --{name} is for --advise')
+  if _ADVISE.value and (_DRAW.value or _JSON.value):
+    raise UserError('plan: --advise takes neither --draw nor --json')
   if _DRAW.value:
     return _draw()
   from tuna_jax.configs import common

@@ -29,10 +29,14 @@ def advice(
   does on this one.
   """
   topology, answers = topology_name(topology), answers or compiled.Answers(exact=not offline)
+  named = topologies_of(topology.partition(':')[0])
+  if topology not in named:
+    near = sorted(named, key=lambda name: abs(count_of(name) - count_of(topology)))[:2]
+    raise UserError(f'topology {topology}: no such slice; nearest are {" and ".join(near)}')
   found = lambda name: advise.Predictor(config, name, slices, answers)
   lines = []
   if goal in ('chips', 'price'):
-    names = topologies_of(topology.partition(':')[0])
+    names = named
     if goal == 'price':
       names = [name for chip in PRICES for name in topologies_of(chip)]
     rows = [(name, best) for name in names if (best := _best(found, name))]
@@ -54,8 +58,8 @@ def advice(
   else:
     cells, ranked = advise.confirmed(predictor, order, say)
   if not ranked:
-    nearest = next((n for n in topologies_of(topology.partition(':')[0])
-                    if count_of(n) > count_of(topology) and _best(found, n)), '')  # fmt: skip
+    larger = (name for name in named if count_of(name) > count_of(topology))
+    nearest = next((name for name in larger if _best(found, name)), '')
     raise UserError(_unmet(config, topology, slices, nearest))
   return '\n'.join([*lines, *_text(config, predictor, cells, ranked[0], goal)])
 

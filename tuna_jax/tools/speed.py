@@ -2,9 +2,10 @@
 
     seconds = max(floor, slopes . work + start)
 
-work: of one device, the operations of `flops.train_flops`, bytes of activations, operations of
-softmax, and turns (micro-batches). floor: below it the device is not full. With one kind of work
-this is the hinge of PAPAYA (arXiv 2303.14633), max(a, k b) + d.
+work: of one device, the operations of `flops.train_flops`, bytes that layers keep, operations of
+softmax, and turns (micro-batches). A turn may save time, where few rows stay in a processor's
+caches. floor: below it the device is not full. With one kind of work this is the hinge of PAPAYA
+(arXiv 2303.14633), max(a, k b) + d.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from tuna_jax import files
 from tuna_jax.config import UserError
+from tuna_jax.tools import step_cost
 from tuna_jax.train import flops
 from tuna_jax.train.config import TrainConfig
 
-WORK = ('operations', 'activations', 'softmax', 'turns')
+TURNS = 3  # where `work_of` has them
 # Multiples of the rows of a configuration, remat and turns that a sweep measures.
 SWEEP = (
   (1, 'block', 1), (2, 'block', 1), (4, 'block', 1), (4, 'block', 4), (4, 'dots', 1),
@@ -43,8 +45,11 @@ class Hinge:
     return max(self.floor, float(np.dot(self.slopes, work)) + self.start)
 
 
-def fit(work: Sequence[Sequence[float]], seconds: Sequence[float]) -> Hinge:
-  """The hinge with the least squares of relative errors; nothing in it is below 0.
+def fit(
+  work: Sequence[Sequence[float]], seconds: Sequence[float], free: Sequence[int] = ()
+) -> Hinge:
+  """The hinge with the least squares of relative errors; none of its numbers is below 0, but the
+  slopes of the `free` kinds of work may be.
 
   work: [n, kinds]; seconds: [n]. The steps with the least work may lie on the floor.
   """
@@ -52,12 +57,14 @@ def fit(work: Sequence[Sequence[float]], seconds: Sequence[float]) -> Hinge:
   scale = np.maximum(work.max(axis=0), 1e-30)
   order = np.argsort((work / scale).sum(axis=1))
   columns = np.hstack([work / scale, np.ones((len(work), 1))]) / seconds[:, None]
+  low_ends = np.zeros(columns.shape[1])
+  low_ends[list(free)] = -np.inf
   best, least = None, np.inf
   for flat in range(max(len(work) - 2, 1)):
     low, high = order[:flat], order[flat:]
-    found = nnls(columns[high], np.ones(len(high)))[0]
+    found = lsq_linear(columns[high], np.ones(len(high)), (low_ends, np.inf)).x
     floor = float(1 / np.mean(1 / seconds[low])) if flat else 0.0
-    hinge = Hinge(floor, tuple(found[:-1] / scale), float(found[-1]))
+    hinge = Hinge(floor, tuple((found[:-1] / scale).tolist()), float(found[-1]))
     error = sum((hinge.seconds(w) / s - 1) ** 2 for w, s in zip(work, seconds))
     if error < least * (1 - 1e-6):
       best, least = hinge, error
@@ -65,10 +72,11 @@ def fit(work: Sequence[Sequence[float]], seconds: Sequence[float]) -> Hinge:
 
 
 def work_of(config: TrainConfig, devices: int) -> tuple[float, ...]:
-  """The work of one step of one of so many devices, in the order of WORK."""
+  """The work of one step of one of so many devices: operations, bytes that layers keep, operations
+  of softmax, turns."""
   each = (
     flops.train_flops(config).executed,
-    flops.activation_bytes(config),
+    step_cost.kept(config) * config.rows,
     flops.softmax_operations(config),
   )
   return (*(n / devices for n in each), float(config.optimizer.accumulate))
@@ -107,7 +115,7 @@ def sweep(config: TrainConfig, bench: Callable, steps: int = 5, cells=SWEEP, say
     measured.append({'rows': cell.rows, 'remat': remat, 'turns': turns, **found})
   if len(work) < 3:
     raise UserError(f'bench train --sweep: {len(work)} steps could be measured; 3 are needed')
-  hinge = fit(work, seconds)
+  hinge = fit(work, seconds, free=(TURNS,))
   errors = [abs(hinge.seconds(w) / s - 1) for w, s in zip(work, seconds)]
   kind = jax.devices()[0].device_kind
   stored = {
