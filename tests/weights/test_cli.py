@@ -102,6 +102,28 @@ def test_official_weights_come_in_with_the_latent_statistics_they_were_trained_w
   assert vae.latent_mean == vae.latent_std == CONFIG.vae.latent_std
 
 
+@pytest.mark.parametrize('part', ['vae', 'vae-diffusers'])
+def test_latents_keep_their_statistics_there_and_back(convert, files, tmp_path, part):
+  # A VAE that was trained here knows them; the config of a run beside it does not.
+  plain = dataclasses.replace(CONFIG.vae, latent_mean=(), latent_std=())
+  model = dataclasses.replace(CONFIG, vae=plain)
+  (tmp_path / 'model.json').write_text(json.dumps(to_dict(model)))
+  mean, std = ((x,) * plain.latent_channels for x in (0.25, 2.5))
+  measured = dataclasses.replace(plain, latent_mean=mean, latent_std=std)
+  store.save(tmp_path / 'vae', measured, VAE_LEAVES)
+  convert('export', f'--input={tmp_path}/vae', f'--part={part}', f'--output={tmp_path}/theirs')
+  given = f'--model={tmp_path}/model.json', f'--vae={tmp_path}/theirs'
+  convert('assemble', *given, f'--decoder={files}/decoder', f'--output={tmp_path}/assembled')
+  convert('import', *given, f'--input={files}/tuna', f'--output={tmp_path}/imported')
+  for name in ('assembled', 'imported'):
+    assert store.open_stored(tmp_path / name).config.vae == measured
+    assert store.load_vae(tmp_path / name / 'vae')[0] == measured
+  # What we export says itself what the model was trained with.
+  convert('export', f'--input={tmp_path}/assembled', f'--output={tmp_path}/tuna')
+  convert('import', given[0], f'--input={tmp_path}/tuna', f'--output={tmp_path}/again')
+  assert store.open_stored(tmp_path / 'again').config.vae == measured
+
+
 def test_official_in_and_out_is_the_identity(convert, imported, files):
   convert('export', f'--input={imported}', f'--output={files}/out')
   assert (

@@ -126,6 +126,7 @@ def assemble():
   sources = {'decoder': _DECODER.value, 'vision': _VISION.value, 'vae': _VAE.value}
   if not any(sources.values()):
     raise UserError('convert assemble: give at least one of --decoder, --vision, --vae')
+  config = parts.with_statistics(config, _VAE.value)
   planned = parts.assemble(
     config, decoder=sources['decoder'], vision=sources['vision'], seed=_SEED.value
   )
@@ -154,9 +155,8 @@ def import_():
     raise UserError(
       f'--source={_SOURCE.value} needs a model of another design than {config.design}'
     )
-  if _SOURCE.value == 'tuna':  # trained with the std list in both places: docs/architecture.md 2.5
-    vae = dataclasses.replace(config.vae, latent_mean=config.vae.latent_std)
-    config = dataclasses.replace(config, vae=vae)
+  official = _SOURCE.value == 'tuna'
+  config = parts.with_statistics(config, _VAE.value, _INPUT.value, official)
   planned = parts.official(config, _INPUT.value, reader)
   fresh = recover.reinitialised(planned.leaves) if _RECOVER.value else None
   record = {'ignored': ignored(_INPUT.value, _WEIGHTS.value)}
@@ -168,7 +168,7 @@ def import_():
 def export():
   """A checkpoint of ours to somebody else's names."""
   _need('export', input=_INPUT, output=_OUTPUT)
-  stored = store.opened(_INPUT.value, store.checked, step=_STEP.value, ema=_EMA.value)
+  stored = _opened()
   tensors, config_json, stem = parts.export_part(_PART.value, stored)
   tensors = cast(tensors, _DTYPE.value)
   print(f'{len(tensors)} tensors, {compare.size(tensors)}, as {_PART.value} in {_DTYPE.value}')
@@ -181,6 +181,7 @@ def export():
         files.write_bytes(folder / file.name, file.read_bytes())
     if stem.startswith('Wan2.'):
       torchfile.write_file(folder / f'{stem}.pth', tensors)
+      files.write_json(folder / 'config.json', config_json)  # the statistics of latents
     elif stem == peft.STEM:
       safetensors.write_file(folder / f'{stem}.safetensors', tensors)
       files.write_json(folder / peft.CONFIG, config_json)
@@ -200,7 +201,7 @@ def export():
 def merge():
   """A run, or weights and an adapter, to weights."""
   _need('merge', input=_INPUT, output=_OUTPUT)
-  stored = store.opened(_INPUT.value, store.checked, step=_STEP.value, ema=_EMA.value)
+  stored = _opened()
   if stored.params is None:
     raise UserError(f'{_INPUT.value}: holds a VAE alone; expected a run or weights of a model')
   leaves, sources = stored.params, {'input': _INPUT.value}
@@ -208,23 +209,16 @@ def merge():
     sources['lora'] = _LORA.value
     leaves = lora.merged({**leaves, **peft.read(_LORA.value, stored.config)})
   notes = {**{k: v for k, v in stored.notes.items() if k != 'base'}, 'sources': sources}
-  config, vae = stored.config, stored.vae
   if stored.run:
     notes['run'] = stored.run
-    if named := stored.run['vae']:
-      there = store.located(named, files.path(_INPUT.value))
-      if store.is_stored(there):
-        found = store.open_stored(there)
-        # The statistics of the latents are known to the VAE that was trained and not to the run.
-        config, vae = dataclasses.replace(config, vae=found.vae_config), found.vae
-      else:
-        print(f'the VAE {named} is not there: {_OUTPUT.value} is opened with --vae=DIR')
+    if stored.vae is None and (named := stored.run['vae']):
+      print(f'the VAE {named} is not there: {_OUTPUT.value} is opened with --vae=DIR')
   copied = [
     file
     for folder in (_INPUT.value, f'{_INPUT.value}/tokenizer')
     for file in store.tokenizer_files(folder)
   ]
-  store.write(_OUTPUT.value, config, leaves, vae, notes, copied)
+  store.write(_OUTPUT.value, stored.config, leaves, stored.vae, notes, copied)
   print(f'wrote {_OUTPUT.value}')
 
 
@@ -257,6 +251,8 @@ def _write(config, planned, sources, record, found=None):
       print(f'  {name}: {why}')
   if found is not None:
     print(recover.describe(found))
+  if vae is not None and not config.vae.latent_std:
+    print('latents: no mean and deviation of channels is known, so they stay as the VAE makes them')
   print(
     f'{len(planned.leaves)} leaves, {compare.size(planned.leaves)}'
     + (f'; VAE {len(vae.leaves)} leaves, {compare.size(vae.leaves)}' if vae else '; no VAE')
@@ -310,6 +306,19 @@ def _need(action, **needed):
   for name, flag in needed.items():
     if not flag.value:
       raise UserError(f'convert {action}: --{name} is required')
+
+
+def _opened() -> store.Stored:
+  """--input, a run with the VAE that it names, if that is there. It alone knows the statistics of
+  the latents."""
+  stored = store.opened(_INPUT.value, store.checked, step=_STEP.value, ema=_EMA.value)
+  if stored.run and stored.vae is None and (named := stored.run['vae']):
+    there = store.located(named, files.path(_INPUT.value))
+    if store.is_stored(there):
+      found = store.checked(store.open_stored(there))
+      config = dataclasses.replace(stored.config, vae=found.vae_config)
+      return dataclasses.replace(stored, config=config, vae_config=found.vae_config, vae=found.vae)
+  return stored
 
 
 def _open(path) -> dict[str, Lazy]:

@@ -3,6 +3,7 @@
     OUT/shared/vae-KIND        a VAE of each kind
     OUT/shared/decoder         the decoder, taught by text alone, and the tokenizer
     OUT/shared/encoder-NAME    an encoder, taught on pixels before a frozen decoder
+    OUT/shared/latents         of pictures, which rows of one seed and VAE have in common
     OUT/runs/ROW-SEED/STAGE    the stages of a row
 
 Encoders see pixels and not latents, as the public ones did: a row that reads latents takes the
@@ -133,8 +134,10 @@ class Lab:
     before = self.start(where / 'start', model, seed, parts)
     first = round(STAGE1 * self.recipe.steps)
     for stage, count in zip(compare.STAGES, (first, self.recipe.steps - first)):
+      config = compare.config(name, 'tiny', stage)
       config = replace(
-        compare.config(name, 'tiny', stage),
+        config,
+        data=replace(config.data, latent_cache_dir=str(self.root / 'shared' / 'latents')),
         steps=count,
         seed=seed,
         vae=self.vae(row.vae),

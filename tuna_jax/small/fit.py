@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import statistics
 import time
@@ -99,7 +100,7 @@ class Progress:
       self.save()
     say(f'== {name}: {self.seconds[name]:.0f} s, {max(self.left, 0):.0f} s are left')
 
-  def choose(self, name: str, steps: Callable[[], float], low: int = 20) -> int:
+  def choose(self, name: str, steps: Callable[[], float], low: int = 5) -> int:
     """The steps of a part: as chosen at an earlier start, or those of `steps`, at least `low`."""
     if name not in self.steps:
       self.steps[name] = max(low, int(steps()))
@@ -231,12 +232,13 @@ def _stages(root, progress, config, held_out, model, tokenizer, vae, seed, say):
     steps = progress.choose('decoder', lambda: min(recipe.FIRST, budget('decoder') / 0.05))
     return recipe.stage('decoder', data, sizes, steps, model, **common)
 
+  sizes = functools.cache(lambda: recipe.rows(config, tokenizer, strides))
+
   def stage(name, steps, start):
-    sizes = recipe.rows(config, tokenizer, strides)
     every = max(steps // 5, 50)
     more = dict(vae=vae, init_from=str(root / start), checkpoint_every=every)
     report = ReportConfig(held_out=held_out, held_out_every=every)
-    return recipe.stage(name, config, sizes, steps, model, report=report, **more, **common)
+    return recipe.stage(name, config, sizes(), steps, model, report=report, **more, **common)
 
   after = lambda before, share: _after(root, progress, before, share, say)
 

@@ -14,9 +14,9 @@ _TOWER = """num_layers:num_hidden_layers dim:hidden_size num_heads:num_attention
 _QWEN2 = f"""{_TOWER} num_kv_heads:num_key_value_heads norm_eps:rms_norm_eps
   tied:tie_word_embeddings rope_theta:rope_theta"""
 _SIGLIP = f'{_TOWER} norm_eps:layer_norm_eps'
-_WAN = """encoder_dim:base_dim decoder_dim:decoder_base_dim latent_channels:z_dim dim_mult:dim_mult
-  encoder_blocks:num_res_blocks temporal_down:temperal_downsample latent_mean:latents_mean
-  latent_std:latents_std
+_LATENTS = 'latent_mean:latents_mean latent_std:latents_std'
+_WAN = f"""encoder_dim:base_dim decoder_dim:decoder_base_dim latent_channels:z_dim dim_mult:dim_mult
+  encoder_blocks:num_res_blocks temporal_down:temperal_downsample {_LATENTS}
   temporal_stride:scale_factor_temporal spatial_stride:scale_factor_spatial"""
 
 
@@ -142,6 +142,15 @@ def vae_json(config: VaeConfig) -> dict:
   pixels['patch_size'] = 2 if config.residual else None
   rest = {'attn_scales': [], 'dropout': 0.0, 'is_residual': config.residual}
   return {'_class_name': 'AutoencoderKLWan', **_write(_WAN, config), **rest, **pixels}
+
+
+def statistics(path) -> dict[str, tuple[float, ...]]:
+  """The mean and standard deviation of latents that the config.json of a VAE says, as fields of
+  VaeConfig; none without that file. path: the VAE's folder, or a file in it."""
+  where = files.path(path)
+  file = (where if where.is_dir() else where.parent) / 'config.json'
+  found = files.read_object(file) if file.exists() else {}
+  return {ours: tuple(found[theirs]) for ours, theirs in _pairs(_LATENTS) if found.get(theirs)}
 
 
 def _pairs(table: str) -> list[list[str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from tuna_jax import sizes, tree
-from tuna_jax.config import TunaConfig
-from tuna_jax.mappings import to_dict
+import dataclasses
+
+from tuna_jax import files, sizes, tree
+from tuna_jax.config import TunaConfig, VaeConfig
+from tuna_jax.mappings import from_dict, to_dict
 from tuna_jax.models.shapes import tuna_shapes, vae_shapes
-from tuna_jax.weights import designs, hf, peft, tables
+from tuna_jax.weights import designs, digest, hf, peft, tables
 from tuna_jax.weights.convert import Plan, export, plan
 from tuna_jax.weights.fresh import fresh
 from tuna_jax.weights.open import open_checkpoint
@@ -84,6 +86,35 @@ def read_vae(config: TunaConfig, path) -> Plan:
   diffusers = any(tables.bare(name).startswith('quant_conv.') for name in reader)
   table = tables.diffusers_vae if diffusers else tables.wan_vae
   return plan(table(config.vae), reader, vae_shapes(config.vae))
+
+
+def with_statistics(config: TunaConfig, vae, trained=None, official: bool = False) -> TunaConfig:
+  """The config with the mean and deviation of latents that belong to its weights.
+
+  vae: the VAE that is taken, whose config.json may say them. trained: the checkpoint that is read;
+  its model was trained with what it says itself, if it is one of our exports, or with those of
+  `config`, if there are any. official: it is of Tuna's authors, whose training had the deviations
+  in both places (docs/architecture.md 2.5).
+  """
+  if config.vae is None:
+    return config
+  own, found = config.vae, hf.statistics(vae) if vae else {}
+  if trained:
+    if exported := _exported_vae(trained):
+      own = exported
+    elif official:
+      own = dataclasses.replace(own, latent_mean=own.latent_std)
+    found = {} if own.latent_std else found
+  return dataclasses.replace(config, vae=dataclasses.replace(own, **found))
+
+
+def _exported_vae(path) -> VaeConfig | None:
+  """The VAE's config of a folder that `export_part` made of a Tuna; None for others."""
+  file = files.path(path) / 'config.json'
+  found = files.read_object(file) if file.exists() else {}
+  if found.get('model_type') != 'tuna' or digest.FIELD not in found or not found.get('vae'):
+    return None
+  return from_dict(VaeConfig, found['vae'], f'{file}: vae')
 
 
 def export_part(name: str, stored: Stored) -> tuple[dict[str, Lazy], dict, str]:
