@@ -19,6 +19,7 @@ from tuna_jax.data.mixture import DataConfig
 from tuna_jax.data.tasks import TaskConfig
 from tuna_jax.flow import train_shift
 from tuna_jax.mappings import from_dict, to_dict
+from tuna_jax.sizes import UnknownSize
 from tuna_jax.sizes import size as named_size
 from tuna_jax.train.config import EncoderConfig, OptimizerConfig, TrainConfig
 
@@ -76,7 +77,12 @@ def base(stage: str, size: str) -> TrainConfig:
   own = tiny.model_of(name)
   if variant not in ROWS or (size != name and own):
     raise UserError(f'{stage}:{size}: only 2b and 7b of stages 2 and 3 have rows for {VIDEO}')
-  rows, model = ROWS[variant], named_size(own or name)
+  try:
+    rows, model = ROWS[variant], named_size(own or name)
+  except UnknownSize as error:
+    raise UserError(
+      f"{error}; 'fast' is the tiny one in fewer steps, and 2b and 7b may end in {VIDEO} and {LORA}"
+    ) from None
   released = dict(RELEASED.get(model.design, ()))
   frozen = released.pop('frozen', ('decoder/.*',))
   if own:

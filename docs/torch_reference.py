@@ -100,6 +100,12 @@ def main(argv=None) -> None:
   given = parser.parse_args(argv)
   if not (given.decoder or given.vae) or (given.vision and not given.vae):
     parser.error('--decoder or --vae is needed, and --vae where --vision is given')
+  for name in ('decoder', 'vision', 'vae'):
+    folder = getattr(given, name)
+    if folder and not pathlib.Path(folder, 'config.json').exists():
+      parser.error(f'--{name}={folder}: no config.json there; expected a Hugging Face folder')
+  if given.vae and not list(pathlib.Path(given.vae).glob('diffusion_pytorch_model*')):
+    parser.error(f'--vae={given.vae}: not of diffusers; `convert export --part=vae-diffusers` is')
   rng, tensors = np.random.default_rng(given.seed), {}
   if given.decoder:
     tensors |= text(given.decoder, rng)

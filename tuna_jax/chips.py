@@ -7,7 +7,9 @@ The `libtpu` wheel knows the layout of every slice; `devices_of` asks it for abs
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
+import os
 import re
 
 import jax
@@ -118,6 +120,12 @@ def count_of(topology: str) -> int:
   return math.prod(int(n) for n in dims.split('x')) * CHIPS[chip].devices
 
 
+NO_COMPILER = (
+  "the TPU compiler is not installed: pip install 'tuna_jax[tpu]', "
+  "in a clone pip install -e '.[tpu]'"
+)
+
+
 def devices_of(topology: str, slices: int = 1) -> list:
   """Abstract devices of a topology. UserError if libtpu is missing or does not know it."""
   chip = topology.partition(':')[0]
@@ -126,10 +134,12 @@ def devices_of(topology: str, slices: int = 1) -> list:
     options['chips_per_host_bounds'] = (1, 1, 1)
   if slices > 1:
     options['num_slices'] = slices
+  if not (importlib.util.find_spec('libtpu') or os.environ.get('TPU_LIBRARY_PATH')):
+    raise UserError(NO_COMPILER)
   try:
     return topologies.get_topology_desc(topology, 'tpu', **options).devices
   except ImportError as error:
-    raise UserError("the TPU compiler is not installed: pip install 'tuna_jax[tpu]'") from error
+    raise UserError(NO_COMPILER) from error
   except RuntimeError as error:  # jax.errors.JaxRuntimeError is one
     said = str(error).partition('\n')[0]
     if 'topology' in said.lower():

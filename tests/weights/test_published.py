@@ -180,7 +180,8 @@ def test_get_tells_what_to_do_where_the_hub_cannot_be_reached():
   assert 'http://127.0.0.1:9 did not give its files' in said
   assert (
     'Set HF_ENDPOINT to a mirror' in said
-    and '`tuna-jax convert import --input=FOLDER` takes it' in said
+    and '`tuna-jax convert import --source=showo2 --vae=Wan2.1_VAE.pth --input=FOLDER` takes it'
+    in said
   )
   said = get('siglip', code=2)
   assert 'google/siglip-so400m-patch14-384 in any other way' in said

@@ -103,7 +103,8 @@ def extra(name: str):
     yield
   except ModuleNotFoundError as error:
     raise UserError(
-      f"no package {error.name}: this needs the extra, pip install 'tuna_jax[{name}]'"
+      f"no package {error.name}: this needs the extra, pip install 'tuna_jax[{name}]', in a clone "
+      f"pip install -e '.[{name}]'"
     ) from None
 
 

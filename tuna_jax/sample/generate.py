@@ -71,7 +71,10 @@ class Generator:
     leaves = jax.tree.leaves(self.params)
     types = ' and '.join(sorted({str(a.dtype) for a in leaves}))
     model = f'design {self.config.design}, {sum(a.size for a in leaves):,} numbers in {types}'
-    return f'<Generator, {model}; pictures of {self.media.image_size}, {self.batch_size} at once>'
+    size = self.media.image_size
+    talks = self.config.vae is not None and self.vae_params is None
+    sees = 'text alone, without a VAE' if talks else f'pictures of {size}'
+    return f'<Generator, {model}; {sees}, {self.batch_size} at once>'
 
   # ---- text
 
@@ -131,13 +134,14 @@ class Generator:
 
   # ---- pictures and clips
 
+  @familiar
   def how(
     self, task: str, guidance: float | Guidance | None = None, points: int | None = None,
     shift: float | None = None, solver: str | None = None,
   ) -> Drawing:  # fmt: skip
     """What is given, and the rest as the run of this model says, or as published for its design.
-    task: 't2i', 'edit' or 't2v'. points: steps of the time grid. Raises UserError for settings out
-    of range."""
+    task: 't2i', 'edit' or 't2v'. points: of the time grid, one more than steps. Raises UserError
+    for an unknown task and settings out of range."""
     return Drawing.of(self.config.design, task, guidance, points, shift, solver, self.usual)
 
   @familiar

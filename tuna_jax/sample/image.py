@@ -28,7 +28,7 @@ import numpy as np
 
 from tuna_jax import flow
 from tuna_jax.batch import Batch
-from tuna_jax.config import TunaConfig, UserError
+from tuna_jax.config import TunaConfig, UserError, nearest
 from tuna_jax.models.tuna import Cache, Tuna, init_cache
 from tuna_jax.ranges import NotNegative, Range
 from tuna_jax.sample.prompt import lengths
@@ -146,6 +146,8 @@ class Drawing:
     """What is given, and the rest of `own`, or as published for the design. A guidance that is a
     number is its scale. task: 't2i', 'edit' or 't2v'."""
     usual = PUBLISHED[design]
+    if task not in TASKS:
+      raise UserError(f'task {task!r}: expected one of {", ".join(TASKS)}{nearest(task, TASKS)}')
     if guidance is None:
       guidance = own.guidance or usual.scales[TASKS.index(task)]
     if not isinstance(guidance, Guidance):

@@ -7,6 +7,8 @@ import json
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from tuna_jax import files
 from tuna_jax.data.mixture import DataConfig
 from tuna_jax.evals import own_data, reconstruct, report
@@ -44,8 +46,9 @@ class Page:
     pictures = train_vae.Media(dataclasses.replace(config, mixture=self._held_out), 1).batch(
       0, 12, False
     )[:, 0]
+    pictures = np.unique(pictures, axis=0)  # of few that are held out, each is drawn several times
     self._rebuilt = reconstruct.rebuild(vae_config, params, pictures)
-    self._say(f'VAE: {self._rebuilt.psnr:.1f} dB on 12 pictures of these data')
+    self._say(f'VAE: {self._rebuilt.psnr:.1f} dB on {len(pictures)} pictures of these data')
     if self._rebuilt.warning:
       line = '!' * 78
       self._say(f'{line}\n{self._rebuilt.warning}\n{line}')

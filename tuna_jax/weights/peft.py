@@ -53,6 +53,8 @@ def read(path, config: TunaConfig) -> dict[str, Lazy]:
 
   Raises CheckpointError listing what does not fit the model, or cannot be read as plain LoRA.
   """
+  if not is_adapter(path):
+    raise CheckpointError(f'{path}: no {CONFIG} there; expected a folder with an adapter of PEFT')
   about = files.read_object(files.path(path) / CONFIG)
   for field, known in _NEEDED.items():
     if about.get(field) not in known:

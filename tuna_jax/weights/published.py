@@ -148,6 +148,9 @@ def locate(checkpoint: str | os.PathLike) -> epath.Path:
     return path
   check_fetched(str(checkpoint))
   if str(checkpoint) not in MODELS:
+    if os.sep not in str(checkpoint) and not files.is_remote(path):
+      near = nearest(str(checkpoint), MODELS)
+      raise UserError(f'{checkpoint}: no such folder, and no model that is published{near}')
     return path
   if not store.is_stored(folder(str(checkpoint))):
     raise UserError(
@@ -236,7 +239,9 @@ def digest(path: str | os.PathLike, length: int) -> str:
 def unreachable(hub: huggingface_hub.HfApi, source: Source, error: Exception) -> str:
   """What happened, and what to do about it."""
   said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-  takes = f'assemble --{source.flag}' if source.flag else 'import --input'
+  takes = f'assemble --{source.flag}'
+  if not source.flag:
+    takes = 'import --source=showo2 --vae=Wan2.1_VAE.pth --input'
   return (
     f'{source.repo}: {hub.endpoint} did not give its files ({said}). Set HF_ENDPOINT to a mirror, '
     f'or download {", ".join(source.patterns)} of {hub.endpoint}/{source.repo} in any other way '
