@@ -24,7 +24,6 @@ from tuna_jax.tools.hlo import Collective
 from tuna_jax.train import flops
 from tuna_jax.train.config import MeshConfig, TrainConfig
 
-GOALS = ('tokens_per_second', 'memory', 'chips', 'price')
 SAFE = 0.97  # of the memory that the compiler gives a program: what a prediction may use
 MOST_CONTEXT = 4
 REMATS = (
@@ -105,8 +104,14 @@ class Predictor:
     self.learn()
 
   def learn(self) -> None:
-    """Fits the memory to all answers there are."""
-    self.model = peak.Model([point_of(record) for record in self.answers.all()])
+    """Fits the memory to all answers there are, and finds those that tell what is sent."""
+    records = self.answers.all()
+    self.model = peak.Model([point_of(record) for record in records])
+    self.sent = [
+      r
+      for r in records
+      if r['collectives'] and r['step']['slices'] == self.slices and _same_model(r, self.config)
+    ]
 
   def cells(self) -> Iterator[Cell]:
     """All cells of the configuration's rows, variants that cost accuracy last."""
@@ -151,7 +156,8 @@ class Predictor:
     )
     laid, same = _mesh(mesh), dataclasses.replace(optimizer, accumulate=1)
     memory, far = self.memory(laid, same)
-    far += int(step_cost.kept(config, 'host') * config.rows / ways_of(mesh))
+    rows = step_cost.micro_rows(config, laid) * optimizer.accumulate
+    far += int(step_cost.kept(config, 'host') * rows)
     point = peak.point(config, laid, self.chip_name, memory)
     seconds, _ = step_cost.times(
       config,
@@ -199,7 +205,8 @@ class Predictor:
       # Three gathers (forwards, again for remat, backwards), and a sum that is scattered.
       found = [Collective('all-gather', ('fsdp',), 0, int(GATHERS * sent * turns))]
       if mesh['data'] > 1:
-        found.append(Collective('all-reduce', ('data',), 0, int(4 * weights / shards)))
+        kind = 'all-reduce' if self.slices == 1 else 'dcn-all-reduce'
+        found.append(Collective(kind, ('data',), 0, int(4 * weights / shards)))
       return found
     theirs = dict(zip(sharding.AXES, near['step']['mesh']))
     before = near['step']['optimizer'].get('accumulate', 1)
@@ -223,14 +230,8 @@ class Predictor:
   def _near(self, config: TrainConfig, mesh: dict[str, int]) -> dict | None:
     """The compiled step of the same model and axes whose chip, remat and mesh are most alike."""
     axes = [size > 1 for size in mesh.values()]
-    alike = [
-      record
-      for record in self.answers.all()
-      if record['collectives'] and [n > 1 for n in record['step']['mesh']] == axes
-      and _same_model(record['step'], config)
-    ]  # fmt: skip
     return max(
-      alike,
+      (record for record in self.sent if [n > 1 for n in record['step']['mesh']] == axes),
       key=lambda record: (
         record['step']['topology'].partition(':')[0] == self.chip_name,
         record['step']['remat'] == config.model.remat,
@@ -293,8 +294,8 @@ def point_of(record: dict) -> peak.Point:
   return peak.point(compiled.config_of(step), laid, chip, record['memory'], record)
 
 
-def _same_model(step: dict, config: TrainConfig) -> bool:
-  model = compiled.config_of(step).model
+def _same_model(record: dict, config: TrainConfig) -> bool:
+  model = compiled.config_of(record['step']).model
   return all(getattr(model, tower) == getattr(config.model, tower) for tower in TOWERS)
 
 

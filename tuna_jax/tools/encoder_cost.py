@@ -137,6 +137,7 @@ def carry_of(vae: VaeConfig, height: int, width: int) -> int:
   return sum(math.prod(a.shape) for a in carry)
 
 
+@functools.cache
 def _arguments(vae: VaeConfig, frames: int, height: int, width: int):
   struct = lambda shape: jax.ShapeDtypeStruct(shape, np.uint8)
   params, first = encoder.encoder_shapes(vae), struct((1, 1, height, width, 3))
