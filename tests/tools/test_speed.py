@@ -1,6 +1,7 @@
 """The time model against measurements of others, and a sweep on the devices at hand."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -66,6 +67,27 @@ def test_bytes_saved_per_second_say_whether_a_method_pays(method):
     predicted[name] = most / (g * most + d)
   real = best[method] / best['none']
   assert abs(predicted[method] / predicted['none'] - real) < 0.03
+
+
+# Seconds of a step of `decoder:tiny` with 256 positions on a CPU, 2026-11-28, of processor time:
+# {(rows, remat, turns): seconds}, by `python -m tests.tools.advice_validation --measure`.
+# fmt: off
+SWEPT = {(4, 'block', 1): 0.1503, (8, 'block', 1): 0.3630, (16, 'block', 1): 0.7889,
+         (16, 'block', 4): 0.6409, (16, 'dots', 1): 0.7990, (8, 'none', 2): 0.3501,
+         (16, 'none', 1): 0.9167}
+HELD_OUT = {(8, 'dots', 1): 8 / 21.25, (32, 'block', 2): 32 / 20.94,
+            (16, 'attention', 1): 16 / 22.14, (32, 'none', 1): 32 / 18.00,
+            (32, 'narrow', 8): 32 / 27.38}
+# fmt: on
+
+
+def test_a_sweep_ranks_methods_that_it_did_not_measure():
+  config = dataclasses.replace(shrink.real('decoder'), length=256, rows=4)
+  work = lambda cell: speed.work_of(speed.changed(config, *cell), 1)
+  hinge = speed.fit([work(c) for c in SWEPT], list(SWEPT.values()), free=(speed.TURNS,))
+  rate = [(cell[0] / real, cell[0] / hinge.seconds(work(cell))) for cell, real in HELD_OUT.items()]
+  pairs = list(itertools.combinations(rate, 2))
+  assert sum((a[0] > b[0]) == (a[1] > b[1]) for a, b in pairs) >= 9 and len(pairs) == 10
 
 
 def test_a_fit_finds_the_floor_and_the_slopes_that_made_the_times():
