@@ -10,8 +10,8 @@
     tuna_jax.evaluate(generator, 'train.json', 'test.json').rows
 
 open_generator   loads a run or weights and returns a Generator
-Generator        text, stream, image, edit, video; Picture and Clip are what it returns, and show
-                 themselves in a notebook
+Generator        text, stream, image, edit, video, story; Picture and Clip are what it returns, and
+                 show themselves in a notebook
 train            trains one stage from a train.config.TrainConfig; `tuna_jax.train` is also the
                  package that holds it (docs/design.md 4)
 evaluate         scores a Generator on the records of your own mixture files, trained on and held

@@ -8,6 +8,7 @@ appears when its upload is complete, so it is written under its own name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -154,6 +155,8 @@ def writing(where: str | os.PathLike):
     return
   target = os.path.realpath(where)  # a symbolic link stays, the file behind it is replaced
   part = unused(target)
+  if not os.path.isdir(os.path.dirname(target)):
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.path.dirname(target))
   try:
     with open(part, 'xb') as file:
       yield file

@@ -60,8 +60,9 @@ def familiar(method: Callable) -> Callable:
         _put(method, named, taken, NAMES[name], named.pop(name))
       elif name == 'num_inference_steps':
         steps = named.pop(name)
-        points = steps + 1 if isinstance(steps, numbers.Integral) else steps
-        _put(method, named, taken, 'points', points)
+        if type(steps) is bool or not isinstance(steps, numbers.Integral) or steps < 1:
+          raise UserError(f'{_name(method)}: {name}={steps!r}: expected a whole number from 1 on')
+        _put(method, named, taken, 'points', int(steps) + 1)
     if {'height', 'width'} & named.keys():
       if not {'height', 'width'} <= named.keys():
         raise UserError(f'{_name(method)}: height and width go together; size=N is a square')

@@ -37,7 +37,7 @@ LAYERWISE = {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}
 def held(shapes, dtype: str, but: Collection[str] = ()):
   """The tree of shapes as `dtype` holds it; leaves named in `but` stay as they are."""
   if dtype not in DTYPES:
-    raise UserError(f'dtype {dtype!r}: expected one of {DTYPES}{nearest(dtype, DTYPES)}')
+    raise UserError(f'dtype {dtype!r}: expected one of {", ".join(DTYPES)}{nearest(dtype, DTYPES)}')
   found = {}
   for leaf, aval in tree.flatten(shapes).items():
     kind = aval.dtype
