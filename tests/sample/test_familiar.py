@@ -118,7 +118,10 @@ def generator():
     (lambda g: list(g.stream('a', top_k=True)), 'stream: top_k=True: expected a whole number'),
     (lambda g: g.image('a', points=8.0), 'image: points=8.0: expected a whole number, found float'),
     (lambda g: g.image('a', solver=3), 'image: solver=3: expected text, found int'),
-    (lambda g: g.image('a', num_inference_steps='8'), "num_inference_steps='8': expected a whole number from 1 on"),
+    (
+      lambda g: g.image('a', num_inference_steps='8'),
+      "num_inference_steps='8': expected a whole number from 1 on",
+    ),
     (lambda g: g.image('a', size=(32,)), "expected one of .*'N' or 'HxW'"),
     (lambda g: g.image('a', negative=3), 'negative: expected text, or one text per request'),
     (lambda g: g.video('a', frames='5'), "video: frames='5': expected a whole number, found str"),
