@@ -1,4 +1,5 @@
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from tuna_jax.config import UserError
 from tuna_jax.lab import recipe, table
 from tuna_jax.models.shapes import tuna_shapes
 
+ROOT = pathlib.Path(__file__).parents[2]
 WITHIN = 0.03  # parameters of the rows at tiny size
 
 
@@ -66,7 +68,7 @@ def test_runs_that_compare_json_has_are_not_made_again(monkeypatch, tmp_path):
 
 def test_another_recipe_does_not_go_on_with_these_runs(monkeypatch, tmp_path):
   found(monkeypatch, tmp_path)
-  with pytest.raises(UserError, match="begun with recipe .*'steps': 4000.*take another --out"):
+  with pytest.raises(UserError, match="begun with recipe .*'steps': 1600.*take another --out"):
     found(monkeypatch, tmp_path, recipe=recipe.Recipe(steps=10))
 
 
@@ -77,6 +79,22 @@ def test_the_page_says_which_claims_hold(monkeypatch, tmp_path):
   assert verdict['row 9 over row 7, drawing'] == 'not run'
   page = (tmp_path / 'index.html').read_text()
   assert '50.0 [' in page and '1361' in page and 'does not hold' not in page
+
+
+def test_the_table_that_is_kept_follows_from_the_verdicts_that_are_kept():
+  kept = json.loads((ROOT / 'docs' / 'comparison' / 'compare.json').read_text())
+  assert len(kept['runs']) == 21 and kept['recipe'] == recipe.Recipe().to_dict()
+  again = table.concluded(kept)
+  for name in ('what', 'verdict'):
+    assert [c[name] for c in again['claims']] == [c[name] for c in kept['claims']]
+  for row, scores in again['table'].items():
+    for task, found in scores.items():
+      assert found['mean'] == pytest.approx(kept['table'][row][task]['mean'])
+  text = (ROOT / 'docs' / 'comparison.md').read_text()
+  for claim in again['claims']:
+    if claim['difference']:
+      low, high = (f'{100 * claim["difference"][end]:+.1f}' for end in ('low', 'high'))
+      assert f'[{low}, {high}]' in text, claim['what']
 
 
 def test_the_command_trains_the_recipe_where_no_flag_is_given():

@@ -14,7 +14,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 from tests import shrink
-from tests.chaos import verbs
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
@@ -83,10 +82,6 @@ def test_it_runs_top_to_bottom_where_nothing_is_beside_it(path, tmp_path, monkey
   if path.stem.startswith('05'):
     pytest.importorskip('libtpu')
   monkeypatch.setenv('TUNA_NOTEBOOK_MINUTES', '0.2')  # what is trained is not good then
-  if path.stem.startswith('02'):  # 03 shows what happens without a run
-    verbs.begin('demo', tmp_path, tmp_path / 'out')
-    monkeypatch.setenv('TUNA_RUN', str(tmp_path / 'ball'))
-    tmp_path = tmp_path / 'out'
   monkeypatch.setenv('XLA_FLAGS', shrink.flags(1))  # the simulated eight only cost time here
   monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
   notebook = read(path)

@@ -38,14 +38,14 @@ class Recipe:
   """How long everything trains, in steps. steps: of a row, both stages together. encoders: by
   name, the budget that makes one stronger than another."""
 
-  steps: int = 4000
-  decoder: int = 2500
+  steps: int = 1600
+  decoder: int = 1500
   vae: int = 800
   encoders: tuple[tuple[str, int], ...] = (
-    ('siglip', 300),
-    ('siglip2-medium', 900),
-    ('siglip2', 2400),
-    ('dinov3', 2400),
+    ('siglip', 100),
+    ('siglip2-medium', 400),
+    ('siglip2', 1200),
+    ('dinov3', 1200),
   )
 
   def with_encoders(self, budgets: Sequence[str]) -> Recipe:

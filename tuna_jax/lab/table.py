@@ -146,6 +146,7 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
     told = _told(*claim['compared']) if 'compared' in claim else ''
     groups.setdefault(claim['group'], []).append({**claim, 'told': told})
   claims = [(g, verdicts.together([c['verdict'] for c in own]), own) for g, own in groups.items()]
+  claims.sort(key=lambda claim: claim[1] == verdicts.MISSING)  # stable: those come last
   ends = [
     abs(c['difference'][end] or 0)
     for c in found['claims']
