@@ -44,7 +44,7 @@ def run(verb, *arguments):
     (['t2i', 'x', '--checkpoint=w', '--output=nowhere/a.png'], 'no directory nowhere'),
     (['t2i', 'x', '--checkpoint=w', '--guidance_interval=0-1'], 'two numbers'),
     (['t2i', 'x', '--checkpoint=w', '--guidance=0'], 'above 0'),
-    (['t2i', 'x', '--checkpoint=nowhere'], 'no config.json'),
+    (['t2i', 'x', '--checkpoint=nowhere'], 'no such folder, and no model that is published'),
   ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(arguments, says):

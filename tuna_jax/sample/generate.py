@@ -207,9 +207,9 @@ class Generator:
     images: of one instruction, a picture or several; of a list, one entry each.
     size: of all sources and the result, their nearest bucket. By default the result has the size of
     its last source, each side rounded to a multiple of 16; a source with more pixels than
-    `media.image_size`, or less than half as many, is scaled to its area. The rest as in `image`;
-    the result is uint8 [H, W, 3]. Raises UserError as it does, and for sources that cannot be read
-    or are missing.
+    `media.image_size`, or a quarter as many or fewer, is scaled to its area. The rest as in
+    `image`; the result is uint8 [H, W, 3]. Raises UserError as it does, and for sources that cannot
+    be read or are missing.
     """
     texts, many = requests.strings(instruction, 'instruction', '; edit takes (images, instruction)')
     how = self.how('edit', guidance, points, shift, solver)

@@ -235,12 +235,12 @@ def name_of(source) -> str:
 
 
 def own_size(height: float, width: float, area: int, stride: int) -> Size:
-  """(height, width) as given, scaled to `area` pixels if it has more, or less than half as many,
-  since a model draws badly in sizes far from those it was trained on. Each side is a multiple of
-  `stride`: the nearest, or the longer side less where the nearest would exceed the area.
+  """(height, width) as given, scaled to `area` pixels if it has more, or a quarter as many or
+  fewer, since a model draws badly in sizes far from those it was trained on. Each side is a
+  multiple of `stride`: the nearest, or the longer side less where that would exceed the area.
   """
   share = area / (height * width)
-  scale = 1.0 if 1 <= share <= 2 else math.sqrt(share)
+  scale = 1.0 if 1 <= share < 4 else math.sqrt(share)
   size = [max(1, round(side * scale / stride)) * stride for side in (height, width)]
   longer = int(size[1] > size[0])
   size[longer] = min(size[longer], max(stride, area // size[1 - longer] // stride * stride))
