@@ -381,3 +381,9 @@ def test_the_name_of_a_file_that_cannot_be_is_one_line(value, shown, capsys):
 def test_the_module_is_the_command():
   done = subprocess.run([sys.executable, '-m', 'tuna_jax', 'trian'], capture_output=True, text=True)
   assert done.returncode == 2 and "nearest is 'train'" in done.stderr
+
+
+def test_a_mistake_is_2_where_its_line_cannot_be_printed():
+  with open('/dev/full', 'w') as full:
+    done = subprocess.run([sys.executable, '-m', 'tuna_jax.cli.ckpt', 'verify'], stderr=full)
+  assert done.returncode == 2

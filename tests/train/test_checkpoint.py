@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -182,6 +183,14 @@ def test_a_failed_save_surfaces(tmp_path):
   with pytest.raises(OSError):
     saver.save(make('1'), DATA)
     saver.close()
+
+
+def test_what_follows_a_failed_save_prints_no_trace_and_all_else_does(capsys):
+  for words in ('Event loop is closed', 'another fault'):
+    error = RuntimeError(words)
+    sys.excepthook(RuntimeError, error, None)
+  said = capsys.readouterr().err
+  assert 'another fault' in said and 'Event loop' not in said
 
 
 @pytest.mark.parametrize('missing', ['connector/fc1/kernel', 'decoder/norm/scale'])

@@ -1,7 +1,7 @@
 """Which step to run on a topology, predicted: `tuna-jax plan --advise`.
 
-A cell is a mesh, how many rows a device takes at a time, what layers keep (remat) and a variant of
-the optimizer's state. All cells that take the same rows per step are predicted, memory by `peak`
+A cell is a mesh, the rows per device at a time, what layers keep (remat) and a variant of the
+optimizer's state. All cells that take the same rows per step are predicted, memory by `peak`
 and time by `step_cost.times`, and ranked; the best is confirmed by the compiler.
 """
 
