@@ -38,6 +38,7 @@ def test_a_folder_becomes_a_model_and_a_report_within_its_steps(album, tmp_path)
   report = json.loads((tmp_path / 'run' / 'report.json').read_text())
   assert {'captions_test', 'pictures_test', 'captions_train'} <= set(report['scores'])
   assert 'taken for their caption' in open(page).read()
+  assert 'Held out, at' not in open(page).read()  # its time was over before stage 1
   assert any('DOES NOT FIT' in line for line in said)  # of so few steps
   before = json.loads((tmp_path / 'run' / 'fit.json').read_text())['steps']
   again = dict(minutes=0.2, image_size='32', n=4, say=str)

@@ -15,6 +15,7 @@ from tests import shrink
 from tuna_jax import chips, sizes
 from tuna_jax.config import VaeConfig
 from tuna_jax.data.media import buckets
+from tuna_jax.models.vae import encode_chunk
 from tuna_jax.tools import encoder_cost
 from tuna_jax.train import encoder
 from tuna_jax.train.config import EncoderConfig
@@ -55,6 +56,16 @@ def test_float32_takes_twice_the_memory_of_bfloat16():
 def test_seconds_are_shared_by_all_devices_and_fewer_without_clips():
   assert cost(devices=64).seconds == pytest.approx(4 * cost().seconds)
   assert cost(name='stage1').compute < cost().compute  # fewer cells, and no clips
+
+
+def test_flops_are_in_proportion_to_pixels():
+  config = shrink.real('stage2', '2b')
+  vae, shape = config.model.vae, (1, 1, 384, 672, 3)
+  pixels = jax.ShapeDtypeStruct(shape, np.uint8)
+  lowered = jax.jit(functools.partial(encode_chunk, vae)).lower(encoder.encoder_shapes(vae), pixels)
+  drawn = encoder_cost.media_of(config, {'t2i': 1.0})
+  counted = lowered.cost_analysis()['flops'] / math.prod(shape[:-1])
+  assert drawn.flops / drawn.pixels == pytest.approx(counted, rel=0.005)
 
 
 def test_pictures_of_a_full_batch_are_counted():

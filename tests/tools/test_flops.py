@@ -7,12 +7,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from tuna_jax.configs import compare
 
 from tests import shrink
 from tests.sample import small
-from tuna_jax.config import DESIGNS, UserError
+from tuna_jax.config import DESIGNS, TOWERS, UserError
 from tuna_jax.data.segments import Image, Text, layout
 from tuna_jax.data.tokenizer import Letters
+from tuna_jax.models.flops import layer_weights, matrices
 from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.models.tuna import Tuna, init_cache
 from tuna_jax.sample import flops
@@ -24,6 +26,14 @@ from tuna_jax.train import flops as train_flops
 
 # The compiler counts norms, rotations and softmax too; at this width they are a few per cent.
 ABOVE = 1.10
+
+
+@pytest.mark.parametrize('model', [TUNA_2B, TUNA_7B, compare.model('13', '1.5b')])
+def test_the_weights_of_a_layer_are_those_of_its_matrices(model):
+  for name in TOWERS:
+    layers = f'{name}/layers/'
+    traced = sum(size for leaf, (*_, size) in matrices(model).items() if leaf.startswith(layers))
+    assert layer_weights(model, name) * getattr(model, name).num_layers == traced
 
 
 def one_layer():

@@ -58,6 +58,16 @@ def matrices(model: TunaConfig) -> dict[str, tuple[str, str, int]]:
   }
 
 
+def layer_weights(model: TunaConfig, name: str) -> int:
+  """How many weights the matrices of one layer of a tower have, by arithmetic: `matrices` traces
+  the model."""
+  t = getattr(model, name)
+  gated = name != 'vision' or t.encoder == 'dinov3'
+  modulated = 6 * t.dim**2 * (name == 'flow_head')
+  heads = 2 * (t.num_heads + t.num_kv_heads) * t.head_dim
+  return t.dim * (heads + (2 + gated) * t.mlp_dim) + modulated
+
+
 def products(model: TunaConfig, tokens: Tokens) -> dict[str, float]:
   """{leaf name: FLOPs of one forward pass of a row through that matrix}."""
   return {

@@ -16,8 +16,8 @@ from tuna_jax.models.vae import WanVae
 
 def tuna_shapes(config: TunaConfig):
   """The parameters of `Tuna(config)`: nested dicts of float32 ShapeDtypeStruct."""
-  # They do not depend on what layers keep, and tracing takes a second.
-  found = _tuna_shapes(dataclasses.replace(config, remat='block'))
+  # They depend neither on what layers keep nor on how attention is computed; tracing takes time.
+  found = _tuna_shapes(dataclasses.replace(config, remat='block', attention='dense'))
   return jax.tree.map(lambda a: a, found)
 
 

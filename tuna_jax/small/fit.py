@@ -69,7 +69,7 @@ class Progress:
   @property
   def left(self) -> float:
     """Seconds of the time that no part has taken yet."""
-    return 60 * self.minutes - sum(self.seconds.values())
+    return 60 * self.minutes - sum(self.spent.values())
 
   @property
   def spent(self) -> dict[str, float]:
@@ -237,8 +237,10 @@ def _stages(root, progress, config, held_out, model, tokenizer, vae, seed, say):
   def stage(name, steps, start):
     every = max(steps // 5, 50)
     more = dict(vae=vae, init_from=str(root / start), checkpoint_every=every)
-    report = ReportConfig(held_out=held_out, held_out_every=every)
-    return recipe.stage(name, config, sizes(), steps, model, report=report, **more, **common)
+    # A stage that is shorter than that is not measured on what is held out.
+    report = dict(held_out=held_out, held_out_every=every) if steps >= every else {}
+    more['report'] = ReportConfig(**report)
+    return recipe.stage(name, config, sizes(), steps, model, **more, **common)
 
   after = lambda before, share: _after(root, progress, before, share, say)
 

@@ -24,8 +24,8 @@ SHOWN = 6  # fixed held-out items of each task
 
 class Page:
   """Writes the page from a thread of its own while its block runs: curves and the time of each part
-  every REFRESH seconds, samples of fixed held-out items from every new checkpoint. The seconds of
-  the running part are saved as often."""
+  every REFRESH seconds, samples of fixed held-out items from every new checkpoint as long as time
+  is left. The seconds of the running part are saved as often."""
 
   def __init__(self, root, progress, held_out: str, say: Callable[[str], None]):
     self._root, self._progress, self._held_out, self._say = root, progress, held_out, say
@@ -65,7 +65,9 @@ class Page:
     self._write(NOTHING, refresh=int(REFRESH))
 
   def _look(self):
-    """Samples of the newest checkpoint, if it is a new one."""
+    """Samples of the newest checkpoint, if it is a new one and time is left."""
+    if self._progress.left <= 0:
+      return
     found = {
       name: steps.committed(self._root / name)
       for name in ('lora', 'stage3', 'stage2', 'stage1')

@@ -106,10 +106,10 @@ def media_of(config: TrainConfig, phase: Mapping[str, float]) -> Media:
         continue
       height, width = max(buckets(side), key=math.prod)
       (stride, cell), later = config.model.strides, frames - 1
-      flops = _flops(config.model.vae, 1, height, width)
-      flops += later / stride * _flops(config.model.vae, stride, height, width) if later else 0
+      flops = _flops(config.model.vae, 1)
+      flops += later / stride * _flops(config.model.vae, stride) if later else 0
       traffic = height * width * (TRAFFIC[1] + later * TRAFFIC[4])
-      total += weight * np.array([frames, frames * height * width, flops, traffic])
+      total += weight * np.array([frames, frames * height * width, flops * height * width, traffic])
       cells += weight * (1 + later // stride) * height * width / cell**2
   if not cells:
     return Media(0.0, 0.0, 0.0, 0.0)
@@ -120,28 +120,31 @@ def _phases(config: TrainConfig) -> list[Mapping[str, float]]:
   return [dict(weights) for _, weights in config.data.phases] or [dict.fromkeys(TASKS, 1.0)]
 
 
+SIDE = 512  # pixels of the picture whose FLOPs and carry are counted
+
+
 @functools.cache
-def _flops(vae: VaeConfig | None, frames: int, height: int, width: int) -> float:
-  """Of frame 0, or of so many later frames, of one clip; none without a VAE."""
+def _flops(vae: VaeConfig | None, frames: int) -> float:
+  """Of frame 0, or of so many later frames, of one clip, per pixel of a frame; none without a VAE.
+  Attention, which is not in proportion to pixels, takes about a hundredth of them."""
   if vae is None:
     return 0.0
-  params, pixels, carry = _arguments(vae, frames, height, width)
+  params, pixels, carry = _arguments(vae, frames)
   lowered = jax.jit(functools.partial(encode_chunk, vae)).lower(params, pixels, carry)
-  return lowered.cost_analysis()['flops']
+  return lowered.cost_analysis()['flops'] / SIDE**2
 
 
-@functools.cache
 def carry_of(vae: VaeConfig, height: int, width: int) -> int:
-  """How many numbers a clip's frames leave for the next ones."""
-  carry = _arguments(vae, vae.temporal_stride, height, width)[2]
-  return sum(math.prod(a.shape) for a in carry)
+  """How many numbers a clip's frames leave for the next ones, in proportion to pixels."""
+  carry = _arguments(vae, vae.temporal_stride)[2]
+  return sum(math.prod(a.shape) for a in carry) * height * width // SIDE**2
 
 
 @functools.cache
-def _arguments(vae: VaeConfig, frames: int, height: int, width: int):
+def _arguments(vae: VaeConfig, frames: int):
   struct = lambda shape: jax.ShapeDtypeStruct(shape, np.uint8)
-  params, first = encoder.encoder_shapes(vae), struct((1, 1, height, width, 3))
+  params, first = encoder.encoder_shapes(vae), struct((1, 1, SIDE, SIDE, 3))
   carry = None
   if frames > 1:
     carry = jax.eval_shape(functools.partial(encode_chunk, vae), params, first)[1]
-  return params, struct((1, frames, height, width, 3)), carry
+  return params, struct((1, frames, SIDE, SIDE, 3)), carry

@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 
 from tuna_jax import losses
 from tuna_jax.config import TOWERS
-from tuna_jax.models.flops import matrices
+from tuna_jax.models.flops import layer_weights
 from tuna_jax.tools import step_cost
 from tuna_jax.train.config import TrainConfig
 
@@ -53,14 +53,9 @@ def point(config: TrainConfig, mesh, chip: str, memory: dict[str, int], record=N
   model, gradients = config.model, memory['gradients']
   item = 2 if model.dtype == 'bfloat16' else 4
   rows = step_cost.micro_rows(config, mesh)
-  sizes = matrices(model)
-  layers = {n: getattr(model, n).num_layers for n in TOWERS if getattr(model, n)}
-  widest = max(
-    sum(size for part, _, size in sizes.values() if part == name) / count
-    for name, count in layers.items()
-  )
-  head = sum(size for part, _, size in sizes.values() if part == 'logits')
-  vocabulary = head / model.decoder.dim
+  towers = [name for name in TOWERS if getattr(model, name)]
+  widest = max(layer_weights(model, name) for name in towers)
+  vocabulary, width = model.decoder.padded_vocab, model.decoder.dim
   logits = 4 * vocabulary * min(losses.CHUNK, rows * config.length)
   scratch = max(
     tokens * (4 * t.dim + 2 * (t.num_heads + t.num_kv_heads) * t.head_dim + 3 * t.mlp_dim)
@@ -74,7 +69,7 @@ def point(config: TrainConfig, mesh, chip: str, memory: dict[str, int], record=N
     family,
     sum(memory[k] for k in ('parameters', 'ema', 'optimizer', 'batch')),
     step_cost.kept(config) * rows,
-    (gradients, logits + item * (head + 2 * widest), item * scratch * rows, summed),
+    (gradients, logits + item * (vocabulary * width + 2 * widest), item * scratch * rows, summed),
     record and record['peak'],
     bool(record and record['reason']),
   )
