@@ -10,7 +10,7 @@
 #
 #   --name=NAME        the run and its machines, a DNS label
 #   --zone=ZONE  --project=PROJECT
-#   --type=TYPE        v5litepod-256, v5p-128, v6e-256, ...
+#   --type=TYPE        v5litepod-256, v5p-128, v6e-256, ... (of up, create and run)
 #   --slices=N         slices (default 1)
 #   --out=DIR          gs://bucket/path, or a path that every host mounts; the run works in OUT/NAME
 #   --provision=KIND   on-demand (default), spot or reserved
@@ -50,9 +50,11 @@ while (($#)); do
 done
 check_name "$name"
 [[ -n $zone ]] || die "--zone is required"
-chip=$(chip_of "$type") || die "--type=$type: expected v5litepod-N, v5p-N or v6e-N"
-hosts=$(hosts_of "$type" vm) || die "--type=$type: expected a number of chips or cores at the end"
-runtime=$(runtime_of "$chip") || die "--type=$type: has no TPU VM image; launch/gke.sh runs it"
+if [[ $action == up || $action == create || $action == run ]]; then
+  chip=$(chip_of "$type") || die "--type=$type: expected v5litepod-N, v5p-N or v6e-N"
+  hosts=$(hosts_of "$type" vm) || die "--type=$type: expected a number of chips or cores at the end"
+  runtime=$(runtime_of "$chip") || die "--type=$type: has no TPU VM image; launch/gke.sh runs it"
+fi
 case $provision in
   on-demand) how=() ;;
   spot | reserved) how=("--$provision") ;;

@@ -39,7 +39,7 @@ CASES = {
     '--provision=reserved', '--dry-run', *RUN,
   ),
   'tpu_vm_stop': ('tpu_vm.sh', 'stop', *POD, '--type=v5p-128', '--dry-run'),
-  'tpu_vm_delete': ('tpu_vm.sh', 'delete', *POD, '--type=v5p-128', '--dry-run'),
+  'tpu_vm_delete': ('tpu_vm.sh', 'delete', *POD, '--dry-run'),
   'gke_xpk': ('gke.sh', 'xpk', *GKE, '--type=v5p-256', '--dry-run', *RUN),
   'gke_xpk_slices': ('gke.sh', 'xpk', *GKE, '--type=v6e-256', '--slices=4', '--dry-run', *RUN),
   'gke_gcluster': (

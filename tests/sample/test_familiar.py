@@ -34,6 +34,7 @@ def test_familiar_names_are_ours():
   assert found == ('a cat', (32, 64), 2.0, 21, 'dog')
   assert Called().draw(prompt='a cat', size='32', points=3) == ('a cat', '32', None, 3, '')
   assert Called().ask('why?', max_tokens=7) == ('why?', (), 7)
+  assert Called().ask(prompt='why?', image='a.png') == ('why?', 'a.png', 5)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,16 @@ from tuna_jax.config import UserError, nearest
 from tuna_jax.mappings import kind
 
 # What diffusers, transformers and OpenAI's client call our arguments.
-NAMES = {
-  'guidance_scale': 'guidance',
-  'negative_prompt': 'negative',
-  'num_frames': 'frames',
-  'max_tokens': 'max_new_tokens',
-  'max_completion_tokens': 'max_new_tokens',
-}
+NAMES = (
+  ('guidance_scale', 'guidance'),
+  ('negative_prompt', 'negative'),
+  ('num_frames', 'frames'),
+  ('max_tokens', 'max_new_tokens'),
+  ('max_completion_tokens', 'max_new_tokens'),
+  ('image', 'images'),
+  ('prompt', 'messages'),
+  ('prompt', 'instruction'),
+)
 # What stands for a type of an argument, and its name in a message.
 TYPES = {
   int: (numbers.Integral, 'a whole number'),
@@ -41,7 +44,8 @@ def familiar(method: Callable) -> Callable:
   known = list(inspect.signature(method).parameters)[1:]
   parameters = inspect.signature(method).parameters
   needed = [name for name in known if parameters[name].default is inspect.Parameter.empty]
-  theirs = [name for name, ours in NAMES.items() if ours in known]
+  renamed = {name: ours for name, ours in NAMES if ours in known and name not in known}
+  theirs = list(renamed)
   theirs += ['height', 'width'] if 'size' in known else []
   theirs += ['num_inference_steps'] if 'points' in known else []
 
@@ -56,8 +60,8 @@ def familiar(method: Callable) -> Callable:
       if name not in theirs:
         what = 'is given twice' if name in taken else f'is unknown{nearest(name, known + theirs)}'
         raise UserError(f'{_name(method)}: the argument {name!r} {what}')
-      if name in NAMES:
-        _put(method, named, taken, NAMES[name], named.pop(name))
+      if name in renamed:
+        _put(method, named, taken, renamed[name], named.pop(name))
       elif name == 'num_inference_steps':
         steps = named.pop(name)
         if type(steps) is bool or not isinstance(steps, numbers.Integral) or steps < 1:

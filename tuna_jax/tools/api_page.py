@@ -15,8 +15,8 @@ HEAD = """# The API
 Everything below is an attribute of `tuna_jax`, which imports it when it is first used. The text is
 that of the docstrings: `python -m tuna_jax.tools.api_page > docs/api.md` writes this page.
 Arguments have the names of other libraries as well: `width` and `height` for `size`,
-`num_inference_steps` for `points` - 1, `guidance_scale`, `negative_prompt`, `num_frames` and
-`max_tokens`.
+`num_inference_steps` for `points` - 1, `guidance_scale`, `negative_prompt`, `num_frames`,
+`max_tokens`, `image` for `images`, and `prompt` for `messages` or `instruction`.
 [sampling.md](sampling.md) has examples.
 """
 SKIPPED = ('SIZES', '__version__')
