@@ -198,10 +198,15 @@ def opened(file):
     raise MediaError("reading video files needs the package 'av'") from e
   only = {'format_whitelist': _CONTAINERS, 'protocol_whitelist': 'none'}
   try:
-    with av.open(file, options=only, metadata_errors='replace') as container:
+    with av.open(file, options=only, **_errors(av)) as container:
       yield container
   except av.FFmpegError as e:
     raise MediaError(f'not a readable video ({e.strerror})') from e
+
+
+def _errors(av) -> dict[str, str]:
+  """That metadata which is no UTF-8 is no reason to fail; from 19.0 on, PyAV takes it as it is."""
+  return {} if int(av.__version__.partition('.')[0]) >= 19 else {'metadata_errors': 'replace'}
 
 
 def _video_of(container):
@@ -243,12 +248,12 @@ def _timeline(container, stream, limits: Limits):
 def _orientation_of(frame) -> int:
   """The orientation that the display matrix asks for, to the nearest quarter turn."""
   try:
-    matrix = next((bytes(d) for d in frame.side_data if d.type.name == 'DISPLAYMATRIX'), None)
+    matrix = frame.side_data.get('DISPLAYMATRIX')
   except ValueError:  # of side data of a kind that PyAV has no name for; flips are not known then
     return (1, 8, 3, 6)[round(frame.rotation / 90) % 4]
   if matrix is None:
     return 1
-  a, b, _, c, d = struct.unpack_from('=5i', matrix)
+  a, b, _, c, d = struct.unpack_from('=5i', bytes(matrix))
   most = max(map(abs, (a, b, c, d))) * 0.75
   return _ORIENTATIONS.get(tuple((v > most) - (v < -most) for v in (a, b, c, d)), 1)
 
