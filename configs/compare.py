@@ -65,13 +65,15 @@ DATA = {
 class Size(NamedTuple):
   """What a size of the table is made of. base: another size of the stages, whose rows and rates are
   taken. vaes: kind -> (VAE, cells of a token's side). encoders: by name. mlp: the width of the flow
-  head's MLP in a design that differs from that of `model`, so that rows have as many parameters."""
+  head's MLP in a design that differs from that of `model`, so that rows have as many parameters.
+  turns: of a step, so that it fits the smallest topology that the size is planned for."""
 
   base: str
   model: TunaConfig
   vaes: dict[str, tuple[VaeConfig, int]]
   encoders: dict[str, VisionConfig]
   mlp: dict[str, int] = {}
+  turns: int = 1
 
 
 SIZES = {
@@ -84,6 +86,7 @@ SIZES = {
       'siglip2': TUNA_2B.vision,
       'dinov3': VisionConfig(32, 1280, 20, 20, 64, 5120, 1e-5, encoder='dinov3', final_norm=True),
     },
+    turns=16,
   ),
   'tiny': Size(
     'tiny',
@@ -131,6 +134,7 @@ def config(name: str, size: str, stage: str) -> TrainConfig:
     model=model(name, size),
     data=replace(base.data, phases=((0.0, DATA[found.data]),)),
     flow_coeff=0.0 if found.data == 'und' else 1.0,
+    optimizer=replace(base.optimizer, accumulate=parts.turns),
   )
   return common.from_config_dict(common.to_config_dict(base, parts.base))
 

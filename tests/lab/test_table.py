@@ -10,6 +10,7 @@ from tuna_jax import sharding
 from tuna_jax.config import UserError
 from tuna_jax.lab import recipe, table
 from tuna_jax.models.shapes import tuna_shapes
+from tuna_jax.tools import compiled
 
 ROOT = pathlib.Path(__file__).parents[2]
 WITHIN = 0.03  # parameters of the rows at tiny size
@@ -38,6 +39,15 @@ def test_rows_of_the_table_are_configs_at_both_sizes():
     compare.get_config('12m')
   with pytest.raises(UserError, match='expected ROW'):
     compare.get_config('1-huge')
+
+
+def test_the_compiler_took_every_row_of_the_paper_for_16_chips_of_v5e():
+  answers = compiled.Answers(exact=False)
+  for name in (name for name, row in compare.ROWS.items() if row.encoder != 'siglip2-medium'):
+    answer = answers.find(
+      compiled.step_of(compare.config(name, '1.5b', 'stage2'), 'v5e:4x4')
+    )  # fmt: skip
+    assert not answer['reason'] and answer['peak'] < 12 * 2**30, name
 
 
 def found(monkeypatch, tmp_path, rows=('12', '8'), **options):

@@ -4,12 +4,13 @@
   python -m tests.tools.advice_validation --measure
 
 Prints each answer of the compiler beside what is predicted without it, and without its whole
-family. With --compile, first compiles what is missing of SERIES, one step after the other, and adds
-it to the answers that come with the project; the same command continues. With --measure, fits the
-time of steps to a sweep on this CPU, and compares the throughput of other steps with it, pair by
-pair.
+family, and what the cell advised without a grid of answers loses against the best of them. With
+--compile, first compiles what is missing of SERIES, one step after the other, and adds it to the
+answers that come with the project; the same command continues. With --measure, fits the time of
+steps to a sweep on this CPU, and compares the throughput of other steps with it, pair by pair.
 """
 
+import collections
 import dataclasses
 import importlib
 import itertools
@@ -19,15 +20,29 @@ import tempfile
 import time
 import types
 
+import jax
 from tuna_jax.configs import common
 
-from tuna_jax import files
-from tuna_jax.tools import advise, bench_train, compiled, peak, speed
+from tuna_jax import chips, files, sharding
+from tuna_jax.tools import advise, bench_train, compiled, encoder_cost, peak, speed, step_cost
 from tuna_jax.tools.plan import GIB
+from tuna_jax.train import flops
 
-# (stage:size, topology, what is changed). A refusal takes a tenth of the time of an answer.
+# Rows of the paper's comparison whose steps differ.
+ROWS = ('12', '7', '8', '3', '13', '9', '10', '11', '1', '2')
 _2B, _LORA = 'stage2:2b', 'stage3:2b-lora'
+# (stage:size, topology, what is changed). A refusal takes a tenth of the time of an answer.
 SERIES = (
+  *((f'compare:{row}', 'v5e:4x4', {}) for row in ROWS),
+  (_2B, 'v5e:4x4', {'rows': 64, 'model.remat': 'narrow', 'optimizer.accumulate': 4}),
+  (_2B, 'v6e:4x4', {'rows': 64, 'model.remat': 'dots', 'optimizer.accumulate': 4}),
+  (_2B, 'v5e:4x4', {'rows': 64, 'optimizer.accumulate': 4}),
+  ('stage2:7b', 'v5e:4x4', {'rows': 16}),
+  (_2B, 'v6e:4x4', {'rows': 256}),
+  (_2B, 'v5e:4x4', {'rows': 16, 'model.remat': 'none'}),
+  ('stage2:2b-video', 'v5p:2x4x4', {'rows': 32}),
+  (_2B, 'v5e:4x4', {'rows': 64, 'model.remat': 'attention'}),
+  ('stage2:7b', 'v6e:4x4', {'rows': 16}),
   (_2B, 'v5e:4x4', {'rows': 16}),
   (_2B, 'v5e:4x4', {'rows': 64}),
   (_2B, 'v5e:4x4', {'model.remat': 'narrow', 'optimizer.accumulate': 64}),
@@ -35,17 +50,11 @@ SERIES = (
   (_2B, 'v5e:4x4', {'rows': 128}),
   (_2B, 'v5e:4x4', {'rows': 32, 'model.remat': 'narrow'}),
   (_2B, 'v5e:8x8', {'rows': 512}),
-  ('stage2:7b', 'v5e:4x4', {'rows': 16}),
   (_2B, 'v6e:4x4', {'rows': 32, 'model.remat': 'dots'}),
-  (_2B, 'v6e:4x4', {'rows': 256}),
   (_LORA, 'v5e:1x1', {'optimizer.accumulate': 4}),
   (_LORA, 'v5e:1x1', {}),
   ('stage3:7b-lora', 'v5e:2x4', {}),
-  (_2B, 'v5e:4x4', {'rows': 64, 'optimizer.accumulate': 4}),
-  ('stage2:2b-video', 'v5p:2x4x4', {'rows': 32}),
   (_2B, 'v6e:4x4', {'rows': 64}),
-  (_2B, 'v5e:4x4', {'rows': 16, 'model.remat': 'none'}),
-  (_2B, 'v5e:4x4', {'rows': 64, 'model.remat': 'attention'}),
   (_2B, 'v6e:4x4', {'rows': 16, 'model.remat': 'narrow'}),
   (_2B, 'v6e:4x4', {'rows': 16, 'model.remat': 'dots'}),
   (_2B, 'v6e:4x4', {'rows': 128}),
@@ -56,8 +65,10 @@ SERIES = (
   ('stage2:7b', 'v5e:16x16', {}),
   ('stage2:7b', 'v6e:16x16', {'rows': 2048}),
   ('stage2:7b', 'v6e:16x16', {'rows': 512, 'model.remat': 'dots'}),
-  ('stage2:7b', 'v6e:4x4', {'rows': 16}),
 )
+
+
+NO_ENCODER = encoder_cost.Cost(0, 0, 0, 0.0, 0.0, 0.0)
 
 
 def config_of(named: str, changes: dict):
@@ -111,6 +122,72 @@ def report() -> None:
       print(f'{group}: {", ".join(shown)}')
 
 
+class Unseen:
+  """The answers to all but a grid, and of the grid those that were asked for."""
+
+  def __init__(self, records: list[dict], grid: list[dict]):
+    self.known, self.grid = [r for r in records if r not in grid], grid
+
+  def all(self) -> list[dict]:
+    return self.known
+
+  def compile(self, step: dict, say) -> None:
+    self.known = [*self.known, next(r for r in self.grid if r['step'] == step)]
+
+
+class Blind(advise.Predictor):
+  """Advice among the cells of a grid, which begins without any answer to them. The encoder is left
+  out of prediction and answers."""
+
+  def __init__(self, records: list[dict], grid: list[dict]):
+    step = grid[0]['step']
+    answers = Unseen(records, grid)
+    super().__init__(compiled.config_of(step), step['topology'], step['slices'], answers)
+    self.encoder = NO_ENCODER
+
+  def cells(self):
+    for record in self.answers.grid:
+      config, mesh = compiled.config_of(record['step']), record['step']['mesh']
+      yield self.cell(dict(zip(sharding.AXES, mesh)), config.model.remat, config.optimizer)
+
+
+def regret() -> None:
+  """What the advised cell of a grid loses: a grid is all answers to the same rows of a model on one
+  topology."""
+  records, grids = compiled.Answers(exact=False).all(), collections.defaultdict(list)
+  for record in records:
+    step = record['step']
+    same = {k: v for k, v in step.items() if k not in ('remat', 'mesh', 'optimizer')}
+    groups = {k: v for k, v in step['optimizer'].items() if k in ('groups', 'lora')}
+    grids[json.dumps([same, groups])].append(record)
+  print('\ngrids: cells, those that fit; advised, compiled for it, its bound, the best, regret')
+  for grid in (g for g in grids.values() if sum(not r['reason'] for r in g) > 1):
+    blind = Blind(records, grid)
+    best = advise.confirmed(blind, 'tokens_per_second', lambda line: None)[1][0]
+    step = compiled.step_of(best.config, blind.topology, blind.slices)
+    found = bound(next(r for r in grid if r['step'] == step))
+    least = min(bound(r) for r in grid if not r['reason'])
+    print(
+      f'{step["model"]} on {step["topology"]}, {step["rows"]} rows: {len(grid)}, '
+      f'{sum(not r["reason"] for r in grid)}; {step["remat"]} in {best.turns}, '
+      f'{len(blind.answers.known) + len(grid) - len(records)}, {found:.2f} s, {least:.2f} s, '
+      f'{found / least - 1:.1%}'
+    )
+
+
+def bound(record: dict) -> float:
+  """Seconds of a step that was compiled: the slowest resource, with what it really sends."""
+  step, config = record['step'], compiled.config_of(record['step'])
+  laid = jax.sharding.AbstractMesh(tuple(step['mesh']), sharding.AXES)
+  chip = chips.CHIPS[step['topology'].partition(':')[0]]
+  found = compiled.answer_of(record).collectives
+  work = flops.train_flops(config)
+  seconds, _ = step_cost.times(
+    config, laid, chip, step['slices'], work, found, record['memory'], NO_ENCODER
+  )
+  return seconds['step']
+
+
 # Steps that no sweep measures: multiples of the rows, remat and turns.
 HELD_OUT = (
   (2, 'dots', 1), (8, 'block', 2), (4, 'attention', 1), (8, 'none', 1), (8, 'narrow', 8),
@@ -148,6 +225,7 @@ def main():
   if '--compile' in sys.argv:
     series(minutes[0] if minutes else 60)
   report()
+  regret()
 
 
 if __name__ == '__main__':

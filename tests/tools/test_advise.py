@@ -12,9 +12,13 @@ import jax
 import pytest
 
 from tests import shrink
+from tuna_jax import batch as batches
 from tuna_jax import chips, files, sharding, sizes
 from tuna_jax.config import REMATS, UserError
+from tuna_jax.models import flops
+from tuna_jax.models.shapes import tuna_shapes
 from tuna_jax.tools import advise, advise_table, compiled, peak, plan, step_cost
+from tuna_jax.train import step as train_step
 from tuna_jax.train.config import OptimizerConfig, TrainConfig
 
 GIB = 2**30
@@ -61,9 +65,36 @@ def test_layers_keep_less_from_none_to_offload():
   kept = [step_cost.kept(remat(run(), name)) for name in REMATS]
   assert kept == sorted(kept, reverse=True) and kept[-1] == 0
   assert step_cost.kept(remat(run(), 'offload'), 'host') == step_cost.kept(run())
-  # docs/tpu.md 5: bytes of a row of 2B.
-  for name, gib in (('block', 1.1), ('attention', 2.3), ('narrow', 5.4), ('dots', 17.9)):
+  # Bytes of a row of 2B; `narrow` without padding, as on a GPU, 5.4 (docs/tpu.md 5).
+  for name, gib in (('block', 1.1), ('attention', 2.3), ('narrow', 6.8), ('dots', 17.3)):
     assert step_cost.kept(remat(run(), name)) / GIB == pytest.approx(gib, abs=0.06)
+
+
+def test_layers_keep_by_arithmetic_what_jax_keeps():
+  config = remat(run(rows=1), 'dots')
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention='chunked'))
+  model = config.model
+  batch = jax.eval_shape(
+    lambda: batches.empty(
+      rows=1, length=config.length, visual=config.visual, images=config.images,
+      channels=model.token_dim,
+    )
+  )  # fmt: skip
+
+  def backward(params, batch, key):
+    draws = train_step.draw(batch, key, config)
+    sums = lambda p: train_step.loss_sums(p, batch, draws, config=config)
+    return jax.vjp(lambda p: sum(x.sum() for x in jax.tree.leaves(sums(p))), params)[1]
+
+  kept = jax.eval_shape(backward, tuna_shapes(model), batch, jax.random.key(0))
+  layers = {tower.num_layers for tower in (model.vision, model.decoder, model.flow_head)}
+  stacked = [a for a in jax.tree.leaves(kept) if a.ndim > 3 and a.shape[0] in layers]
+  held = sum(a.size * a.dtype.itemsize for a in stacked)
+  # Attention in chunks does not keep its results; kernels do.
+  for name, positions in step_cost.positions(config).items():
+    tower = getattr(model, name)
+    held += 2 * tower.num_layers * tower.num_heads * tower.head_dim * positions
+  assert step_cost.kept(config) == pytest.approx(held, rel=0.01)
 
 
 def points(rule, rows=(1, 2, 4), chip='v5e'):
@@ -88,21 +119,28 @@ def test_peaks_that_follow_the_equation_are_predicted_on_another_chip():
   )
 
 
-def test_a_family_has_a_line_of_its_own():
-  rule = lambda p: p.kept + p.parts[0] + p.parts[1] + 3 * p.parts[2] + 2e9 * (p.family[1] == 'v4')
-  model = peak.Model([*points(rule), *points(rule, (1, 2), 'v4')])
-  for p in [*points(rule, (6,)), *points(rule, (4,), 'v4')]:
-    assert model.peak(p) == pytest.approx(p.peak, rel=0.001)
-
-
-def test_a_refusal_counts_only_where_nothing_else_is_known():
+def test_a_refusal_weighs_less_than_a_step_that_fits():
   rule = lambda p: p.kept + sum(p.parts)
   took, far = points(rule), points(lambda p: p.kept + 9 * sum(p.parts), (8,))
-  refused = [p._replace(refused=True) for p in far]
-  assert peak.Model([*took, *refused]).peak(took[0]) == pytest.approx(took[0].peak, rel=0.01)
-  alone = peak.Model([p for p in took if p.family[3] == 'block'] + refused)
-  narrow = next(p for p in refused if p.family[3] == 'narrow')
-  assert alone.peak(narrow) == pytest.approx(narrow.peak)
+
+  def missed(refused):
+    model = peak.Model([*took, *(p._replace(refused=refused) for p in far)])
+    assert all(model.peak(p) == p.peak for p in took)  # what was compiled is not predicted
+    return max(abs(model.peak(p) / p.peak - 1) for p in points(rule, (3,)))
+
+  assert 0 < missed(True) < missed(False)
+
+
+def test_what_is_not_drawn_has_no_gradients():
+  laid = jax.sharding.AbstractMesh((1, 16, 1, 1), sharding.AXES)
+  memory = dict(parameters=1e9, ema=1e9, optimizer=2e9, batch=1e6, gradients=1e9)
+  drawn, read = (
+    peak.point(dataclasses.replace(run(), flow_coeff=c), laid, 'v5e', memory) for c in (1.0, 0.0)
+  )
+  flow = flops.layer_weights(run().model, 'flow_head') * run().model.flow_head.num_layers
+  whole = sum(size for *_, size in flops.matrices(run().model).values())
+  assert drawn.parts[0] == 1e9
+  assert read.parts[0] == pytest.approx(1e9 * (1 - flow / whole), rel=0.01)
 
 
 @pytest.mark.slow

@@ -5,10 +5,9 @@ arithmetic is not fitted: the state, and what layers keep. Of the rest there is 
 answers of the compiler,
 
     peak - state - kept = a (gradients) + b (fixed) + c (scratch of the rows)
-                          + d (gradients, if they are summed over micro-batches)
 
-and what it misses in a family (model, chip, axes of the mesh, remat) is a line through the answers
-of that family, or half of it, in proportion, if they have one number of rows only.
+in which no number belongs to a family (model, chip, axes of the mesh, remat): a line through the
+answers of each family predicted others of it worse.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ from tuna_jax.models.flops import layer_weights
 from tuna_jax.tools import step_cost
 from tuna_jax.train.config import TrainConfig
 
-PARTS = 4  # numbers that are fitted
+PARTS = 3  # numbers that are fitted
 
 
 class Point(NamedTuple):
   """A step in the terms of the model. family: what its answers share; state: bytes of parameters,
-  moments, average and batch; kept: of what layers keep; parts: as in the equation;
+  moments, average and batch; kept: of what layers keep, and gradients that are summed over
+  micro-batches; parts: as in the equation;
   peak: bytes that the compiler gave it, None if it was not compiled; refused: whether those are
   what it would have needed."""
 
@@ -50,45 +50,53 @@ class Point(NamedTuple):
 def point(config: TrainConfig, mesh, chip: str, memory: dict[str, int], record=None) -> Point:
   """The Point of a step from its configuration, its mesh, the bytes that `step_cost.memory_of`
   counts, and the answer if there is one."""
-  model, gradients = config.model, memory['gradients']
+  model = config.model
   item = 2 if model.dtype == 'bfloat16' else 4
   rows = step_cost.micro_rows(config, mesh)
-  towers = [name for name in TOWERS if getattr(model, name)]
-  widest = max(layer_weights(model, name) for name in towers)
+  towers = {name: getattr(model, name) for name in TOWERS if getattr(model, name)}
+  weights = {name: layer_weights(model, name) for name in towers}
+  widest = max(weights.values())
   vocabulary, width = model.decoder.padded_vocab, model.decoder.dim
   logits = 4 * vocabulary * min(losses.CHUNK, rows * config.length)
-  scratch = max(
-    tokens * (4 * t.dim + 2 * (t.num_heads + t.num_kv_heads) * t.head_dim + 3 * t.mlp_dim)
-    for name, tokens in step_cost.positions(config).items()
-    if (t := getattr(model, name))
-  )
+  positions = step_cost.positions(config)
+  wide = {name: positions[name] * _width(name, tower) for name, tower in towers.items()}
+  scratch = wide.pop('vision', 0) + max(wide.values())
+  # A tower that nothing passes through has no gradients, though it has moments.
+  each = {name: weights[name] * tower.num_layers for name, tower in towers.items()}
+  idle = sum(n for name, n in each.items() if not positions[name])
+  gradients = memory['gradients'] * (1 - idle / (sum(each.values()) + vocabulary * width))
   axes = tuple(name for name, size in mesh.shape.items() if size > 1)
   family = (str((model.vision, model.decoder, model.flow_head)), chip, axes, model.remat)
   summed = gradients * (config.optimizer.accumulate > 1)
   return Point(
     family,
     sum(memory[k] for k in ('parameters', 'ema', 'optimizer', 'batch')),
-    step_cost.kept(config) * rows,
-    (gradients, logits + item * (vocabulary * width + 2 * widest), item * scratch * rows, summed),
+    step_cost.kept(config) * rows + summed,
+    (gradients, logits + item * (vocabulary * width + 2 * widest), item * scratch * rows),
     record and record['peak'],
     bool(record and record['reason']),
   )
 
 
+def _width(name: str, tower) -> int:
+  """Numbers per position that a layer and its backward pass hold at a time: inputs, queries, keys,
+  values and the MLP; where it is modulated, six vectors and their gradients."""
+  heads = 2 * (tower.num_heads + tower.num_kv_heads) * tower.head_dim
+  return (4 + 12 * (name == 'flow_head')) * tower.dim + heads + 3 * tower.mlp_dim
+
+
 class Model:
   """Fitted to points with a peak. What a refused step would have needed is some per cent off what
-  steps that fit take, so it counts a third, and in a family only where there is nothing else."""
+  steps that fit take, so it counts a fifth."""
 
   def __init__(self, points: Sequence[Point]):
     known = [p for p in points if p.peak]
-    took = {p.family for p in known if not p.refused}
-    self.points = [p for p in known if not p.refused or p.family not in took]
     self._known = {p[:4]: p for p in known}
     self.coefficients = np.ones(PARTS)
     if known:
       # Relative errors count, of 2 % or so; what the points do not decide stays near 1, the value
       # by arithmetic.
-      weight = np.array([(1 / 3 if p.refused else 1) / p.peak for p in known])
+      weight = np.array([(1 / 5 if p.refused else 1) / p.peak for p in known])
       parts = np.array([p.parts for p in known])
       pull = 0.02 * np.eye(PARTS)
       left = np.vstack([parts * weight[:, None], pull])
@@ -98,7 +106,7 @@ class Model:
   def peak(self, of: Point) -> float:
     """Bytes that the compiler would give a step."""
     known = self.known(of)
-    return known.peak if known else of.known + self._rest(of) + self._missed(of)
+    return known.peak if known else of.known + float(np.dot(self.coefficients, of.parts))
 
   def known(self, of: Point) -> Point | None:
     """The answer to this very step."""
@@ -106,25 +114,7 @@ class Model:
 
   def evidence(self, of: Point) -> int:
     """How many answers its family has."""
-    return len(self._family(of))
-
-  def _rest(self, of: Point) -> float:
-    return float(np.dot(self.coefficients, of.parts))
-
-  def _family(self, of: Point) -> list[Point]:
-    return [p for p in self.points if p.family == of.family]
-
-  def _missed(self, of: Point) -> float:
-    """By a line in the scratch of the rows through what the fit misses in the family."""
-    family = self._family(of)
-    if not family:
-      return 0.0
-    rows = np.array([p.parts[2] for p in family])
-    left = np.array([p.peak - p.known - self._rest(p) for p in family])
-    if len(set(rows)) < 2:
-      return self._rest(of) * float(left.sum() / sum(self._rest(p) for p in family)) / 2
-    slope, start = np.polyfit(rows, left, 1)
-    return float(start + slope * of.parts[2])
+    return sum(family == of.family for family, *_ in self._known)
 
 
 def judged(said: Callable, held_out: Sequence[Point], limit) -> dict[str, float]:

@@ -45,6 +45,7 @@ def micro_rows(config: TrainConfig, mesh) -> float:
   return rows / (shape['data'] * shape['fsdp'] * shape['context'])
 
 
+LANES = 128  # of a TPU: what the last axis of an array is rounded up to
 NONE = 4  # times what `dots` keeps: 2B asked for so much at 2,048 positions of v5e
 
 
@@ -69,9 +70,12 @@ def kept(config: TrainConfig, where: str = 'device') -> float:
     if remat not in ('block', 'offload'):
       width += heads
     if remat in ('narrow', 'dots', 'none'):
-      width += heads + 2 * groups + tower.dim
+      # `narrow` keeps them by heads, which TPUs pad.
+      pad = LANES * -(-tower.head_dim // LANES) / tower.head_dim if remat == 'narrow' else 1
+      width += pad * (heads + 2 * groups) + tower.dim
     if remat in ('dots', 'none'):
-      width += tower.dim + tower.mlp_dim * (1 if name == 'vision' else 2)
+      # The last product is only kept where its gate needs it.
+      width += tower.dim * (name == 'flow_head') + tower.mlp_dim * (1 if name == 'vision' else 2)
     total += (NONE if remat == 'none' else 1) * tower.num_layers * width * tokens
   return total * jax.numpy.dtype(config.model.dtype).itemsize
 
