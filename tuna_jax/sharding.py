@@ -253,9 +253,16 @@ def on_devices(tree):
 
 def near(tree):
   """The tree in the memory of its devices, also what lies in that of their host."""
-  space = jax.memory.Space.Device
-  move = lambda a: a if jax.typeof(a).memory_space == space else jax.device_put(a, space)
-  return jax.tree.map(move, tree)
+  return jax.tree.map(lambda a: _move(a, jax.memory.Space.Device), tree)
+
+
+def back(tree, like):
+  """The tree in the memories in which the leaves of `like` lie."""
+  return jax.tree.map(lambda a, other: _move(a, jax.typeof(other).memory_space), tree, like)
+
+
+def _move(array, space):
+  return array if jax.typeof(array).memory_space == space else jax.device_put(array, space)
 
 
 def active_mesh():

@@ -34,6 +34,13 @@ _2B, _LORA = 'stage2:2b', 'stage3:2b-lora'
 # (stage:size, topology, what is changed). A refusal takes a tenth of the time of an answer.
 SERIES = (
   *((f'compare:{row}', 'v5e:4x4', {}) for row in ROWS),
+  # The first and the fourth answer of docs/advice.md 4.
+  (
+    _2B,
+    'v5e:4x4',
+    {'model.remat': 'narrow', 'optimizer.accumulate': 64, 'optimizer.host': ('moments',)},
+  ),
+  ('stage2:2b-video', 'v5p:2x4x4', {'mesh.fsdp': 32}),
   (_2B, 'v5e:4x4', {'rows': 64, 'model.remat': 'narrow', 'optimizer.accumulate': 4}),
   (_2B, 'v6e:4x4', {'rows': 64, 'model.remat': 'dots', 'optimizer.accumulate': 4}),
   (_2B, 'v5e:4x4', {'rows': 64, 'optimizer.accumulate': 4}),

@@ -65,9 +65,10 @@ def test_layers_keep_less_from_none_to_offload():
   kept = [step_cost.kept(remat(run(), name)) for name in REMATS]
   assert kept == sorted(kept, reverse=True) and kept[-1] == 0
   assert step_cost.kept(remat(run(), 'offload'), 'host') == step_cost.kept(run())
-  # Bytes of a row of 2B; `narrow` without padding, as on a GPU, 5.4 (docs/tpu.md 5).
-  for name, gib in (('block', 1.1), ('attention', 2.3), ('narrow', 6.8), ('dots', 17.3)):
-    assert step_cost.kept(remat(run(), name)) / GIB == pytest.approx(gib, abs=0.06)
+  # docs/tpu.md 5: bytes of a row of 2B. TPUs pad heads of 64 and 72 to 128.
+  for name, gib in (('block', 1.1), ('attention', 2.3), ('narrow', 5.4), ('dots', 17.3)):
+    assert step_cost.kept(remat(run(), name), lanes=1) / GIB == pytest.approx(gib, abs=0.06)
+  assert step_cost.kept(remat(run(), 'narrow')) / GIB == pytest.approx(6.8, abs=0.06)
 
 
 def test_layers_keep_by_arithmetic_what_jax_keeps():
@@ -104,7 +105,7 @@ def points(rule, rows=(1, 2, 4), chip='v5e'):
   for n in rows:
     for name in ('block', 'narrow'):
       p = peak.point(remat(run(rows=16 * n), name), laid, chip, memory)
-      out.append(p._replace(peak=p.state + rule(p)))
+      out.append(p._replace(peak=p.state + rule(p), limit=float('inf')))
   return out
 
 
@@ -112,11 +113,21 @@ def test_peaks_that_follow_the_equation_are_predicted_on_another_chip():
   rule = lambda p: p.kept + 1.1 * p.parts[0] + 0.8 * p.parts[1] + 2 * p.parts[2]
   model = peak.Model(points(rule))
   for p in points(rule, (3, 6), 'v6e'):
-    assert model.peak(p) == pytest.approx(p.peak, rel=0.01) and not model.evidence(p)
+    assert model.peak(p) == pytest.approx(p.peak, rel=0.03) and not model.evidence(p)
   found = peak.judged(model.peak, points(rule, (3, 6)), lambda p: 1e10)
   assert found['R2 of peak - state'] > 0.99 and found['wrong verdicts'] == sum(
     p.peak > 1e10 for p in points(rule, (3, 6))
   )
+
+
+def test_a_step_that_would_nearly_fit_takes_less_scratch_and_one_that_would_not_is_refused():
+  model, (new, *_) = peak.Model(points(lambda p: p.kept + sum(p.parts))), points(lambda p: 0, (6,))
+  loose = model.peak(new)
+  assert loose == pytest.approx(new.known + sum(new.parts), rel=0.01)
+  for share, fits in ((1.1, True), (0.99, True), (0.5, False)):
+    limit = share * loose
+    said = model.peak(new._replace(limit=limit))
+    assert (said <= limit) == fits and (said < loose) == (share < 1)
 
 
 def test_a_refusal_weighs_less_than_a_step_that_fits():
@@ -141,6 +152,17 @@ def test_what_is_not_drawn_has_no_gradients():
   whole = sum(size for *_, size in flops.matrices(run().model).values())
   assert drawn.parts[0] == 1e9
   assert read.parts[0] == pytest.approx(1e9 * (1 - flow / whole), rel=0.01)
+
+
+def test_the_answers_of_the_project_are_predicted_without_themselves():
+  points = [advise.point_of(record) for record in json.loads(compiled.SHIPPED.read_text())]
+  without = {p: peak.Model([q for q in points if q is not p]).peak(p) for p in points}
+  found = peak.judged(without.get, points, lambda p: p.limit)
+  assert found['points'] >= 36 and found['wrong verdicts'] == 0
+  took = [p for p in points if not p.refused]
+  found = peak.judged(without.get, took, lambda p: p.limit)
+  assert found['points'] >= 24 and found['worst error'] < 0.05
+  assert found['R2 of peak - state'] > 0.99
 
 
 @pytest.mark.slow

@@ -99,6 +99,20 @@ def test_a_step_that_keeps_less_on_the_devices_is_the_same_step(how):
   assert kinds_of(other) == {'moments': far, 'ema': far}
 
 
+def test_what_lies_in_host_memory_is_fetched_for_the_update_alone():
+  config = changed(CONFIG, METHODS['all in host memory'])
+  mesh = sharding.make_mesh(fsdp=1, devices=jax.devices()[:1])
+  old = state.abstract_state(config)
+  placed = state.shardings(old, mesh, config)
+  old = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), old, placed)
+  with jax.set_mesh(mesh):
+    traced = jax.jit(functools.partial(step.train_step, config=config)).trace(old, BATCH, KEY)
+  moves = lambda eqns: sum(eqn.primitive.name == 'device_put' for eqn in eqns)
+  choice = next(eqn for eqn in traced.jaxpr.eqns if eqn.primitive.name == 'cond')
+  assert moves(traced.jaxpr.eqns) == 0
+  assert max(moves(branch.eqns) for branch in choice.params['branches']) > 4
+
+
 def products(jaxpr, times=1):
   """FLOPs of the products of a matrix with weights in a jaxpr, those of scores left out."""
   total = 0

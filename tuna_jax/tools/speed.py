@@ -76,7 +76,7 @@ def work_of(config: TrainConfig, devices: int) -> tuple[float, ...]:
   of softmax, turns."""
   each = (
     flops.train_flops(config).executed,
-    step_cost.kept(config) * config.rows,
+    step_cost.kept(config, lanes=1) * config.rows,
     flops.softmax_operations(config),
   )
   return (*(n / devices for n in each), float(config.optimizer.accumulate))

@@ -45,7 +45,7 @@ def micro_rows(config: TrainConfig, mesh) -> float:
   return rows / (shape['data'] * shape['fsdp'] * shape['context'])
 
 
-LANES = 128  # of a TPU: what the last axis of an array is rounded up to
+LANES = 128  # of a TPU
 NONE = 4  # times what `dots` keeps: 2B asked for so much at 2,048 positions of v5e
 
 
@@ -55,9 +55,9 @@ def positions(config: TrainConfig) -> dict[str, int]:
   return {'vision': config.visual, 'decoder': config.length, 'flow_head': drawn}
 
 
-def kept(config: TrainConfig, where: str = 'device') -> float:
+def kept(config: TrainConfig, where: str = 'device', lanes: int = LANES) -> float:
   """Bytes that the layers of one row keep for the backward pass, on the device or on the host
-  (docs/advice.md 2)."""
+  (docs/advice.md 2). lanes: what the last axis of an array is rounded up to; 1 is not at all."""
   total = 0.0
   for name, tokens in positions(config).items():
     tower = getattr(config.model, name)
@@ -71,7 +71,7 @@ def kept(config: TrainConfig, where: str = 'device') -> float:
       width += heads
     if remat in ('narrow', 'dots', 'none'):
       # `narrow` keeps them by heads, which TPUs pad.
-      pad = LANES * -(-tower.head_dim // LANES) / tower.head_dim if remat == 'narrow' else 1
+      pad = lanes * -(-tower.head_dim // lanes) / tower.head_dim if remat == 'narrow' else 1
       width += pad * (heads + 2 * groups) + tower.dim
     if remat in ('dots', 'none'):
       # The last product is only kept where its gate needs it.

@@ -18,7 +18,7 @@ from tuna_jax import flow, losses
 from tuna_jax.batch import Batch
 from tuna_jax.data.tasks import TASKS
 from tuna_jax.models.tuna import Tuna
-from tuna_jax.sharding import active_mesh, near
+from tuna_jax.sharding import active_mesh, back, near
 from tuna_jax.train import optimizer as optimizer_lib
 from tuna_jax.train import state as state_lib
 from tuna_jax.train.config import TrainConfig
@@ -187,15 +187,17 @@ def train_step(state: TrainState, batch: Batch, key, *, config: TrainConfig):
   kept = jnp.all(jnp.isfinite(jnp.stack([*found.values()])))
 
   def update(old, ema, opt_state):
+    # What lies in host memory comes here, once activations are gone, and goes back from here.
     with jax.named_scope('optimizer'):
-      updates, opt_state = transformation.update(grads, opt_state, old)
+      updates, moments = transformation.update(grads, near(opt_state), old)
       new = optax.apply_updates(old, updates)
     with jax.named_scope('average'):
-      return new, optimizer_lib.update_ema(ema, new, step, config.optimizer, key), opt_state
+      average = optimizer_lib.update_ema(near(ema), new, step, config.optimizer, key)
+    return new, back(average, ema), back(moments, opt_state)
 
   # A choice between old and new numbers would hold both: the new parameters need all new moments.
   new, ema, opt_state = jax.lax.cond(
-    kept, update, lambda *old: old, leaves, near(state.ema), near(state.opt_state)
+    kept, update, lambda *old: old, leaves, state.ema, state.opt_state
   )
   metrics = found | {
     'filled': jnp.mean((batch.segment > 0).astype(jnp.float32)),
