@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tuna_jax.configs import common
 
+from tuna_jax import sharding
 from tuna_jax.config import DecoderConfig, TunaConfig, VaeConfig
 from tuna_jax.data.media import MediaConfig
 from tuna_jax.data.mixture import DataConfig, texts
@@ -141,6 +142,13 @@ def randomise(abstract, seed: int, scale: float = 0.1):
     ),
     abstract,
   )
+
+
+def gpus(sizes=(1, 1, 1, 1)) -> jax.sharding.AbstractMesh:
+  """A mesh of GPUs that are not here, to lower for."""
+  device = jax.sharding.AbstractDevice('NVIDIA H100 80GB HBM3', 132, 'gpu')
+  kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
+  return jax.sharding.AbstractMesh(sizes, sharding.AXES, kinds, abstract_device=device)
 
 
 def flags(devices: int) -> str:

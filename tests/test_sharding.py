@@ -275,8 +275,8 @@ def test_the_same_step_lowers_for_several_gpus(monkeypatch):
   c = dataclasses.replace(
     c, model=dataclasses.replace(c.model, attention='flash', dtype='bfloat16')
   )
-  mesh = sharding.make_mesh(2, 2, 1, 2)
+  mesh = shrink.gpus((2, 2, 1, 2))
   arguments, placed = plan.step_arguments(c, mesh)
-  with jax.set_mesh(mesh):
+  with jax.sharding.use_abstract_mesh(mesh):
     lowered = jit_step(c, placed).trace(*arguments).lower(lowering_platforms=('cuda',))
   assert 'sharding' in lowered.as_text() and 'omni_dkv' in lowered.as_text()

@@ -13,9 +13,12 @@ layers and positions and starts with a patch embedding of its own.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
+
+import jax
 
 from tuna_jax import files, tree
 from tuna_jax.config import TunaConfig, UserError, nearest
@@ -163,6 +166,7 @@ class Lab:
 
 
 def _train(config: TrainConfig, where: str) -> None:
-  """Trains, unless all steps are done."""
+  """Trains, unless all steps are done, on as many devices as share the rows of a batch evenly: the
+  recipe is the same on every machine."""
   if config.steps not in steps.committed(where):
-    loop.train(config, where)
+    loop.train(config, where, jax.devices()[: math.gcd(config.rows, jax.device_count())])

@@ -120,7 +120,8 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
       remote = files.is_remote(path)
       with io.BytesIO(read(path, LIMITS)) if remote else open_local(path) as file:
         with opened(file) as container:
-          text = container.metadata.get('comment', '')
+          text = container.metadata.get('comment', '')  # PyAV 19 keeps what is no UTF-8
+          text = text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
     else:
       info = open_image(read(path, LIMITS)).info
       text = info.get(KEY) or info.get('comment', b'').decode()

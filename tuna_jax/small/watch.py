@@ -98,7 +98,7 @@ class Page:
       facts={
         'data': self._progress.data,
         'minutes': f'{self._progress.minutes:g}',
-        **({'now': self._progress.running[0]} if refresh else {}),
+        **({'now': now} if refresh and (now := self._progress.running[0]) else {}),
         'steps': ', '.join(f'{name} {n}' for name, n in self._progress.steps.items()),
         'processor seconds of this start': round(time.process_time()),
       },

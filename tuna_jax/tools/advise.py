@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from tuna_jax import sharding
-from tuna_jax.chips import CHIPS, count_of
+from tuna_jax.chips import CHIPS, HOST_LINK, count_of
 from tuna_jax.config import TOWERS, UserError
 from tuna_jax.models.flops import matrices
 from tuna_jax.tools import compiled, encoder_cost, peak, plan, speed, step_cost
@@ -155,9 +155,9 @@ class Predictor:
       mesh=MeshConfig(*mesh.values(), slices=self.slices),
     )
     laid, same = _mesh(mesh), dataclasses.replace(optimizer, accumulate=1)
-    memory, far = self.memory(laid, same)
+    memory, (state, _) = self.memory(laid, same)
     rows = step_cost.micro_rows(config, laid) * optimizer.accumulate
-    far += int(step_cost.kept(config, 'host') * rows)
+    far = state, int(step_cost.kept(config, 'host') * rows)
     point = peak.point(config, laid, self.chip_name, memory)
     seconds, _ = step_cost.times(
       config,
@@ -172,7 +172,7 @@ class Predictor:
     )
     if self.measured:
       own = self.measured[0].seconds(speed.work_of(config, laid.size))
-      seconds['estimate'] = max(own, seconds['step']) + self.encoder.seconds
+      seconds['estimate'] = max(own, seconds['step']) + 2 * state / HOST_LINK + self.encoder.seconds
     return Cell(
       config,
       mesh,
@@ -185,8 +185,8 @@ class Predictor:
       loss,
     )
 
-  def _memory(self, laid, optimizer) -> tuple[dict[str, int], int]:
-    """(bytes by class, bytes of the state that cross to the host), whatever turns and remat."""
+  def _memory(self, laid, optimizer) -> tuple[dict[str, int], tuple[int, int]]:
+    """(bytes by class, bytes that cross to the host), whatever turns and remat."""
     config = dataclasses.replace(self.config, optimizer=optimizer)
     state, batch, key = plan.step_arguments(config, laid)[0]
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, remat='block'))

@@ -227,5 +227,8 @@ def _assumptions(predictor, best, said) -> list[str]:
     fits = 'was refused' if said['reason'] else f'takes {said["peak"] / GIB:.2f} GiB'
     lines.append(f'- the configuration as given {fits} (the step alone)')
   if best.seconds.get('host link'):
-    lines.append('- the host link: 15 GB/s per chip in each direction')
+    lines.append(
+      '- the host link: 15 GB/s per chip in each direction; nothing else runs while the state '
+      'crosses it for the update'
+    )
   return lines

@@ -65,7 +65,8 @@ def point(config: TrainConfig, mesh, chip: str, memory: dict[str, int], record=N
   positions = step_cost.positions(config)
   wide = {name: positions[name] * _width(name, tower) for name, tower in towers.items()}
   scratch = wide.pop('vision', 0) + max(wide.values())
-  # A tower that nothing passes through has no gradients, though it has moments.
+  # A tower that nothing passes through has no gradients, though it has moments; its share here is
+  # that of a run in which all towers train.
   each = {name: weights[name] * tower.num_layers for name, tower in towers.items()}
   idle = sum(n for name, n in each.items() if not positions[name])
   gradients = memory['gradients'] * (1 - idle / (sum(each.values()) + vocabulary * width))

@@ -32,11 +32,12 @@ def held(tree, item: int | None = None) -> int:
   )
 
 
-def far_bytes(config: TrainConfig, mesh, state) -> int:
-  """Bytes of one device that cross the link to its host, in one direction, per step."""
-  far = {'moments': held(state.opt_state), 'ema': held(state.ema) / config.optimizer.ema_every}
+def far_bytes(config: TrainConfig, mesh, state) -> tuple[int, int]:
+  """Bytes of one device that cross the link to its host, in one direction, per step: of the state,
+  for the update, and of what layers keep, beside their operations."""
+  parts = {'moments': held(state.opt_state), 'ema': held(state.ema)}
   layers = kept(config, 'host') * micro_rows(config, mesh) * config.optimizer.accumulate
-  return int(sum(far[name] for name in config.optimizer.host) + layers)
+  return sum(parts[name] for name in config.optimizer.host), int(layers)
 
 
 def micro_rows(config: TrainConfig, mesh) -> float:
@@ -80,10 +81,10 @@ def kept(config: TrainConfig, where: str = 'device', lanes: int = LANES) -> floa
   return total * jax.numpy.dtype(config.model.dtype).itemsize
 
 
-def times(config, mesh, chip, slices, work, found, memory, frozen, far=0):
+def times(config, mesh, chip, slices, work, found, memory, frozen, far=(0, 0)):
   """({resource: seconds, 'step': their maximum}, the assumptions behind them).
 
-  far: bytes of a device that cross to its host and back in a step.
+  far: bytes of a device that cross to its host and back in a step, as of `far_bytes`.
   """
   seconds = {
     'compute': work.executed / mesh.size / (chip.bf16_flops / chip.devices),
@@ -95,8 +96,8 @@ def times(config, mesh, chip, slices, work, found, memory, frozen, far=0):
     between_slices = c.kind.startswith('dcn-')
     name = f'{"dcn" if between_slices else "links"} {"+".join(c.axes)}'
     seconds[name] = seconds.get(name, 0) + c.bytes / (DCN if between_slices else chip.ring)
-  if far:
-    seconds['host link'] = 2 * far / HOST_LINK
+  if any(far):
+    seconds['host link'] = 2 * sum(far) / HOST_LINK
   seconds['step'] = max(seconds.values())
   seconds |= {'encoder compute': frozen.compute, 'encoder hbm': frozen.hbm}
   seconds['activations'] = (
@@ -104,7 +105,8 @@ def times(config, mesh, chip, slices, work, found, memory, frozen, far=0):
   )
   seconds['softmax'] = flops.softmax_operations(config) / mesh.size / (chip.vector / chip.devices)
   busy = seconds['compute'] + seconds['softmax'], seconds['hbm'] + seconds['activations']
-  seconds['estimate'] = max(seconds['step'], *busy) + frozen.seconds
+  # Nothing is left to do while the state comes for the update.
+  seconds['estimate'] = max(seconds['step'], *busy) + 2 * far[0] / HOST_LINK + frozen.seconds
   seconds['useful_share'] = (
     work.useful / mesh.size / (chip.bf16_flops / chip.devices) / seconds['step']
   )
@@ -118,7 +120,7 @@ def times(config, mesh, chip, slices, work, found, memory, frozen, far=0):
       f'hbm: the train state read and written once at {chip.hbm_bandwidth / 1e12:.2f} TB/s, no '
       'activations'
     ),
-    *([f'host link: {HOST_LINK / 1e9:.0f} GB/s per chip in each direction'] if far else []),
+    *([f'host link: {HOST_LINK / 1e9:.0f} GB/s per chip in each direction'] if any(far) else []),
     f'links: each mesh axis is a ring of the torus, {chip.ring / 1e9:.0f} GB/s in both directions',
     *([f'dcn: data crosses slices at {DCN / 1e9:.2f} GB/s per chip'] if slices > 1 else []),
     'step: the slowest of these, as if all overlapped; this is a bound and no prediction',
