@@ -81,6 +81,7 @@ class opened:
     self.page.set_default_timeout(PATIENCE)
     self.page.on('request', lambda request: self._asked.append(request.url))
     self.page.goto(self._address)
+    self.page.locator('button.lg:visible, button.md:visible').first.wait_for()  # scripts draw it
     return self.page
 
   def __exit__(self, kind, error, trace):
