@@ -13,6 +13,7 @@ from PIL import Image
 from tests.sample import small
 from tuna_jax.config import UserError
 from tuna_jax.small.fit import Progress, fit
+from tuna_jax.train import checkpoint
 from tuna_jax.weights import store
 
 
@@ -39,6 +40,7 @@ def test_a_folder_becomes_a_model_and_a_report_within_its_steps(album, tmp_path)
   assert {'captions_test', 'pictures_test', 'captions_train'} <= set(report['scores'])
   assert 'taken for their caption' in open(page).read()
   assert 'Held out, at' not in open(page).read()  # its time was over before stage 1
+  assert not checkpoint.read_config(tmp_path / 'run' / 'stage1').report.held_out  # nor so few steps
   assert any('DOES NOT FIT' in line for line in said)  # of so few steps
   before = json.loads((tmp_path / 'run' / 'fit.json').read_text())['steps']
   again = dict(minutes=0.2, image_size='32', n=4, say=str)

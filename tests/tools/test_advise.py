@@ -165,6 +165,15 @@ def test_the_answers_of_the_project_are_predicted_without_themselves():
   assert found['R2 of peak - state'] > 0.99
 
 
+def test_a_state_in_host_memory_costs_its_way_there_and_back():
+  predictor = advise.Predictor(run(), 'v5e:4x4', 1, compiled.Answers(exact=False))
+  mesh = {'data': 1, 'fsdp': 16, 'context': 1, 'tensor': 1}
+  step = lambda host: predictor.cell(mesh, 'block', OptimizerConfig(host=host)).step
+  moments = 2 * 4 * sum(a.size for a in jax.tree.leaves(tuna_shapes(run().model))) / 16
+  added = 2 * moments / chips.HOST_LINK
+  assert step(('moments',)) - step(()) == pytest.approx(added, rel=0.02)
+
+
 @pytest.mark.slow
 def test_a_fresh_clone_advises_within_seconds_from_the_answers_of_the_project(tmp_path):
   """Of processor time, since other tests may run beside this one."""

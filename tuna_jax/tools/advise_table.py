@@ -214,7 +214,7 @@ def _assumptions(predictor, best, said) -> list[str]:
     f'- memory: state and gradients by arithmetic, the rest fitted to {count} answers of the '
     f'compiler; a step may use {advise.SAFE:.0%} of what there is',
     '- time: the slowest of operations with softmax, traffic of HBM, links and the host link, '
-    'and then the encoder; published peaks, no measurement',
+    'and then a state in host memory and the encoder; published peaks, no measurement',
     '- prices: list prices of tuna_jax/chips.py, which you should check',
   ]  # fmt: skip
   if predictor.measured:

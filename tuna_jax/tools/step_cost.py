@@ -130,6 +130,9 @@ def times(config, mesh, chip, slices, work, found, memory, frozen, far=(0, 0)):
       'twice backwards'
     ),
     f'softmax: {flops.SOFTMAX} vector operations per score and pass, {chip.vector / 1e12:.1f} T/s',
-    'estimate: the slowest of the bound, compute and softmax, and all of HBM; and then the encoder',
+    (
+      'estimate: the slowest of the bound, compute and softmax, and all of HBM; then the state '
+      'over the host link, and the encoder'
+    ),
   )
   return seconds, assumptions
