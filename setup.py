@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 RUNTIME = [
   'absl-py>=2.1',
   'array_record>=0.7; sys_platform == "linux"',  # the store that tfds writes without TensorFlow
-  'av>=14.0',  # clips in and out
+  'av>=17.1',  # clips in and out; 14 to 16 crash on some files
   'einops>=0.8',
   'etils[epath]>=1.15',  # gs:// and local paths alike, by fsspec
   'flax>=0.12',
